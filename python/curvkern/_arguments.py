@@ -23,8 +23,9 @@ def elementwise(
     arrays and numbers without any tensor give a NumPy result.
     """
     if not (isinstance(v, Tensor) or isinstance(x, Tensor)):
-        result = elementwise(function, compute, _as_tensor(function, "v", v),
-                             _as_tensor(function, "x", x))
+        result = elementwise(
+            function, compute, _as_tensor(function, "v", v), _as_tensor(function, "x", x)
+        )
         return result.numpy()[()]
 
     for name, value in (("v", v), ("x", x)):
@@ -47,7 +48,9 @@ def _as_tensor(function: str, name: str, value: Any) -> Tensor:
     if array.dtype.kind in "iu":
         array = array.astype(np.float64)
     if array.dtype.kind != "f" or array.dtype.itemsize > 8:
-        raise TypeError(f"{function}: {name} must be real and at most float64, got {array.dtype}")
+        raise TypeError(
+            f"{function}: {name} must be real and at most float64, got {array.dtype}"
+        )
     # A copy in native byte order: read-only and negative strides are nothing torch can take.
     return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
 

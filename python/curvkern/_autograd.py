@@ -59,7 +59,7 @@ def _chain(function: str) -> Callable[..., Any]:
 
 
 def _gate(function: str, order: int, operation: Any, following: Any) -> Callable[..., Any]:
-    """The bare operation, or an ``autograd.Function`` around it where a derivative is wanted."""
+    """The bare operation, in an ``autograd.Function`` where a derivative is wanted."""
 
     def derivatives(v: Tensor, x: Tensor) -> Sequence[Tensor]:
         if following is None:
