@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import special
+from . import _bessel as special
 
 SMALL_Z = 0.25
 LARGE_NU = 14.0
