@@ -131,12 +131,11 @@ CURVKERN_HD FromWronskian<N, R> from_wronskian(R v, R x) {
     y.m = integrate_kv<HighOrder, N>(v, x);
     const Moments<R>& m = y.m;
     y.sum = v / x + (c<R>(1) + m.cosh) + y.ratio.rho.d[0];
-    R slope = (c<R>(1) / x + y.ratio.rho.d[1]) + (m.tcosh - m.t * m.cosh);
+    R slope = (c<R>(1) / x + y.ratio.rho.d[1]) + m.tcosh;
     R relative = slope / y.sum;
     y.dv = -(m.t + relative);
     if constexpr (N > 1) {
-        R kappa_vv = (m.ttcosh - m.tt * m.cosh) - c<R>(2) * m.t * (m.tcosh - m.t * m.cosh);
-        y.dvv = -(m.tt - m.t * m.t) - ((kappa_vv + y.ratio.rho.d[2]) / y.sum - relative * relative);
+        y.dvv = -m.tt - ((m.ttcosh + y.ratio.rho.d[2]) / y.sum - relative * relative);
     }
     return y;
 }
@@ -226,7 +225,7 @@ CURVKERN_HD void evaluate_k_small(R v, R x, R* out) {
         SmallK<R, Order> k = temme<Order>(v, x);
         auto inverse = reciprocal(k.kappa);
         auto up = k.above * inverse;
-        kappa = c<R>(2) * up.d[0] / x;
+        kappa = (c<R>(2) * k.above.d[0]) / (x * k.kappa.d[0]);
         R half_square = c<R>(0.5) * x * x;
         R factor = select(k.n == c<R>(0), c<R>(2), half_square);
         auto down = k.below * inverse;
@@ -245,10 +244,10 @@ CURVKERN_HD void evaluate_k_small(R v, R x, R* out) {
         kappa = v / x + (c<R>(1) + m.cosh);
         dv = m.t;
         dx = -(c<R>(1) + m.cosh);
-        dvx = m.t * m.cosh - m.tcosh;
+        dvx = -m.tcosh;
         kappa_v = c<R>(1) / x - dvx;
-        dvv = m.tt - m.t * m.t;
-        dxx = m.coshcosh - m.cosh * m.cosh;
+        dvv = m.tt;
+        dxx = m.coshcosh;
     }
     if constexpr (is_ratio(F)) {
         if constexpr (Order == 0) out[0] = kappa;

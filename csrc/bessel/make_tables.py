@@ -16,10 +16,10 @@ mp.mp.dps = 60
 DEBYE_TERMS = 24
 # The trapezoidal rule for K: (step, nodes) for v <= 1 and above, in both precisions.
 RULES = {
-    "low_double": (Fraction(5, 32), 36),
-    "low_float": (Fraction(5, 16), 20),
-    "high_double": (Fraction(15, 128), 56),
-    "high_float": (Fraction(1, 4), 28),
+    "low_double": (Fraction(5, 32), 48),
+    "low_float": (Fraction(5, 16), 23),
+    "high_double": (Fraction(15, 128), 72),
+    "high_float": (Fraction(1, 4), 31),
 }
 TAIL_TERMS = 9
 
@@ -73,6 +73,11 @@ def reciprocal_gamma_odd(w):  # (1/Gamma(1-f) - 1/Gamma(1+f)) / (2 f)
     return (mp.rgamma(1 - f) - mp.rgamma(1 + f)) / (2 * f)
 
 
+def gamma_product(w):  # Gamma(1+f) Gamma(1-f)
+    x = mp.pi * mp.sqrt(w)
+    return x / mp.sin(x)
+
+
 def digamma_even(w):
     f = mp.sqrt(w)
     return (mp.digamma(1 + f) + mp.digamma(1 - f)) / 2
@@ -121,8 +126,9 @@ def write(path: Path) -> None:
     size = DEBYE_TERMS + 1
     parts.append(f"inline constexpr double debye[{size}][{size}] = {{\n{body}}};\n")
     for name, f, low, high, degree, note in [
-        ("rgamma_even", reciprocal_gamma_even, 0, 0.25, 11, "(1/Gamma(1+f) + 1/Gamma(1-f))/2"),
-        ("rgamma_odd", reciprocal_gamma_odd, 0, 0.25, 11, "(1/Gamma(1-f) - 1/Gamma(1+f))/(2f)"),
+        ("rgamma_even", reciprocal_gamma_even, 0, 0.25, 13, "(1/Gamma(1+f) + 1/Gamma(1-f))/2"),
+        ("rgamma_odd", reciprocal_gamma_odd, 0, 0.25, 13, "(1/Gamma(1-f) - 1/Gamma(1+f))/(2f)"),
+        ("gamma_product", gamma_product, 0, 0.25, 19, "Gamma(1+f) Gamma(1-f)"),
         ("digamma_even", digamma_even, 0, 0.25, 13, "(psi(1+f) + psi(1-f))/2"),
     ]:
         centre, table = polynomial(f, low, high, degree)
