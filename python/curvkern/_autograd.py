@@ -1,0 +1,133 @@
+"""Derivatives of the compiled operations, and the gate that decides whether to record them.
+
+An elementwise function f(v, x) comes with operations for all its derivatives of order 0, 1 and
+2. Output k of the operation of order n is the derivative n - k times in v and k times in x, so
+with D the outputs of order n + 1
+
+    d out[k] = D[k] dv + D[k+1] dx
+
+is the rule for every order, forward and backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from . import _ops
+
+
+def _transform_active() -> bool:
+    """Whether a torch.func transform or forward-mode differentiation is under way.
+
+    Both names are private to torch: where one is missing the answer is the safe one, yes.
+    """
+    try:
+        return (
+            torch._C._functorch.peek_interpreter_stack() is not None
+            or forward_ad._current_level >= 0
+        )
+    except AttributeError:
+        return True
+
+
+def derivative_wanted(*tensors: Tensor) -> bool:
+    """Whether a call with these arguments must go through an ``autograd.Function``."""
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        return True
+    return _transform_active()
+
+
+def elementwise(function: str, v: Tensor, x: Tensor) -> Tensor:
+    """``torch.ops.curvkern.<function>(v, x)`` with derivatives, for same-shape tensors."""
+    result: Tensor = _GATES[function](v, x)
+    return result
+
+
+def _chain(function: str) -> Callable[..., Any]:
+    """The gate of the function, which leads to that of its gradient, and so on."""
+    gate: Callable[..., Any] | None = None
+    for order in reversed(range(len(_ops.DERIVATIVES))):
+        operation = getattr(torch.ops.curvkern, function + _ops.DERIVATIVES[order][0]).default
+        gate = _gate(function, order, operation, gate)
+    assert gate is not None
+    return gate
+
+
+def _gate(function: str, order: int, operation: Any, following: Any) -> Callable[..., Any]:
+    """The bare operation, in an ``autograd.Function`` where a derivative is wanted."""
+
+    def derivatives(v: Tensor, x: Tensor) -> Sequence[Tensor]:
+        if following is None:
+            raise RuntimeError(
+                f"{function}: derivatives beyond the second are not implemented; "
+                "CURVKERN_BACKEND=reference has them"
+            )
+        result: Sequence[Tensor] = following(v, x)
+        return result
+
+    class Elementwise(torch.autograd.Function):
+        @staticmethod
+        def forward(v: Tensor, x: Tensor) -> Any:
+            return operation(v, x)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+            ctx.save_for_backward(*inputs)
+            ctx.save_for_forward(*inputs)
+            # A gradient that is not there must not become 0, which times infinity is NaN.
+            ctx.set_materialize_grads(False)
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+            d = derivatives(*ctx.saved_tensors)
+            want_v, want_x = ctx.needs_input_grad
+            return (
+                _dot(grads, d[:-1]) if want_v else None,
+                _dot(grads, d[1:]) if want_x else None,
+            )
+
+        @staticmethod
+        def jvp(ctx: Any, dv: Tensor | None, dx: Tensor | None) -> Any:
+            # torch calls this with forward mode off, and an outer jvp of the result would be
+            # zero without a word. So turn it on, with inputs stripped of this level's tangents.
+            with forward_ad._set_fwd_grad_enabled(True):
+                primals = (forward_ad.unpack_dual(t, level=0).primal for t in ctx.saved_tensors)
+                d = derivatives(*primals)
+                tangents = tuple(_dot((dv, dx), d[k : k + 2]) for k in range(order + 1))
+            return tangents[0] if order == 0 else tangents
+
+        @staticmethod
+        def vmap(info: Any, in_dims: Any, v: Tensor, x: Tensor) -> Any:
+            batched = [
+                t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0)
+                for t, dim in zip((v, x), in_dims, strict=True)
+            ]
+            return call(*batched), 0 if order == 0 else (0,) * (order + 1)
+
+    # torch.compile refuses an autograd.Function with a jvp when it looks inside one. It need
+    # not look: what it traces afterwards are the operations that this function runs.
+    @torch.compiler.allow_in_graph
+    def call(v: Tensor, x: Tensor) -> Any:
+        if derivative_wanted(v, x):
+            return Elementwise.apply(v, x)
+        return operation(v, x)
+
+    return call
+
+
+def _dot(factors: Sequence[Tensor | None], derivatives: Sequence[Tensor]) -> Tensor | None:
+    """Sum of the products, where a factor that is None counts as zero."""
+    total: Tensor | None = None
+    for factor, derivative in zip(factors, derivatives, strict=True):
+        if factor is not None:
+            product = factor * derivative
+            total = product if total is None else total + product
+    return total
+
+
+_GATES = {function: _chain(function) for function in _ops.BESSEL}
