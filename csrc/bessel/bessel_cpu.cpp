@@ -132,7 +132,7 @@ template <Function F, class T>
 void fill(Kernel<T> (&row)[derivative_orders]) {
     row[0] = run<F, 0, T>;
     row[1] = run<F, 1, T>;
-    row[2] = is_ratio(F) ? nullptr : run<F, is_ratio(F) ? 1 : 2, T>;
+    row[2] = run<F, 2, T>;
 }
 
 template <class T>
