@@ -10,9 +10,11 @@
 #if defined(__CUDACC__)
 #define CURVKERN_HD __device__ __forceinline__
 #define CURVKERN_TABLE static __device__ constexpr
+#define CURVKERN_UNROLL _Pragma("unroll")
 #else
 #define CURVKERN_HD inline __attribute__((always_inline))
 #define CURVKERN_TABLE inline constexpr
+#define CURVKERN_UNROLL _Pragma("GCC unroll 32")
 #endif
 
 #if !defined(CURVKERN_ISA_NAMESPACE)
