@@ -132,7 +132,11 @@ template <Function F, class T>
 void fill(Kernel<T> (&row)[derivative_orders]) {
     row[0] = run<F, 0, T>;
     row[1] = run<F, 1, T>;
-    row[2] = is_ratio(F) ? nullptr : run<F, is_ratio(F) ? 1 : 2, T>;
+    // a term linear in x has no second derivative: the scaled functions share the kernels
+    constexpr Function plain = F == Function::log_ive   ? Function::log_iv
+                               : F == Function::log_kve ? Function::log_kv
+                                                        : F;
+    row[2] = run<plain, 2, T>;
 }
 
 template <class T>

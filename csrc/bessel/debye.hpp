@@ -106,7 +106,9 @@ CURVKERN_HD R debye_value(R v, R x, R shift) {
     const double log_factor = K ? 0.22579135264472744 : -half_log_2pi;  // log(pi/2)/2
     main = add(main, c<R>(log_factor));
     const double rest = K ? (is_double<R> ? -6.46e-18 : 0.0) : (is_double<R> ? 3.88e-17 : 0.0);
-    return main.hi + (main.lo + (s + c<R>(rest)));
+    R y = main.hi + (main.lo + (s + c<R>(rest)));
+    R lead = flip<K>(z.main.hi);  // infinite where the result overflows; the pairs are NaN then
+    return select(abs(lead) == infinity<R>(), lead, y);
 }
 
 // First derivatives of log I or log K, and what the second ones and the ratios share with them.

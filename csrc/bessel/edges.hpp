@@ -16,8 +16,7 @@ CURVKERN_HD void evaluate_edge(T v, T x, T* out) {
     if constexpr (Order == 0) {
         if (is_ratio(F)) {
             if (x == inf) out[0] = 1;
-            else if (k) out[0] = x == 0 && v == 0 ? inf : inf;
-            else out[0] = 0;
+            else out[0] = k ? inf : T(0);
         } else if (hyp) {
             out[0] = x == inf ? inf : T(0);
         } else if (v == inf) {
@@ -56,6 +55,8 @@ CURVKERN_HD void evaluate_edge(T v, T x, T* out) {
         if (v == inf) return;
         if (x == inf) {
             out[0] = out[1] = out[2] = 0;
+        } else if (is_ratio(F)) {
+            return;
         } else if (hyp) {
             out[0] = out[1] = 0;
             out[2] = T(0.5) / (v + 1);

@@ -36,6 +36,41 @@ CURVKERN_HD Slope<R> debye_ratio_slope(R x, const Polar<R>& z) {
     return {s.vx - z.b * z.p / above, z.a * z.p / above + s.xx};
 }
 
+// Second derivatives in v of the ratios: the same formula in Taylor arithmetic.
+template <Function F, int Terms, class R>
+CURVKERN_HD R debye_ratio_vv(R v, R x, const Polar<R>& z) {
+    using T = Taylor<R, 2>;
+    T order = T::variable(v);
+    T r = {z.r, z.a, z.b * z.b * z.p};
+    T p = reciprocal(r), a = order * p, tau = a * a;
+    T q = is_k(F) ? c<R>(-1) * p : p;
+    T q1{}, t1{};
+    for (int k = Terms; k >= 1; --k) {
+        T e{}, e1{};
+        for (int j = k; j >= 0; --j) {
+            e1 = e1 * tau + e;
+            e = e * tau + c<R>(tables::debye[k][j]);
+        }
+        q1 = (q1 + c<R>(k) * e) * q;
+        t1 = (t1 + e1) * q;
+    }
+    T small = (x * (p * p)) * ((c<R>(-1) * q1 - c<R>(2) * (tau * t1)) + c<R>(-0.5));
+    // leading terms: (v + r)/x and x/(v + r)
+    if constexpr (is_k(F)) return r.d[2] / x - small.d[2];
+    return (x * reciprocal(order + r)).d[2] + small.d[2];
+}
+
+// Riccati's equation, rho' = s (1 - rho^2) - (2v+1) rho/x with s = 1 for I, -1 for K, once more
+// differentiated: in v and in x.
+template <Function F, class R>
+CURVKERN_HD void riccati_hess(R v, R x, R rho, Slope<R> slope, R vv, R* out) {
+    R twice = is_k(F) ? c<R>(2) * rho : c<R>(-2) * rho;
+    R order = (c<R>(2) * v + c<R>(1)) / x;
+    out[0] = vv;
+    out[1] = (twice - order) * slope.dv - c<R>(2) * (rho / x);
+    out[2] = twice * slope.dx - order * (slope.dx - rho / x);
+}
+
 // log 0F1 for v >= 15 (7): log Gamma(v+1) - v log(x/2) + log I_v(x) with everything that cancels
 // cancelled by hand, u = (r - v)/(2v).
 template <int Terms, class R>
@@ -96,6 +131,10 @@ CURVKERN_HD void evaluate_debye(R v, R x, R* out) {
             R main = is_scaled(F) ? v * (v / (x * (z.r + x))) : z.r / x;
             out[1] = flip<k>(main) + s.dx_small;
         }
+    } else if constexpr (is_ratio(F)) {
+        Slope<R> s = debye_ratio_slope<F, Terms>(x, z);
+        riccati_hess<F>(v, x, debye_ratio<F, Terms>(v, x, z), s, debye_ratio_vv<F, Terms>(v, x, z),
+                        out);
     } else {
         Curvature<R> s = debye_curvature_small<Terms, k>(z);
         if constexpr (is_hyp(F)) {
@@ -131,12 +170,11 @@ CURVKERN_HD FromWronskian<N, R> from_wronskian(R v, R x) {
     y.m = integrate_kv<HighOrder, N>(v, x);
     const Moments<R>& m = y.m;
     y.sum = v / x + (c<R>(1) + m.cosh) + y.ratio.rho.d[0];
-    R slope = (c<R>(1) / x + y.ratio.rho.d[1]) + (m.tcosh - m.t * m.cosh);
+    R slope = (c<R>(1) / x + y.ratio.rho.d[1]) + m.tcosh;
     R relative = slope / y.sum;
     y.dv = -(m.t + relative);
     if constexpr (N > 1) {
-        R kappa_vv = (m.ttcosh - m.tt * m.cosh) - c<R>(2) * m.t * (m.tcosh - m.t * m.cosh);
-        y.dvv = -(m.tt - m.t * m.t) - ((kappa_vv + y.ratio.rho.d[2]) / y.sum - relative * relative);
+        y.dvv = -m.tt - ((m.ttcosh + y.ratio.rho.d[2]) / y.sum - relative * relative);
     }
     return y;
 }
@@ -164,6 +202,10 @@ CURVKERN_HD void evaluate_i_small(R v, R x, R* out) {
             out[0] = ratio.rho.d[1];
             out[1] = ratio.dx;
         }
+        if constexpr (Order == 2) {
+            const auto& rho = ratio.rho;
+            riccati_hess<F>(v, x, rho.d[0], Slope<R>{rho.d[1], ratio.dx}, rho.d[2], out);
+        }
     } else if constexpr (is_hyp(F)) {
         if constexpr (Order == 0) {
             out[0] = log_series(v, x);
@@ -190,7 +232,7 @@ CURVKERN_HD void evaluate_i_small(R v, R x, R* out) {
             Taylor<R, Order> s = series_jet<Order>(v, x);
             Taylor<R, 1> psi = digamma1p(v);
             R slope = s.d[1] / s.d[0];
-            dv = (log(c<R>(0.5) * x) - psi.d[0]) + slope;
+            dv = (log_half(x) - psi.d[0]) + slope;
             if constexpr (Order > 1) dvv = (s.d[2] / s.d[0] - slope * slope) - psi.d[1];
             ratio = iv_ratio_fraction<Order>(v, x);
         } else {
@@ -221,12 +263,12 @@ CURVKERN_HD void evaluate_k_small(R v, R x, R* out) {
         return;
     }
     // m: -d/dx log K - v/x = K_{v-1}/K_v
-    R kappa, kappa_v{}, dv{}, dx, dvv{}, dvx{}, dxx{};
+    R kappa, kappa_v{}, kappa_vv{}, dv{}, dx, dvv{}, dvx{}, dxx{};
     if constexpr (near_zero) {
         SmallK<R, Order> k = temme<Order>(v, x);
         auto inverse = reciprocal(k.kappa);
         auto up = k.above * inverse;
-        kappa = c<R>(2) * up.d[0] / x;
+        kappa = (c<R>(2) * k.above.d[0]) / (x * k.kappa.d[0]);
         R half_square = c<R>(0.5) * x * x;
         R factor = select(k.n == c<R>(0), c<R>(2), half_square);
         auto down = k.below * inverse;
@@ -236,7 +278,10 @@ CURVKERN_HD void evaluate_k_small(R v, R x, R* out) {
             dv = k.kappa.d[1] * inverse.d[0];
             dvx = c<R>(1) / x - kappa_v;
         }
-        if constexpr (Order > 1) dvv = k.kappa.d[2] * inverse.d[0] - dv * dv;
+        if constexpr (Order > 1) {
+            dvv = k.kappa.d[2] * inverse.d[0] - dv * dv;
+            kappa_vv = c<R>(2) * up.d[2] / x;
+        }
         R below = factor * down.d[0];  // x K_{v-1}/K_v
         // y'' = 1 + v^2/x^2 - y'/x - y'^2 with y' = -(v + below)/x, divided by x twice at the end
         dxx = c<R>(1) + ((v + below - c<R>(2) * v * below - below * below) / x) / x;
@@ -245,17 +290,22 @@ CURVKERN_HD void evaluate_k_small(R v, R x, R* out) {
         kappa = v / x + (c<R>(1) + m.cosh);
         dv = m.t;
         dx = -(c<R>(1) + m.cosh);
-        dvx = m.t * m.cosh - m.tcosh;
+        dvx = -m.tcosh;
         kappa_v = c<R>(1) / x - dvx;
-        dvv = m.tt - m.t * m.t;
-        dxx = m.coshcosh - m.cosh * m.cosh;
+        dvv = m.tt;
+        kappa_vv = m.ttcosh;
+        dxx = m.coshcosh;
     }
     if constexpr (is_ratio(F)) {
         if constexpr (Order == 0) out[0] = kappa;
+        // kappa' = kappa^2 - (2v+1) kappa/x - 1
+        R slope = kappa * (kappa - (c<R>(2) * v + c<R>(1)) / x) - c<R>(1);
         if constexpr (Order == 1) {
-            // kappa' = kappa^2 - (2v+1) kappa/x - 1
             out[0] = kappa_v;
-            out[1] = kappa * (kappa - (c<R>(2) * v + c<R>(1)) / x) - c<R>(1);
+            out[1] = slope;
+        }
+        if constexpr (Order == 2) {
+            riccati_hess<F>(v, x, kappa, Slope<R>{kappa_v, slope}, kappa_vv, out);
         }
     } else if constexpr (Order == 1) {
         out[0] = dv;
@@ -275,13 +325,13 @@ CURVKERN_HD void evaluate_special(R v, R x, R* out) {
     if constexpr (is_hyp(F)) {
         if constexpr (Order == 0) {
             R rest = debye_value<terms, false>(v, x, c<R>(0));
-            out[0] = (rest - v * log(c<R>(0.5) * x)) + lgamma1p_pair(v).hi;
+            out[0] = (rest - v * log_half(x)) + lgamma1p_pair(v).hi;
             return;
         }
         evaluate_debye<Function::log_iv, Order, terms>(v, x, out);
         Taylor<R, 1> psi = digamma1p(v);
         if constexpr (Order == 1) {
-            out[0] = out[0] + (psi.d[0] - log(c<R>(0.5) * x));
+            out[0] = out[0] + (psi.d[0] - log_half(x));
             Polar<R> z = polar(v, x);
             out[1] = debye_ratio<Function::iv_ratio, terms>(v, x, z);
         } else {

@@ -16,10 +16,10 @@ mp.mp.dps = 60
 DEBYE_TERMS = 24
 # The trapezoidal rule for K: (step, nodes) for v <= 1 and above, in both precisions.
 RULES = {
-    "low_double": (Fraction(5, 32), 36),
-    "low_float": (Fraction(5, 16), 20),
-    "high_double": (Fraction(15, 128), 56),
-    "high_float": (Fraction(1, 4), 28),
+    "low_double": (Fraction(5, 32), 48),
+    "low_float": (Fraction(5, 16), 23),
+    "high_double": (Fraction(15, 128), 72),
+    "high_float": (Fraction(1, 4), 31),
 }
 TAIL_TERMS = 9
 
@@ -73,6 +73,11 @@ def reciprocal_gamma_odd(w):  # (1/Gamma(1-f) - 1/Gamma(1+f)) / (2 f)
     return (mp.rgamma(1 - f) - mp.rgamma(1 + f)) / (2 * f)
 
 
+def gamma_product(w):  # Gamma(1+f) Gamma(1-f)
+    x = mp.pi * mp.sqrt(w)
+    return x / mp.sin(x)
+
+
 def digamma_even(w):
     f = mp.sqrt(w)
     return (mp.digamma(1 + f) + mp.digamma(1 - f)) / 2
@@ -107,22 +112,23 @@ def split(x, kind: str) -> tuple[float, float]:
 
 def array(name: str, values: list[float], comment: str) -> str:
     body = ", ".join(repr(v) for v in values)
-    return f"// {comment}\ninline constexpr double {name}[] = {{{body}}};\n"
+    return f"// {comment}\nCURVKERN_TABLE double {name}[] = {{{body}}};\n"
 
 
 def write(path: Path) -> None:
     parts = ["// Written by make_tables.py; do not edit. clang-format off\n#pragma once\n"]
-    parts.append('namespace curvkern::bessel::tables {\n')
+    parts.append('#include "../core/hd.hpp"\n\nnamespace curvkern::bessel::tables {\nCURVKERN_PER_ISA {\n')
     d = debye_logarithm(DEBYE_TERMS)
     rows = [[float(a) for a in row] + [0.0] * (DEBYE_TERMS + 1 - len(row)) for row in d]
     body = ",\n".join("    {" + ", ".join(repr(a) for a in row) + "}" for row in rows)
     parts.append(f"inline constexpr int debye_terms = {DEBYE_TERMS};\n")
     parts.append("// debye[k][j]: coefficient of p^k tau^j, exact rationals rounded once\n")
     size = DEBYE_TERMS + 1
-    parts.append(f"inline constexpr double debye[{size}][{size}] = {{\n{body}}};\n")
+    parts.append(f"CURVKERN_TABLE double debye[{size}][{size}] = {{\n{body}}};\n")
     for name, f, low, high, degree, note in [
-        ("rgamma_even", reciprocal_gamma_even, 0, 0.25, 11, "(1/Gamma(1+f) + 1/Gamma(1-f))/2"),
-        ("rgamma_odd", reciprocal_gamma_odd, 0, 0.25, 11, "(1/Gamma(1-f) - 1/Gamma(1+f))/(2f)"),
+        ("rgamma_even", reciprocal_gamma_even, 0, 0.25, 13, "(1/Gamma(1+f) + 1/Gamma(1-f))/2"),
+        ("rgamma_odd", reciprocal_gamma_odd, 0, 0.25, 13, "(1/Gamma(1-f) - 1/Gamma(1+f))/(2f)"),
+        ("gamma_product", gamma_product, 0, 0.25, 19, "Gamma(1+f) Gamma(1-f)"),
         ("digamma_even", digamma_even, 0, 0.25, 13, "(psi(1+f) + psi(1-f))/2"),
     ]:
         centre, table = polynomial(f, low, high, degree)
@@ -138,7 +144,7 @@ def write(path: Path) -> None:
     )
     parts.append("// inverse_square_tail[a][i]: coefficient of s^-(2a+1) w^i\n")
     parts.append(
-        f"inline constexpr double inverse_square_tail[{TAIL_TERMS}][{TAIL_TERMS}] = {{\n{rows}}};\n"
+        f"CURVKERN_TABLE double inverse_square_tail[{TAIL_TERMS}][{TAIL_TERMS}] = {{\n{rows}}};\n"
     )
     for kind, (step, count) in RULES.items():
         nodes = [mp.cosh(mp.mpf(step.numerator) * j / step.denominator) - 1 for j in range(count)]
@@ -147,7 +153,7 @@ def write(path: Path) -> None:
         parts.append(f"inline constexpr int nodes_{kind} = {count};\n")
         parts.append(array(f"cosh_{kind}", [h for h, _ in pairs], "cosh(j step) - 1"))
         parts.append(array(f"cosh_rest_{kind}", [lo for _, lo in pairs], "what rounding left"))
-    parts.append("}\n")
+    parts.append("}\n}  // namespace curvkern::bessel::tables\n")
     path.write_text("\n".join(parts))
 
 

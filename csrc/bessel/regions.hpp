@@ -25,7 +25,7 @@ struct Limits {
         return is_double<R> ? f64[tier] : f32[tier];
     }
     // below: Temme's series for K, the derivative of the power series for I
-    static constexpr double small(bool k) { return k ? 0.5 : 1.2; }
+    static constexpr double small(bool k) { return k ? 0.06 : 1.2; }
 };
 
 // Codes of the regions; debye + tier for the sums of Limits::terms(tier).

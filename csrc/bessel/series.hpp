@@ -47,16 +47,22 @@ CURVKERN_HD R lgamma1p_unit(R v) {
     return v * (v - c<R>(1)) * horner(v - c<R>(0.5), tables::lgamma_quotient);
 }
 
+// log(x/2), also where x/2 is subnormal
+template <class R>
+CURVKERN_HD R log_half(R x) {
+    return log_split(x, c<R>(-1)).hi;
+}
+
 template <class R>
 CURVKERN_HD R log_iv_low_order(R v, R x, R shift) {  // v <= 1
-    R prefactor = v * log(c<R>(0.5) * x) - lgamma1p_unit(v);
+    R prefactor = v * log_half(x) - lgamma1p_unit(v);
     return prefactor + (log_series(v, x) - shift);
 }
 
 template <class R>
 CURVKERN_HD R log_iv_high_order(R v, R x, R shift) {  // v > 1
-    Pair<R> log_half = log_ratio(Pair<R>{x, c<R>(0)}, c<R>(2), c<R>(0));
-    Pair<R> prefactor = add(mul(log_half, v), negate(lgamma1p_pair(v)));
+    Pair<R> log_x = log_ratio(Pair<R>{x, c<R>(0)}, c<R>(2), c<R>(0));
+    Pair<R> prefactor = add(mul(log_x, v), negate(lgamma1p_pair(v)));
     prefactor = add(prefactor, -shift);
     prefactor = add(prefactor, log_series(v, x));
     return prefactor.hi + prefactor.lo;
@@ -127,14 +133,14 @@ CURVKERN_HD R even_part_slope(R v, R x) {
         sum_e = sum_e - inverse[k];
     }
     R centred = w - c<R>(0.125);
-    R log_half = log(c<R>(0.5) * x), s = v * log_half;
+    R log_x = log_half(x), s = v * log_x;
     R g_even = horner(centred, tables::rgamma_even), g_odd = horner(centred, tables::rgamma_odd);
     R grown = expm1(s), shrunk = -grown / (c<R>(1) + grown);  // e^s - 1, e^-s - 1
     R cosh_s = c<R>(1) + c<R>(0.5) * (grown + shrunk);
-    R sinh_over_v = select(v == c<R>(0), log_half, c<R>(0.5) * (grown - shrunk) / v);
+    R sinh_over_v = select(v == c<R>(0), log_x, c<R>(0.5) * (grown - shrunk) / v);
     R b = cosh_s * g_even - w * (sinh_over_v * g_odd);
     R o = sinh_over_v * g_even - cosh_s * g_odd;
-    R d = log_half - horner(centred, tables::digamma_even);
+    R d = log_x - horner(centred, tables::digamma_even);
     R quarter_square = c<R>(0.25) * x * x;
     R sum = o * d + b * sum_e;
     for (int k = 1; k <= terms; ++k) {

@@ -27,10 +27,10 @@ struct SmallK {
     R log_two_over_x;
 };
 
-// sinh(f l)/f and its derivatives in f
+// sinh(f l)/f and its derivatives in f; l is a pair, as an error in it is one in f_0
 template <int N, class R>
-CURVKERN_HD Taylor<R, N> sinh_over(R f, R l, R sinh_s, R cosh_s) {
-    R s = f * l, s2 = s * s;
+CURVKERN_HD Taylor<R, N> sinh_over(R f, Pair<R> log_two_over_x, R sinh_s, R cosh_s) {
+    R l = log_two_over_x.hi, s = f * l, s2 = s * s;
     auto series = s2 < c<R>(1);
     // shc(s) = sinh(s)/s = sum s^2k/(2k+1)!, and its derivatives divided by s, and again
     constexpr double t[] = {1.0, 1.0 / 6, 1.0 / 120, 1.0 / 5040, 1.0 / 362880, 1.0 / 39916800,
@@ -41,7 +41,8 @@ CURVKERN_HD Taylor<R, N> sinh_over(R f, R l, R sinh_s, R cosh_s) {
                              132.0 / 6227020800, 182.0 / 1307674368000, 240.0 / 355687428096000};
     R inverse = c<R>(1) / select(series, c<R>(1), s);
     Taylor<R, N> y;
-    y.d[0] = l * select(series, horner(s2, t), sinh_s * inverse);
+    y.d[0] = select(series, l * horner(s2, t) + log_two_over_x.lo * cosh_s,
+                    sinh_s / select(series, c<R>(1), f));
     if constexpr (N > 0) {
         R closed = (cosh_s - sinh_s * inverse) * inverse;
         y.d[1] = l * l * select(series, s * horner(s2, t1), closed);
@@ -60,9 +61,10 @@ CURVKERN_HD SmallK<R, N> temme(R v, R x) {
     R f = v - n;
     // sigma as a pair: an error in it is a relative error of e^sigma
     Pair<R> log_half = log_split(x, c<R>(-1));
-    R l = -log_half.hi;
+    Pair<R> log_two_over_x = negate(log_half);
+    R l = log_two_over_x.hi;
     Pair<R> sigma = two_prod(f, l);
-    sigma.lo = sigma.lo - f * log_half.lo;
+    sigma.lo = sigma.lo + f * log_two_over_x.lo;
     R up = exp_normal(sigma.hi);
     up = up + up * sigma.lo;
     R down = c<R>(1) / up;
@@ -74,8 +76,8 @@ CURVKERN_HD SmallK<R, N> temme(R v, R x) {
     T g_odd = horner(w + c<R>(-0.125), tables::rgamma_odd);
     T gamma_plus = reciprocal(g_even - order * g_odd);   // Gamma(1+f)
     T gamma_minus = reciprocal(g_even + order * g_odd);  // Gamma(1-f)
-    T both = reciprocal(g_even * g_even - w * (g_odd * g_odd));
-    T sinh_t = sinh_over<N>(f, l, sinh_s, cosh_s), cosh_t = T::constant(cosh_s);
+    T both = horner(w + c<R>(-0.125), tables::gamma_product);
+    T sinh_t = sinh_over<N>(f, log_two_over_x, sinh_s, cosh_s), cosh_t = T::constant(cosh_s);
     if constexpr (N > 0) cosh_t.d[1] = l * (f * sinh_t.d[0]);
     if constexpr (N > 1) cosh_t.d[2] = l * l * cosh_s;
     T fk = (cosh_t * g_odd + sinh_t * g_even) * both;

@@ -18,8 +18,9 @@ template <class R>
 struct Moments {
     R log_scale;              // log K = log_scale + log(total)
     R total;
-    R t, cosh;                // E[t sign], E[cosh t - 1]; then the higher moments
-    R tt, tcosh, coshcosh, ttcosh;
+    R t, cosh;                // E[t tanh(vt)], E[cosh t - 1]
+    R tt, tcosh, coshcosh;    // variance of t (signed), covariance, variance
+    R ttcosh;                 // third cumulant with cosh
 };
 
 // The rule of a precision and a range of orders: cosh(j step) - 1 as a pair.
@@ -44,11 +45,13 @@ template <bool HighOrder, int Order, class R>
 CURVKERN_HD Moments<R> integrate_kv(R v, R x) {
     using Nodes = Rule<HighOrder, is_double<R>>;
     constexpr double step = Nodes::step;
-    R peak = c<R>(0);
+    R peak = c<R>(0), t_peak = c<R>(0), cosh_peak = c<R>(0);
     if constexpr (HighOrder) {
         // about the largest exponent, v asinh(v/x) - (sqrt(v^2 + x^2) - x)
         R r = sqrt(v * v + x * x);
-        peak = v * log_positive((v + r) / x) - v * v / (r + x);
+        t_peak = log_positive((v + r) / x);
+        cosh_peak = v * v / (x * (r + x));
+        peak = v * t_peak - x * cosh_peak;
     }
     // e^{-vt} cosh and sinh as 1 + g^j and 1 - g^j, both by recurrences of positive terms
     R vh = v * c<R>(step);
@@ -56,7 +59,8 @@ CURVKERN_HD Moments<R> integrate_kv(R v, R x) {
     R power = c<R>(1), less = c<R>(0);
     R origin = HighOrder ? exp_normal(-peak) : c<R>(1);
     Moments<R> m{};
-    m.total = origin;
+    // compensated: these two decide the last digit of K and of the ratio
+    Pair<R> total = {origin, c<R>(0)}, sum_cosh = {c<R>(0), c<R>(0)};
     for (int j = 1; j < Nodes::nodes; ++j) {
         R t = c<R>(j * step);
         R chm1 = c<R>(Nodes::cosh(j));
@@ -70,36 +74,57 @@ CURVKERN_HD Moments<R> integrate_kv(R v, R x) {
             weight = exp_normal(max(top, c<R>(is_double<R> ? -700.0 : -80.0)));
             weight = weight + weight * exponent.lo;
         } else {
-            R exponent = v * t - x * chm1;
+            Pair<R> down = two_prod(x, chm1);
+            R exponent = v * t - down.hi;
             weight = exp_normal(max(exponent, c<R>(is_double<R> ? -700.0 : -80.0)));
+            weight = weight - weight * (down.lo + x * c<R>(Nodes::rest(j)));
         }
         less = less + power * one_less_g;
         power = power * g;
         R even = weight * (c<R>(1) + power);
-        m.total = m.total + even;
+        Pair<R> next = two_sum(total.hi, even);
+        total = {next.hi, total.lo + next.lo};
         if constexpr (Order > 0) {
-            R odd = weight * less;
-            m.t = m.t + odd * t;
-            m.cosh = m.cosh + even * chm1;
-            m.tcosh = m.tcosh + odd * (t * chm1);
+            // moments about the peak: what is subtracted afterwards is small
+            R odd = weight * less, ch = chm1 - cosh_peak;
+            R first = HighOrder ? even * (t - t_peak) - (c<R>(2) * t) * (weight * power) : odd * t;
+            m.t = m.t + first;
+            Pair<R> grown = two_sum(sum_cosh.hi, even * ch);
+            sum_cosh = {grown.hi, sum_cosh.lo + grown.lo};
+            m.tcosh = m.tcosh + first * ch;
             if constexpr (Order > 1) {
-                m.tt = m.tt + even * (t * t);
-                m.ttcosh = m.ttcosh + even * (t * t * chm1);
-                m.coshcosh = m.coshcosh + even * (chm1 * chm1);
+                R above = t - t_peak, below = t + t_peak;
+                R second = HighOrder ? weight * (above * above + power * (below * below))
+                                     : even * (t * t);
+                m.tt = m.tt + second;
+                m.ttcosh = m.ttcosh + second * ch;
+                m.coshcosh = m.coshcosh + even * (ch * ch);
             }
         }
         // past the peak every weight is smaller than the last by more than a factor of two
         const double enough = is_double<R> ? 0x1p-58 : 0x1p-28;
-        if (!any(even * (c<R>(1) + chm1) > c<R>(enough) * m.total)) break;
+        if (!any(even * (c<R>(1) + chm1) > c<R>(enough) * total.hi)) break;
     }
+    m.total = total.hi + total.lo;
     if constexpr (Order > 0) {
+        m.cosh = sum_cosh.hi + sum_cosh.lo;
+        // the node t = 0, then means and cumulants
+        if constexpr (HighOrder) {
+            m.t = m.t - origin * t_peak;
+            m.cosh = m.cosh - origin * cosh_peak;
+            m.tcosh = m.tcosh + origin * t_peak * cosh_peak;
+            m.tt = m.tt + origin * (t_peak * t_peak);
+            m.ttcosh = m.ttcosh - origin * (t_peak * t_peak * cosh_peak);
+            m.coshcosh = m.coshcosh + origin * (cosh_peak * cosh_peak);
+        }
         R inverse = c<R>(1) / m.total;
-        m.t = m.t * inverse;
-        m.cosh = m.cosh * inverse;
-        m.tt = m.tt * inverse;
-        m.tcosh = m.tcosh * inverse;
-        m.coshcosh = m.coshcosh * inverse;
-        m.ttcosh = m.ttcosh * inverse;
+        R t = m.t * inverse, ch = m.cosh * inverse, tch = m.tcosh * inverse, tt = m.tt * inverse;
+        m.t = t_peak + t;
+        m.cosh = cosh_peak + ch;
+        m.tcosh = tch - t * ch;
+        m.tt = tt - t * t;
+        m.coshcosh = m.coshcosh * inverse - ch * ch;
+        m.ttcosh = (m.ttcosh * inverse - tt * ch) - c<R>(2) * t * (tch - t * ch);
     }
     m.total = m.total * c<R>(0.5 * step);
     m.log_scale = peak;

@@ -63,7 +63,7 @@ CURVKERN_HD R not_a_number() {
 template <int N, class R>
 CURVKERN_HD R horner(R x, const double (&table)[N]) {
     R sum = c<R>(table[N - 1]);
-#pragma GCC unroll 32
+    CURVKERN_UNROLL
     for (int k = N - 2; k >= 0; --k) sum = sum * x + c<R>(table[k]);
     return sum;
 }
@@ -244,7 +244,7 @@ CURVKERN_HD Pair<R> log_folded(Pair<R> m, R exponent) {
                                      {1.0 / 17, 8.163404592832033e-19},
                                      {1.0 / 19, 2.921639538487254e-18}};
         sum = {horner(z.hi, high), c<R>(0)};
-#pragma GCC unroll 16
+        CURVKERN_UNROLL
         for (int k = 9; k >= 0; --k) {
             Pair<R> p = two_prod(z.hi, sum.hi);
             p.lo = p.lo + (z.hi * sum.lo + z.lo * sum.hi);
@@ -259,7 +259,7 @@ CURVKERN_HD Pair<R> log_folded(Pair<R> m, R exponent) {
                                      {0.1428571492433548, -6.38621200366174e-09},
                                      {0.1111111119389534, -8.278422947149977e-10}};
         sum = {horner(z.hi, high), c<R>(0)};
-#pragma GCC unroll 16
+        CURVKERN_UNROLL
         for (int k = 4; k >= 0; --k) {
             Pair<R> p = two_prod(z.hi, sum.hi);
             p.lo = p.lo + (z.hi * sum.lo + z.lo * sum.hi);
