@@ -1,8 +1,8 @@
 // Philox4x32-10, a counter-based random number generator.
 //
 // Salmon, Moraes, Dror, Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3" (SC 2011), section
-// 3.3: ten rounds of two 32 x 32 -> 64 bit products. Block i of a stream is a function of (key, i)
-// alone, so host, device and any number of threads draw the same numbers.
+// 3.3: ten rounds of two 32 x 32 -> 64 bit products. Block i of a stream is a function of
+// (key, i) alone, so host, device and any number of threads draw the same numbers.
 #pragma once
 
 #include <cstdint>

@@ -12,6 +12,7 @@ is the rule for every order, forward and backward.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from inspect import signature
 from typing import Any
 
 import torch
@@ -110,6 +111,9 @@ def _gate(function: str, order: int, operation: Any, following: Any) -> Callable
                 for t, dim in zip((v, x), in_dims, strict=True)
             ]
             return call(*batched), 0 if order == 0 else (0,) * (order + 1)
+
+    # apply() asks inspect for this at every call: an answer at hand makes it 44 us of 64.
+    Elementwise.forward.__signature__ = signature(Elementwise.forward)  # type: ignore[attr-defined]
 
     def call(v: Tensor, x: Tensor) -> Any:
         if derivative_wanted(v, x):
