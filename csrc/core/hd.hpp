@@ -5,15 +5,23 @@
 // built for AVX-512 can never be picked for the baseline by the linker.
 #pragma once
 
+// nvcc sees the formulas as device code only: nothing on the host calls them from a .cu file, and
+// tables then need no second copy.
 #if defined(__CUDACC__)
-#define CURVKERN_HD __host__ __device__ __forceinline__
+#define CURVKERN_HD __device__ __forceinline__
+#define CURVKERN_TABLE static __device__ constexpr
+#define CURVKERN_UNROLL _Pragma("unroll")
 #else
 #define CURVKERN_HD inline __attribute__((always_inline))
+#define CURVKERN_TABLE inline constexpr
+#define CURVKERN_UNROLL _Pragma("GCC unroll 32")
 #endif
 
 #if !defined(CURVKERN_ISA_NAMESPACE)
 #define CURVKERN_ISA_NAMESPACE generic
 #endif
+#define CURVKERN_JOIN_(a, b) a##b
+#define CURVKERN_JOIN(a, b) CURVKERN_JOIN_(a, b)
 
-#define CURVKERN_BEGIN_NAMESPACE namespace curvkern { inline namespace CURVKERN_ISA_NAMESPACE {
-#define CURVKERN_END_NAMESPACE } }
+// CURVKERN_PER_ISA { ... } inside a namespace: definitions of this build alone.
+#define CURVKERN_PER_ISA inline namespace CURVKERN_JOIN(isa_, CURVKERN_ISA_NAMESPACE)
