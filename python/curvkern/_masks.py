@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def all_of(mask: Tensor) -> bool | None:
-    """Whether a mask holds everywhere; None where that cannot be known (compile, vmap, meta)."""
+    """Whether a mask holds everywhere; None where nobody can know (compile, vmap, meta)."""
     if torch.compiler.is_compiling():
         return None
     try:

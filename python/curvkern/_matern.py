@@ -164,13 +164,14 @@ def _fill(
 
 def _origin(r: Tensor, nu: Tensor, lengthscale: Tensor) -> Tensor:
     """1 - Gamma(1-nu)/Gamma(1+nu) (z/2)^{2 nu} - (z/2)^2/(nu-1) at z = 0: one, with slopes."""
-    rate = torch.sqrt(nu / 2) / lengthscale
-    # below nu = 1/2 the slope in r is infinite: inf * 0 must not reach nu and the length scale
-    rate = torch.where(nu < 0.5, rate.detach(), rate)
-    half_z = r * rate
-    inner = torch.where(nu < 1, nu, 0.5)
-    cusp = torch.exp(torch.lgamma(1 - inner) - torch.lgamma(1 + inner)) * half_z ** (2 * inner)
+    half_z = r * torch.sqrt(nu / 2) / lengthscale
     bowl = half_z**2 / torch.where(nu == 1, torch.inf, nu - 1)
+    # The power is a function of r alone: at r = 0 all its derivatives in nu and the length scale
+    # are 0, but would be computed as 0 * inf. At nu = 1/2 it is linear.
+    rate, inner = torch.sqrt(nu / 2) / lengthscale, torch.where(nu < 1, nu, 0.5)
+    rate, inner = rate.detach(), inner.detach()
+    weight = torch.exp(torch.lgamma(1 - inner) - torch.lgamma(1 + inner))
+    cusp = torch.where(nu == 0.5, 2 * half_z, weight * (r * rate) ** (2 * inner))
     return 1 - torch.where(nu < 1, cusp, 0.0) - bowl
 
 
