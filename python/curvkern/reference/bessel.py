@@ -288,20 +288,19 @@ def _series_log(v: Tensor, x: Tensor, terms: int) -> Tensor:
 
 
 def _log_gamma(v: Tensor) -> Tensor:
-    """log Gamma(v+1) by Stirling, below v = 10 through Gamma(v+11).
+    """log Gamma(v+1); its derivatives by Stirling, below v = 10 through Gamma(v+11).
 
-    torch.lgamma would do, were its second derivative torch.polygamma(1, .) not off by 8e-10.
+    torch.lgamma alone would do, were its second derivative torch.polygamma(1, .) not off by
+    8e-10.
     """
     small = v < 10
-    low = torch.where(small, v, 0.0)
-    product = low + 1
-    for j in range(2, 11):
-        product = product * (low + j)
+    product = torch.ones_like(v)
+    for j in range(1, 11):
+        product = torch.where(small, product * (v + j), product)
     w = torch.where(small, v + 10, v)
     stirling = w * (w.log() - 1) + 0.5 * (w.log() + math.log(2 * math.pi))
-    return (
-        stirling + _horner(STIRLING, 1 / (w * w)) / w - torch.where(small, product, 1.0).log()
-    )
+    stirling = stirling + _horner(STIRLING, 1 / (w * w)) / w - product.log()
+    return torch.lgamma(v + 1).detach() + (stirling - stirling.detach())
 
 
 def _temme(v: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
