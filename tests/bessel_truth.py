@@ -71,10 +71,9 @@ def relative_error(got: Tensor, key: str, at: Points, floor: np.ndarray | float 
     """|error| / (eps max(|truth|, floor)); a subnormal truth counts as the least normal."""
     eps, tiny = _limits(got.dtype)
     hi = at.truth[key]
-    with np.errstate(invalid="ignore"):  # inf - inf where the truth overflows too
-        off = np.abs(got.double().numpy() - hi)
     scale = np.maximum(np.maximum(np.abs(hi), floor), tiny)
-    return _report(off / (eps * scale), got, hi)
+    with np.errstate(invalid="ignore"):  # inf where the truth overflows, or where got is wrong
+        return _report(np.abs(got.double().numpy() - hi) / scale / eps, got, hi)
 
 
 def _limits(dtype: torch.dtype) -> tuple[float, float]:
