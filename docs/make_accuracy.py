@@ -207,10 +207,10 @@ def page() -> Iterator[str]:
         "Logarithms: |error| / max(1, |log|) after an allowance of 64 eps² max(v, x). "
         "Ratios, log_hyp0f1 and derivatives: relative to the truth, also where the truth is a "
         "small difference of large terms. The truth (tests/data) is that of Arb, to 130 bits; "
-        "float32 is measured at points that float32 holds exactly. SciPy is used through "
-        "`ive` and `kve`, whose range is wider than that of `iv`, `kv` and `hyp0f1`, and computes "
-        "the float32 rows in float32; *failed* is the share of points with an infinite or NaN result where "
-        "the truth is finite.\n"
+        "float32 is measured at points that float32 holds exactly. SciPy is used through `ive` "
+        "and `kve`, whose range is wider than that of `iv`, `kv` and `hyp0f1`; it computes the "
+        "float32 rows in float32. *Failed* is the share of points with an infinite or NaN "
+        "result where the truth is finite.\n"
     )
     yield from table(["region", "points"], ([k, v] for k, v in REGIONS.items()))
     yield "## Values\n"
