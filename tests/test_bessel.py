@@ -53,7 +53,7 @@ FLOOR = {
     ("kv_ratio", "dv"): lambda at: at.truth["kv_ratio"],
     ("kv_ratio", "dx"): lambda at: at.truth["kv_ratio"] ** 2,
     ("log_iv", "dvx"): lambda at: 1 / at.x,
-    ("log_kv", "dvx"): lambda at: at.truth["kv_ratio"],
+    ("log_kv", "dvx"): lambda at: at.truth["kv_ratio"] + 1 / at.x,
     ("log_iv", "dxx"): lambda at: at.v / at.x / at.x,
     ("log_kv", "dvv"): lambda at: np.log(np.minimum(at.x, 1)) ** 2,
 }
