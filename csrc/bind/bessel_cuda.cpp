@@ -6,6 +6,7 @@
 #include "bind/families.hpp"
 
 namespace curvkern {
+namespace bessel {
 namespace {
 
 void check(cudaError_t status, const char* op) {
@@ -33,11 +34,11 @@ class DeviceGuard {
 };
 
 template <class T>
-cudaError_t launch(int function, int order, const std::vector<TensorView>& views,
-                   cudaStream_t stream) {
+cudaError_t launch_on(int function, int order, const std::vector<TensorView>& views,
+                      cudaStream_t stream) {
     const View<const T> v = views[0].view<const T>();
     const Outputs<T> out(views);
-    return bessel::launch<T>(static_cast<bessel::Function>(function), order, v.data,
+    return bessel::launch<T>(static_cast<Function>(function), order, v.data,
                              views[1].view<const T>().data, out.data, v.size, stream);
 }
 
@@ -48,12 +49,12 @@ void call(int function, int order, std::initializer_list<py::handle> objects,
     if (views[0].size() == 0) return;
     const DeviceGuard guard(views[0].device_id(), op);
     const auto stream = reinterpret_cast<cudaStream_t>(stream_address);
-    check(views[0].dtype() == Dtype::float64 ? launch<double>(function, order, views, stream)
-                                             : launch<float>(function, order, views, stream),
-          op);
+    const auto launch = views[0].dtype() == Dtype::float64 ? launch_on<double> : launch_on<float>;
+    check(launch(function, order, views, stream), op);
 }
 
 }  // namespace
+}  // namespace bessel
 
 void bind_bessel_cuda(py::module_& module) {
     using py::arg;
@@ -62,19 +63,19 @@ void bind_bessel_cuda(py::module_& module) {
         module.def(
             bessel_names[f][0],
             [f](py::handle v, py::handle x, py::handle out, Stream stream) {
-                call(f, 0, {v, x, out}, stream);
+                bessel::call(f, 0, {v, x, out}, stream);
             },
             arg("v"), arg("x"), arg("out"), arg("stream"));
         module.def(
             bessel_names[f][1],
             [f](py::handle v, py::handle x, py::handle dv, py::handle dx, Stream stream) {
-                call(f, 1, {v, x, dv, dx}, stream);
+                bessel::call(f, 1, {v, x, dv, dx}, stream);
             },
             arg("v"), arg("x"), arg("dv"), arg("dx"), arg("stream"));
         module.def(
             bessel_names[f][2],
             [f](py::handle v, py::handle x, py::handle dvv, py::handle dvx, py::handle dxx,
-                Stream stream) { call(f, 2, {v, x, dvv, dvx, dxx}, stream); },
+                Stream stream) { bessel::call(f, 2, {v, x, dvv, dvx, dxx}, stream); },
             arg("v"), arg("x"), arg("dvv"), arg("dvx"), arg("dxx"), arg("stream"));
     }
 }

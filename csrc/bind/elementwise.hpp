@@ -29,10 +29,18 @@ inline std::vector<TensorView> elementwise_views(const char* op, int order,
     return views;
 }
 
-// Pointers to the 1, 2 or 3 outputs behind the two inputs.
+// Pointers to the 1, 2 or 3 outputs behind the two inputs; the others are null.
 template <class T>
 struct Outputs {
     T* data[3] = {};
+
+    Outputs from(std::int64_t begin) const {
+        Outputs shifted = *this;
+        for (T*& pointer : shifted.data) {
+            if (pointer != nullptr) pointer += begin;
+        }
+        return shifted;
+    }
 
     explicit Outputs(const std::vector<TensorView>& views) {
         for (std::size_t i = 2; i < views.size(); ++i) data[i - 2] = views[i].view<T>().data;
