@@ -49,7 +49,8 @@ void call(int function, int order, std::initializer_list<py::handle> objects,
     if (views[0].size() == 0) return;
     const DeviceGuard guard(views[0].device_id(), op);
     const auto stream = reinterpret_cast<cudaStream_t>(stream_address);
-    const auto launch = views[0].dtype() == Dtype::float64 ? launch_on<double> : launch_on<float>;
+    const bool wide = views[0].dtype() == Dtype::float64;
+    const auto launch = wide ? launch_on<double> : launch_on<float>;
     check(launch(function, order, views, stream), op);
 }
 

@@ -84,7 +84,7 @@ def matern(r: Any, nu: Any, lengthscale: Any = 1.0) -> Any:
     >>> from curvkern.special import matern
     >>> r = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
     >>> print([round(m, 6) for m in matern(r, 0.7).tolist()])
-    [1.0, 0.665862, 0.40818]
+    [1.0, 0.672018, 0.406182]
     """
     arguments = {"r": r, "nu": nu, "lengthscale": lengthscale}
     if not any(isinstance(a, Tensor) for a in arguments.values()):
