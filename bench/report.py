@@ -1,0 +1,122 @@
+"""Plots and the README's results table from bench/results/*.json: `python bench/report.py`.
+
+`--check` writes nothing and fails when the README is not what the JSON says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from curvkern._bench import report
+from curvkern._bench.case import OURS, REFERENCE
+
+HERE = Path(__file__).resolve().parent
+README = HERE.parent / "README.md"
+BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+NOTHING = "No results are committed yet: `python bench/run.py`, then `python bench/report.py`."
+
+
+def markdown(documents: list[dict]) -> str:
+    """The results of all families as Markdown, losing cases included."""
+    if not documents:
+        return NOTHING
+    return "\n\n".join(map(_family, documents))
+
+
+def _family(results: dict) -> str:
+    headers = ["case", "dtype", "ns", "time / yardstick", "vs pure PyTorch", "vs peer", "of limit"]
+    lines = [
+        f"**{results['cases'][0]['family']}** ({results['created'][:10]}; one thread, medians)",
+        "",
+        "| " + " | ".join([*headers, "bars"]) + " |",
+        "|---|---|" + "---:|" * (len(headers) - 2) + "---|",
+    ]
+    for case in filter(_shown, results["cases"]):
+        name, dtype, ns, yardstick, twin, peer, _, limit, bars = report.row(case)
+        cells = (name.replace("  ", ", "), dtype, ns, yardstick, twin, peer, limit, bars)
+        lines.append("| " + " | ".join(cells) + " |")
+    lost = report.losing(results)
+    lines += ["", "Losing cases, of all that were measured:" if lost else "No losing case."]
+    lines += [f"- {line}" for line in lost]
+    lines += ["", *(f"* {line}" for line in report.remarks(results))]
+    return "\n".join(lines)
+
+
+def _shown(case: dict) -> bool:
+    """The README shows the cases that have a bar and those on real input; the JSON has all."""
+    return bool(case["bars"]) or case["region"].startswith("real")
+
+
+def updated(readme: str, table: str) -> str:
+    """The README with what stands between the markers replaced."""
+    head, rest = readme.split(BEGIN)
+    tail = rest.split(END)[1]
+    return f"{head}{BEGIN}\n{table}\n{END}{tail}"
+
+
+def plot(results: dict, target: Path) -> None:
+    """Time per element of every contestant, one panel per dtype, on a log axis."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    dtypes = sorted({case["dtype"] for case in results["cases"]}, reverse=True)
+    by_dtype = {d: [c for c in results["cases"] if c["dtype"] == d and _shown(c)] for d in dtypes}
+    rows = max(map(len, by_dtype.values()))
+    figure, axes = plt.subplots(1, len(dtypes), figsize=(9 * len(dtypes), 1.5 + 0.32 * rows))
+    for axis, dtype in zip(axes if len(dtypes) > 1 else [axes], dtypes, strict=True):
+        _panel(axis, by_dtype[dtype], dtype)
+    machine = results["machine"]
+    figure.suptitle(f"{machine['cpu']}, ISA {machine['isa']}, one thread, torch {machine['torch']}")
+    figure.tight_layout()
+    figure.savefig(target, dpi=110)
+    plt.close(figure)
+
+
+def _panel(axis, cases: list[dict], dtype: str) -> None:  # type: ignore[no-untyped-def]
+    names = list(dict.fromkeys(name for case in cases for name in case["contestants"]))
+    names = [name for name in names if name == OURS or not name.startswith(OURS)]
+    styles = {OURS: ("o", 60, 3), REFERENCE: ("s", 30, 2)}
+    for name in names:
+        marker, size, order = styles.get(name, ("|", 90, 1))
+        found = [
+            (case["contestants"][name]["median_ns"], i)
+            for i, case in enumerate(cases)
+            if name in case["contestants"]
+        ]
+        axis.scatter(*zip(*found, strict=True), marker=marker, s=size, zorder=order, label=name)
+    axis.set_yticks(range(len(cases)), [f"{c['op']}  {c['region']}  {c['mode']}" for c in cases])
+    axis.invert_yaxis()
+    axis.set_xscale("log")
+    axis.set_xlabel("ns per element")
+    axis.set_title(dtype)
+    axis.grid(axis="x", alpha=0.3)
+    axis.legend(loc="upper right")
+
+
+def main() -> int:
+    """Write or check the README's table; draw one plot per family."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="compare only; status 1 if stale")
+    options = parser.parse_args()
+    paths = sorted((HERE / "results").glob("*.json"))
+    documents = [json.loads(path.read_text()) for path in paths]
+    before = README.read_text()
+    after = updated(before, markdown(documents))
+    if options.check:
+        if before != after:
+            print("README.md is stale: run `python bench/report.py`", file=sys.stderr)
+        return int(before != after)
+    README.write_text(after)
+    for path, results in zip(paths, documents, strict=True):
+        plot(results, path.with_suffix(".png"))
+    print(f"README.md holds {len(documents)} families")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

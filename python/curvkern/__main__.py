@@ -1,0 +1,50 @@
+"""``python -m curvkern [info | check | bench]``: what is installed, does it work, is it fast."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the command line, run the command, return the exit status."""
+    options = _parser().parse_args(arguments)
+    if options.command == "check":
+        from . import _check
+
+        return _check.run()
+    if options.command == "bench":
+        from ._bench.main import run
+
+        try:
+            run(quick=options.quick, family=options.family, output=options.json)
+        except ValueError as error:
+            print(error, file=sys.stderr)
+            return 2
+        return 0
+    from . import _info
+
+    facts = _info.collect()
+    print(json.dumps(facts, indent=2) if options.json else _info.text(facts))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m curvkern", description=__doc__)
+    parser.add_argument("--json", action="store_true", help="info as JSON")
+    commands = parser.add_subparsers(dest="command", metavar="{info,check,bench}")
+    info = commands.add_parser("info", help="versions, instruction sets, CUDA (the default)")
+    info.add_argument("--json", action="store_true", help="as JSON")
+    commands.add_parser("check", help="measure the error of every function; status 1 if too big")
+    bench = commands.add_parser("bench", help="time every function beside its rivals")
+    bench.add_argument("--quick", action="store_true", help="under a minute for a family")
+    bench.add_argument("--family", metavar="F", help="only this family, e.g. bessel")
+    bench.add_argument("--json", metavar="OUT", type=Path, help="also write the results here")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
