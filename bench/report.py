@@ -27,27 +27,26 @@ def markdown(documents: list[dict]) -> str:
 
 
 def _family(results: dict) -> str:
-    headers = ["case", "dtype", "ns", "time / yardstick", "vs pure PyTorch", "vs peer", "of limit"]
+    headers = [header for header in report.HEADERS if header != "threads"]
     lines = [
-        f"**{results['cases'][0]['family']}** ({results['created'][:10]}; one thread, medians)",
+        f"**{results['cases'][0]['family']}**, {results['created'][:10]}, one thread, medians:",
         "",
-        "| " + " | ".join([*headers, "bars"]) + " |",
-        "|---|---|" + "---:|" * (len(headers) - 2) + "---|",
+        "| " + " | ".join(headers) + " |",
+        "|---|---|---|---|---:|---:|---:|---:|---:|---|",
     ]
     for case in filter(_shown, results["cases"]):
-        name, dtype, ns, yardstick, twin, peer, _, limit, bars = report.row(case)
-        cells = (name.replace("  ", ", "), dtype, ns, yardstick, twin, peer, limit, bars)
-        lines.append("| " + " | ".join(cells) + " |")
+        cells = dict(zip(report.HEADERS, report.row(case), strict=True))
+        lines.append("| " + " | ".join(cells[header] for header in headers) + " |")
     lost = report.losing(results)
     lines += ["", "Losing cases, of all that were measured:" if lost else "No losing case."]
-    lines += [f"- {line}" for line in lost]
-    lines += ["", *(f"* {line}" for line in report.remarks(results))]
+    lines += ["", *(f"- {line}" for line in lost)] if lost else []
+    lines += ["", "Reading it:", "", *(f"- {line}" for line in report.remarks(results))]
     return "\n".join(lines)
 
 
 def _shown(case: dict) -> bool:
     """The README shows the cases that have a bar and those on real input; the JSON has all."""
-    return bool(case["bars"]) or case["region"].startswith("real")
+    return bool(case["bars"]) or case["where"].startswith("real input")
 
 
 def updated(readme: str, table: str) -> str:
@@ -89,7 +88,7 @@ def _panel(axis, cases: list[dict], dtype: str) -> None:  # type: ignore[no-unty
             if name in case["contestants"]
         ]
         axis.scatter(*zip(*found, strict=True), marker=marker, s=size, zorder=order, label=name)
-    axis.set_yticks(range(len(cases)), [f"{c['op']}  {c['region']}  {c['mode']}" for c in cases])
+    axis.set_yticks(range(len(cases)), [f"{c['op']} {c['region']} {c['mode']}" for c in cases])
     axis.invert_yaxis()
     axis.set_xscale("log")
     axis.set_xlabel("ns per element")

@@ -43,6 +43,8 @@ class Case:
     ----------
     family, op, region, mode, dtype
         Together the name of the case; ``mode`` is "value", "value+grads", ...
+    where
+        What the short ``region`` stands for, in words.
     setup
         Called with the number of elements; returns the contestants by name, ready to be called:
         "curvkern" first, then the yardstick and rivals that are installed.
@@ -66,6 +68,7 @@ class Case:
     region: str
     mode: str
     dtype: str
+    where: str
     setup: Callable[[int], Contestants]
     yardstick: str
     bytes: float

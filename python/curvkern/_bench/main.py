@@ -11,7 +11,7 @@ from pathlib import Path
 from .._console import progress
 from . import machine, report
 from .case import Case
-from .runner import QUICK, Settings, measure
+from .runner import QUICK, QUICK_SECONDS, Settings, measure
 
 SCHEMA = 1  # of the JSON; grows when a reader of old files would be misled
 # The wheel carries a copy of bench/cases; an editable install reads the checkout's.
@@ -45,13 +45,11 @@ def run(
     repository: Path | None = None,
 ) -> dict:
     """Measure, print the table, write the JSON if asked, and return its content."""
-    known = families(directory)
-    if family is not None and family not in known:
-        raise ValueError(f"bench: --family expected one of {', '.join(known)}, got {family}")
-    chosen = [case for name in ([family] if family else known) for case in load(name, directory)]
+    names = [family] if family else families(directory)
+    chosen = [case for name in names for case in load(name, directory)]
     if quick:
         chosen = [case for case in chosen if case.quick]
-    settings = settings or (QUICK if quick else Settings())
+    settings = settings or (_quick_settings(len(chosen)) if quick else Settings())
     described = machine.describe(repository)
     limits = machine.limits()
     skipped = {case.name: f"needs {', '.join(m)}" for case in chosen if (m := case.missing())}
@@ -72,3 +70,8 @@ def run(
         output.write_text(json.dumps(results, indent=1) + "\n")
         print(f"wrote {output}")
     return results
+
+
+def _quick_settings(count: int) -> Settings:
+    """Shares QUICK_SECONDS among the cases, so that more families do not take longer."""
+    return dataclasses.replace(QUICK, budget=min(QUICK.budget, QUICK_SECONDS / max(count, 1)))

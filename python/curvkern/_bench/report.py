@@ -6,15 +6,22 @@ from .._console import BAD, Table
 from .case import OURS, REFERENCE
 
 HEADERS = (
-    "case",
+    "op",
+    "region",
+    "mode",
     "dtype",
-    "ns each",
-    "time / yardstick",
-    "vs pure PyTorch",
-    "vs strongest peer",
-    "all threads",
-    "of limit",
+    "ns",
+    "yardstick",
+    "PyTorch",
+    "peer",
+    "threads",
+    "limit",
     "bars",
+)
+READING = (
+    "ns: ours, per element; yardstick: our time over its; PyTorch (the pure-PyTorch twin), "
+    "peer: their time over ours; threads: gain with all of them; limit: the least time that the "
+    "machine's measured limits allow for the case's bytes and operations, over ours"
 )
 
 
@@ -22,7 +29,7 @@ def table(results: dict) -> Table:
     """One line per case, a rule between operations."""
     sizes = sorted({case["elements"] for case in results["cases"]})
     title = f"curvkern bench: one thread, {_sizes(sizes)} elements, medians"
-    shown = Table(title, HEADERS, left=frozenset({0, 1, 8}))
+    shown = Table(title, HEADERS, left=frozenset({0, 1, 2, 3, 10}))
     before = None
     for case in results["cases"]:
         if before not in (None, (case["family"], case["op"])):
@@ -38,21 +45,16 @@ def row(case: dict) -> list[str]:
     peer = strongest_peer(case)
     unit = case["yardstick"]
     parallel = case["all_threads"]
-    missed = [bar for bar in case["bars"] if not bar["met"]]
-    if missed:
-        verdict = f"{BAD}: " + "; ".join(bar["text"] for bar in missed)
-    else:
-        verdict = f"{len(case['bars'])} met" if case["bars"] else "-"
+    bars, met = len(case["bars"]), sum(bar["met"] for bar in case["bars"])
     return [
-        f"{case['op']}  {case['region']}  {case['mode']}",
-        case["dtype"],
+        *(case[key] for key in ("op", "region", "mode", "dtype")),
         f"{case['contestants'][OURS]['median_ns']:.2f}",
-        f"{ratios[unit]:.2f} {unit.removeprefix('torch.')}" if unit in ratios else "-",
+        f"{ratios[unit]:.2f}x {unit.removeprefix('torch.')}" if unit in ratios else "-",
         _speedup(1 / ratios[REFERENCE]) if REFERENCE in ratios else "-",
         f"{_speedup(1 / ratios[peer])} {peer}" if peer else "-",
         f"{parallel['speedup']:.2f}x on {parallel['threads']}" if parallel else "-",
         f"{case['limit']['share']:.0%} {case['limit']['bound']}",
-        verdict,
+        (f"{met} met" if met == bars else f"{BAD} {bars - met} of {bars}") if bars else "-",
     ]
 
 
@@ -70,7 +72,7 @@ def losing(results: dict) -> list[str]:
     """Every missed bar and every rival that is faster than we are, in words."""
     lines = []
     for case in results["cases"]:
-        name = f"{case['op']}  {case['region']}  {case['mode']}  {case['dtype']}"
+        name = _name(case)
         lines += [f"{name}: {bar['text']}" for bar in case["bars"] if not bar["met"]]
         for rival, ratio in case["ratio_to"].items():
             is_rival = rival != case["yardstick"] and not rival.startswith(OURS)
@@ -80,41 +82,43 @@ def losing(results: dict) -> list[str]:
 
 
 def remarks(results: dict) -> list[str]:
-    """The machine, its limits, and what the comparisons leave out."""
-    machine, limits = results["machine"], results["limits"]
+    """How to read the table, the machine and its limits, what the comparisons leave out."""
+    machine, limits, cases = results["machine"], results["limits"], results["cases"]
     lines = [
+        READING,
         f"{machine['cpu']}, {machine['cores']} cores, ISA {machine['isa']}; "
         f"torch {machine['torch']} ({machine['torch_isa']}), curvkern {machine['curvkern']} "
         f"({machine['backend']}), commit {machine['commit'] or 'unknown'}",
         f"limits of one thread: copy {limits['copy_GBps']:.1f} GB/s, matrix product "
         f"{limits['matmul_GFLOPS_float64']:.0f} GFLOP/s in float64 and "
-        f"{limits['matmul_GFLOPS_float32']:.0f} in float32; 'of limit' is the least time that "
-        "these allow for the case's bytes and operations, over our time",
+        f"{limits['matmul_GFLOPS_float32']:.0f} in float32",
     ]
-    lines += dict.fromkeys(case["note"] for case in results["cases"] if case["note"])
+    lines += dict.fromkeys(f"region {case['region']}: {case['where']}" for case in cases)
+    lines += dict.fromkeys(case["note"] for case in cases if case["note"])
     lines += [f"left out: {name}: {why}" for name, why in results["skipped"].items()]
-    for case in results["cases"]:
-        for name, error in case["errors"].items():
-            lines.append(f"{case['op']}  {case['region']}: {name} failed: {error}")
-        for name, contestant in case["contestants"].items():
-            if contestant["finite"] < 1:
-                share = 1 - contestant["finite"]
-                lines.append(
-                    f"{case['op']}  {case['region']}  {case['dtype']}: "
-                    f"{share:.2%} of {name}'s results are not finite"
-                )
+    for case in cases:
+        for rival, error in case["errors"].items():
+            lines.append(f"{_name(case)}: {rival} failed: {error}")
+        for contestant, measured in case["contestants"].items():
+            if measured["finite"] < 1:
+                share = f"{1 - measured['finite']:.2%}"
+                lines.append(f"{_name(case)}: {share} of {contestant}'s results are not finite")
     return lines
 
 
 def show(results: dict) -> None:
-    """Print the table, the losing cases and the remarks."""
+    """Print the remarks, then the table, then the losing cases."""
+    for line in remarks(results):
+        print(f"* {line}")
     table(results).print()
     lost = losing(results)
     print(f"losing cases: {len(lost) or 'none'}")
     for line in lost:
         print(f"  {line}")
-    for line in remarks(results):
-        print(f"* {line}")
+
+
+def _name(case: dict) -> str:
+    return " ".join(case[key] for key in ("op", "region", "mode", "dtype"))
 
 
 def _speedup(ratio: float) -> str:

@@ -31,15 +31,16 @@ class Settings:
 
 
 QUICK = Settings(elements=2**16, budget=0.8, min_rounds=3, max_rounds=25)
+QUICK_SECONDS = 40.0  # for the rounds of all cases together
 
 
 def measure(case: Case, settings: Settings, limits: dict[str, float]) -> dict:
     """Measure one case; the result is plain data, ready for JSON."""
     elements = settings.elements or case.elements
-    contestants, finite, errors, warm = _warm_up(case.setup(elements))
-    if OURS not in contestants:
-        raise RuntimeError(f"bench: {case.name}: curvkern failed: {errors.get(OURS, 'absent')}")
-    with threads(1):
+    with threads(1), np.errstate(all="ignore"):
+        contestants, finite, errors, warm = _warm_up(case.setup(elements))
+        if OURS not in contestants:
+            raise RuntimeError(f"bench: {case.name}: curvkern failed: {errors.get(OURS)}")
         times = _interleave(contestants, warm, settings)
     per_element = {
         name: {rnd: seconds / elements * 1e9 for rnd, seconds in rounds.items()}
@@ -59,6 +60,7 @@ def measure(case: Case, settings: Settings, limits: dict[str, float]) -> dict:
         "region": case.region,
         "mode": case.mode,
         "dtype": case.dtype,
+        "where": case.where,
         "elements": elements,
         "yardstick": case.yardstick,
         "contestants": {
@@ -93,17 +95,16 @@ def measure(case: Case, settings: Settings, limits: dict[str, float]) -> dict:
 def _warm_up(contestants: Contestants) -> tuple[dict, dict, dict, dict]:
     """Call each once: drop those that fail, note the share of finite results and the time."""
     alive, finite, errors, seconds = {}, {}, {}, {}
-    with threads(1):
-        for name, call in contestants.items():
-            try:
-                result = call()
-                start = time.perf_counter()
-                call()
-                seconds[name] = time.perf_counter() - start
-            except Exception as error:  # a rival's failure is a result, not the end of the run
-                errors[name] = f"{type(error).__name__}: {error}"
-                continue
-            alive[name], finite[name] = call, _finite_share(result)
+    for name, call in contestants.items():
+        try:
+            result = call()
+            start = time.perf_counter()
+            call()
+            seconds[name] = time.perf_counter() - start
+        except Exception as error:  # a rival's failure is a result, not the end of the run
+            errors[name] = f"{type(error).__name__}: {error}"
+            continue
+        alive[name], finite[name] = call, _finite_share(result)
     return alive, finite, errors, seconds
 
 

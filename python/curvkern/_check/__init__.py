@@ -59,7 +59,7 @@ def run() -> int:
             verdict = "ok" if row.passed else BAD
             numbers = [str(row.points), f"{row.error:.3g}", f"{row.bar:.3g}"]
             names = [row.function, row.quantity, row.dtype, row.against]
-            table.rows.append([*names, *numbers, verdict, row.worst])
+            table.rows.append([*names, *numbers, verdict, row.worst if row.error else "-"])
             if not row.passed:
                 missed.append(row)
     table.print()

@@ -8,7 +8,9 @@ the rounding of double-double (float-float) sums of that size; all others are re
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,9 @@ from . import Row
 
 LOGARITHMS = ("log_iv", "log_kv", "log_ive", "log_kve")
 RATIOS = ("iv_ratio", "kv_ratio")
-LOG_BAR, RATIO_BAR, HYP0F1_BAR, DERIVATIVE_BAR = 2.0, 2.0, 4.0, 8.0
+FUNCTIONS = (*LOGARITHMS, *RATIOS, "log_hyp0f1")
+BARS = dict.fromkeys(FUNCTIONS, 2.0) | {"log_hyp0f1": 4.0}
+DERIVATIVE_BAR = 8.0
 REFERENCE_ACCURACY = 1e-11  # what the pure-PyTorch twin promises in float64
 DTYPES = (torch.float64, torch.float32)
 
@@ -36,19 +40,16 @@ def rows() -> Iterator[Row]:
 
 def _against_table(points: list[dict], dtype: torch.dtype) -> Iterator[Row]:
     v, x = (torch.tensor([p[name] for p in points], dtype=dtype) for name in ("v", "x"))
-    for name in (*LOGARITHMS, *RATIOS, "log_hyp0f1"):
-        got = getattr(special, name)(v, x)
-        truth = np.array([p[name] for p in points])
-        bar = {"log_hyp0f1": HYP0F1_BAR}.get(name, RATIO_BAR if name in RATIOS else LOG_BAR)
-        yield _row(name, "value", "table", got, truth, v, x, _native_or(bar, dtype))
+    for name in FUNCTIONS:
+        truth = np.array([point[name] for point in points])
+        row = _Measurement(name, "value", "table", v, x, truth, _native_or(BARS[name], dtype))
+        yield row.of(lambda name=name: getattr(special, name)(v, x))
     for name in ("log_iv", "log_kv"):
-        order, argument = v.clone().requires_grad_(), x.clone().requires_grad_()
-        total = getattr(special, name)(order, argument).sum()
-        gradients = torch.autograd.grad(total, (order, argument))
-        for variable, got in zip("vx", gradients, strict=True):
-            truth = np.array([p[f"{name}_d{variable}"] for p in points])
+        for variable in "vx":
+            truth = np.array([point[f"{name}_d{variable}"] for point in points])
             bar = _native_or(DERIVATIVE_BAR, dtype)
-            yield _row(name, f"d/d{variable}", "table", got, truth, v, x, bar)
+            row = _Measurement(name, f"d/d{variable}", "table", v, x, truth, bar)
+            yield row.of(lambda name=name, k=variable: _derivative(name, k, v, x))
 
 
 def _against_reference(dtype: torch.dtype, count: int = 2000) -> Iterator[Row]:
@@ -56,14 +57,18 @@ def _against_reference(dtype: torch.dtype, count: int = 2000) -> Iterator[Row]:
     uniform = torch.rand(2, count, generator=generator, dtype=torch.float64)
     v = (150 * uniform[0] ** 2).to(dtype)
     x = torch.exp(-5 + 11 * uniform[1]).to(dtype)
-    for name in (*LOGARITHMS, *RATIOS, "log_hyp0f1"):
-        got = getattr(special, name)(v, x)
+    for name in FUNCTIONS:
         twin = getattr(reference, name)(v.double(), x.double()).numpy()
         truth = np.stack([twin, np.zeros_like(twin)], axis=1)
-        bar = REFERENCE_ACCURACY / torch.finfo(torch.float64).eps
-        if dtype is torch.float32:
-            bar = HYP0F1_BAR if name == "log_hyp0f1" else _native_or(LOG_BAR, dtype)
-        yield _row(name, "value", "reference", got, truth, v, x, bar)
+        bar = max(BARS[name], REFERENCE_ACCURACY / torch.finfo(dtype).eps)
+        row = _Measurement(name, "value", "reference", v, x, truth, bar)
+        yield row.of(lambda name=name: getattr(special, name)(v, x))
+
+
+def _derivative(name: str, variable: str, v: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    inputs = {"v": v.clone().requires_grad_(), "x": x.clone().requires_grad_()}
+    total = getattr(special, name)(**inputs).sum()
+    return torch.autograd.grad(total, inputs[variable])[0]
 
 
 def _native_or(bar: float, dtype: torch.dtype) -> float:
@@ -73,30 +78,41 @@ def _native_or(bar: float, dtype: torch.dtype) -> float:
     return max(bar, REFERENCE_ACCURACY / torch.finfo(dtype).eps)
 
 
-def _row(
-    name: str,
-    quantity: str,
-    against: str,
-    got: torch.Tensor,
-    truth: np.ndarray,
-    v: torch.Tensor,
-    x: torch.Tensor,
-    bar: float,
-) -> Row:
-    """Measure one column; ``truth`` is (points, 2), a double and its remainder."""
-    eps = torch.finfo(got.dtype).eps
-    values = got.detach().double().numpy()
-    order, argument = v.double().numpy(), x.double().numpy()
-    high, low = truth[:, 0], truth[:, 1]
-    error = np.abs((values - high) - low)
-    scale = np.abs(high)
-    if name in LOGARITHMS and quantity == "value":
-        error = np.maximum(error - 64 * eps**2 * np.maximum(order, argument), 0)
-        scale = np.maximum(scale, 1)
-    # 0/0 is an exact zero that was met: no error. NaN from anywhere else is the largest error.
-    measured = np.where(error == 0, 0.0, error / np.maximum(eps * scale, 1e-300))
-    measured = np.where(np.isnan(measured), np.inf, measured)
-    at = int(measured.argmax())
-    dtype = str(got.dtype).removeprefix("torch.")
-    worst = f"v={order[at]:.9g} x={argument[at]:.9g}"
-    return Row(name, quantity, dtype, against, len(high), float(measured[at]), bar, worst)
+@dataclass(frozen=True)
+class _Measurement:
+    """One row in the making; ``truth`` is (points, 2), a double and its remainder."""
+
+    name: str
+    quantity: str
+    against: str
+    v: torch.Tensor
+    x: torch.Tensor
+    truth: np.ndarray
+    bar: float
+
+    def of(self, compute: Callable[[], torch.Tensor]) -> Row:
+        """The row of what ``compute`` returns; an exception counts as an infinite error."""
+        try:
+            errors = self._errors(compute().detach().double().numpy())
+        except Exception as error:
+            return self._row(math.inf, f"{type(error).__name__}: {error}")
+        at = int(errors.argmax())
+        worst = f"v={self.v[at].item():.9g} x={self.x[at].item():.9g}"
+        return self._row(float(errors[at]), worst)
+
+    def _errors(self, values: np.ndarray) -> np.ndarray:
+        eps = torch.finfo(self.v.dtype).eps
+        high, low = self.truth.T
+        error, scale = np.abs((values - high) - low), np.abs(high)
+        if self.name in LOGARITHMS and self.quantity == "value":
+            largest = np.maximum(self.v.double().numpy(), self.x.double().numpy())
+            error = np.maximum(error - 64 * eps**2 * largest, 0)
+            scale = np.maximum(scale, 1)
+        # A truth of 0 has to be met exactly. NaN must not hide from the maximum.
+        relative = np.where(error == 0, 0, error / np.maximum(eps * scale, 1e-300))
+        return np.where(np.isnan(relative), np.inf, relative)
+
+    def _row(self, error: float, worst: str) -> Row:
+        dtype = str(self.v.dtype).removeprefix("torch.")
+        names = (self.name, self.quantity, dtype, self.against)
+        return Row(*names, len(self.truth), error, self.bar, worst)

@@ -1,0 +1,38 @@
+// How a binding runs a loop: in place while holding the GIL when it is short, else without the
+// GIL, on torch's threads, and ready for Ctrl-C.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+
+#include "core/parallel.hpp"
+
+namespace curvkern {
+
+namespace py = pybind11;
+
+// Elements a kernel takes at a time: about 50 us of work, which is much against the microsecond
+// that starting the threads costs and little against the time between two polls for signals.
+inline constexpr std::int64_t chunk_size = 2048;
+
+// body(begin, end) for [0, n) cut into chunks. Throws what a Python signal handler raised.
+template <class Body>
+void for_chunks(std::int64_t n, Body body) {
+    if (n == 0) return;
+    if (n <= chunk_size) return body(std::int64_t{0}, n);
+    bool finished;
+    {
+        const py::gil_scoped_release release;
+        finished = parallel_chunks(
+            n, chunk_size,
+            [] {
+                const py::gil_scoped_acquire acquire;
+                return PyErr_CheckSignals() != 0;
+            },
+            body);
+    }
+    if (!finished) throw py::error_already_set();
+}
+
+}  // namespace curvkern

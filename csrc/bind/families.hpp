@@ -1,0 +1,11 @@
+// One function per family and module; each defines the family's operations in `module`.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace curvkern {
+
+void bind_bessel(pybind11::module_& module);
+void bind_bessel_cuda(pybind11::module_& module);
+
+}  // namespace curvkern

@@ -1,0 +1,39 @@
+// curvkern._cpu: the operations on CPU tensors, and what the build and the process look like.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+
+#include "bind/families.hpp"
+#include "core/isa.hpp"
+#include "core/parallel.hpp"
+#include "core/rng.hpp"
+
+namespace py = pybind11;
+
+namespace {
+
+py::dict build_info() {
+    using namespace py::literals;
+    return py::dict("version"_a = CURVKERN_VERSION, "compiler"_a = CURVKERN_COMPILER,
+                    "isas"_a = curvkern::supported_isas(), "cuda"_a = CURVKERN_CUDA_STATUS,
+                    "threads"_a = curvkern::thread_count(),
+                    "openmp"_a = curvkern::openmp_runtime());
+}
+
+std::array<std::uint32_t, 4> philox(std::array<std::uint32_t, 4> counter,
+                                    std::array<std::uint32_t, 2> key) {
+    const auto block = curvkern::philox4x32({{counter[0], counter[1], counter[2], counter[3]}},
+                                            {{key[0], key[1]}});
+    return {block.word[0], block.word[1], block.word[2], block.word[3]};
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cpu, module) {
+    curvkern::install_fork_handler();
+    module.def("build_info", build_info);
+    module.def("isa", [] { return curvkern::isa_name(curvkern::isa()); });
+    module.def("philox", philox, py::arg("counter"), py::arg("key"));
+    curvkern::bind_bessel(module);
+}

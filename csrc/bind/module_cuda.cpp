@@ -1,0 +1,11 @@
+// curvkern._cuda: the operations on CUDA tensors. Loaded on the first CUDA tensor; importing it
+// creates no CUDA context. `stream` is the address of the stream to launch on.
+#include <cuda_runtime_api.h>
+#include <pybind11/pybind11.h>
+
+#include "bind/families.hpp"
+
+PYBIND11_MODULE(_cuda, module) {
+    module.def("runtime_version", [] { return CUDART_VERSION; });
+    curvkern::bind_bessel_cuda(module);
+}

@@ -1,0 +1,35 @@
+# add_simd_library(<target> <source>...)
+#
+# Compiles every source once per instruction set, each time inside its own C++ namespace
+# (CURVKERN_ISA_NAMESPACE = v2, v3, v4; one "baseline" where the processor is not x86-64),
+# and gathers the objects in the interface library <target>.
+#
+# -fno-math-errno and -fno-trapping-math let the compiler vectorise without touching IEEE
+# results; -ffast-math would change results and set flush-to-zero for the whole process.
+set(CURVKERN_KERNEL_FLAGS -O3 -fno-math-errno -fno-trapping-math -fopenmp-simd)
+
+function(add_simd_library target)
+    add_library(${target} INTERFACE)
+    if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
+        set(isas v2 v3 v4)
+    else()
+        set(isas baseline)
+    endif()
+    foreach(isa IN LISTS isas)
+        set(objects ${target}_${isa})
+        add_library(${objects} OBJECT ${ARGN})
+        target_compile_features(${objects} PRIVATE cxx_std_17)
+        target_compile_definitions(${objects} PRIVATE CURVKERN_ISA_NAMESPACE=${isa})
+        target_compile_options(${objects} PRIVATE ${CURVKERN_KERNEL_FLAGS})
+        if(NOT isa STREQUAL "baseline")
+            target_compile_options(${objects} PRIVATE -march=x86-64-${isa})
+        endif()
+        if(isa STREQUAL "v4")
+            target_compile_options(${objects} PRIVATE -mprefer-vector-width=512)
+        endif()
+        target_include_directories(${objects} PRIVATE ${PROJECT_SOURCE_DIR}/csrc)
+        set_target_properties(${objects} PROPERTIES
+            POSITION_INDEPENDENT_CODE ON CXX_VISIBILITY_PRESET hidden)
+        target_sources(${target} INTERFACE $<TARGET_OBJECTS:${objects}>)
+    endforeach()
+endfunction()

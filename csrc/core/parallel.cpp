@@ -1,0 +1,115 @@
+#include "core/parallel.hpp"
+
+#include <dlfcn.h>
+#include <pthread.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <mutex>
+#include <thread>
+
+namespace curvkern {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+constexpr auto poll_interval = std::chrono::milliseconds(50);
+
+std::atomic<bool> in_forked_child{false};
+
+// The part of libgomp's binary interface that is used; libomp and libiomp5 offer it as well.
+struct OpenMP {
+    void (*parallel)(void (*work)(void*), void* data, unsigned threads, unsigned flags);
+    int (*max_threads)();
+    int (*in_parallel)();
+};
+
+// dlsym on torch's handle searches torch's dependencies: this is the runtime torch itself calls.
+bool find(OpenMP& openmp) {
+    void* torch = dlopen("libtorch_cpu.so", RTLD_LAZY | RTLD_NOLOAD);
+    if (torch == nullptr) return false;
+    const auto symbol = [torch](auto& function, const char* name) {
+        function = reinterpret_cast<std::decay_t<decltype(function)>>(dlsym(torch, name));
+        return function != nullptr;
+    };
+    return symbol(openmp.parallel, "GOMP_parallel") &&
+           symbol(openmp.max_threads, "omp_get_max_threads") &&
+           symbol(openmp.in_parallel, "omp_in_parallel");
+}
+
+// Null as long as torch is not loaded; asked again each time, since it may still come.
+const OpenMP* openmp() {
+    static std::atomic<const OpenMP*> ready{nullptr};
+    static std::mutex mutex;
+    static OpenMP table;
+    if (const OpenMP* found = ready.load(std::memory_order_acquire)) return found;
+    const std::lock_guard<std::mutex> lock(mutex);
+    if (ready.load() == nullptr && find(table)) ready.store(&table, std::memory_order_release);
+    return ready.load();
+}
+
+struct Job {
+    std::int64_t n, chunk, chunks;
+    InterruptCheck interrupted;
+    detail::Chunk run;
+    void* body;
+    std::thread::id caller = std::this_thread::get_id();
+    std::atomic<std::int64_t> next{0};
+    std::atomic<bool> stopped{false};
+};
+
+// Every thread of the team takes the next chunk until none is left.
+void work(void* data) {
+    Job& job = *static_cast<Job*>(data);
+    const bool polls = job.interrupted != nullptr && std::this_thread::get_id() == job.caller;
+    Clock::time_point last_poll = Clock::now();
+    while (!job.stopped.load(std::memory_order_relaxed)) {
+        const std::int64_t index = job.next.fetch_add(1, std::memory_order_relaxed);
+        if (index >= job.chunks) return;
+        const std::int64_t begin = index * job.chunk;
+        job.run(job.body, begin, std::min(begin + job.chunk, job.n));
+        if (polls && Clock::now() - last_poll >= poll_interval) {
+            if (job.interrupted()) job.stopped.store(true);
+            last_poll = Clock::now();
+        }
+    }
+}
+
+}  // namespace
+
+int thread_count() {
+    if (in_forked_child.load(std::memory_order_relaxed)) return 1;
+    const OpenMP* runtime = openmp();
+    if (runtime == nullptr || runtime->in_parallel()) return 1;
+    return std::max(1, runtime->max_threads());
+}
+
+std::string openmp_runtime() {
+    const OpenMP* runtime = openmp();
+    Dl_info info;
+    if (runtime == nullptr || dladdr(reinterpret_cast<void*>(runtime->parallel), &info) == 0) {
+        return "";
+    }
+    return info.dli_fname;
+}
+
+void install_fork_handler() {
+    static std::once_flag once;
+    std::call_once(once, [] {
+        pthread_atfork(nullptr, nullptr, [] { in_forked_child.store(true); });
+    });
+}
+
+bool detail::run_chunks(std::int64_t n, std::int64_t chunk, InterruptCheck interrupted,
+                        Chunk run, void* body) {
+    Job job{n, chunk, n / chunk + (n % chunk != 0), interrupted, run, body};
+    const auto threads = std::min<std::int64_t>(job.chunks > 1 ? thread_count() : 1, job.chunks);
+    if (threads > 1) {
+        openmp()->parallel(work, &job, static_cast<unsigned>(threads), 0);
+    } else {
+        work(&job);
+    }
+    return !job.stopped.load();
+}
+
+}  // namespace curvkern

@@ -1,0 +1,112 @@
+"""From what a user passes to what an elementwise operation takes."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+#: Computed in float32 and rounded at the end.
+_HALVES = (torch.float16, torch.bfloat16)
+
+
+def elementwise(
+    function: str, compute: Callable[[Tensor, Tensor], Tensor], v: Any, x: Any
+) -> Any:
+    """Apply ``compute`` to ``v`` and ``x`` after broadcasting and promoting them.
+
+    ``compute`` gets two tensors of one shape and device, both float32 or both float64. NumPy
+    arrays and numbers without any tensor give a NumPy result.
+    """
+    if not (isinstance(v, Tensor) or isinstance(x, Tensor)):
+        result = elementwise(function, compute, _as_tensor(function, "v", v),
+                             _as_tensor(function, "x", x))
+        return result.numpy()[()]
+
+    for name, value in (("v", v), ("x", x)):
+        _check_kind(function, name, value)
+    dtype = _result_dtype(function, v, x)
+    work = torch.float32 if dtype in _HALVES else dtype
+    v, x = _broadcast(function, *_one_device(function, v, x, work))
+    result = compute(v, x)
+    return result if work is dtype else result.to(dtype)
+
+
+def _as_tensor(function: str, name: str, value: Any) -> Tensor:
+    """A NumPy array or number as a tensor; integers become float64, as they do in NumPy."""
+    if not isinstance(value, (np.ndarray, np.generic, numbers.Real)):
+        raise TypeError(
+            f"{function}: {name} must be a tensor, a NumPy array or a real number, "
+            f"got {type(value).__name__}"
+        )
+    array = np.asarray(value)
+    if array.dtype.kind in "iu":
+        array = array.astype(np.float64)
+    if array.dtype.kind != "f" or array.dtype.itemsize > 8:
+        raise TypeError(f"{function}: {name} must be real and at most float64, got {array.dtype}")
+    # A copy in native byte order: read-only and negative strides are nothing torch can take.
+    return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
+
+
+def _check_kind(function: str, name: str, value: Any) -> None:
+    if isinstance(value, Tensor):
+        if value.layout is not torch.strided:
+            raise TypeError(
+                f"{function}: {name} has layout {value.layout}, expected torch.strided; "
+                "call .to_dense() on it"
+            )
+        if value.dtype is torch.bool or value.dtype.is_complex:
+            raise TypeError(f"{function}: {name} must be real, got {value.dtype}")
+    elif isinstance(value, (np.ndarray, np.generic)) and not isinstance(value, float):
+        raise TypeError(
+            f"{function}: {name} is a NumPy {type(value).__name__} beside a tensor; "
+            "convert it with torch.as_tensor"
+        )
+    elif isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(
+            f"{function}: {name} must be a tensor or a real number, got {type(value).__name__}"
+        )
+
+
+def _result_dtype(function: str, v: Any, x: Any) -> torch.dtype:
+    dtype = torch.result_type(v, x)
+    if not dtype.is_floating_point:
+        dtype = torch.get_default_dtype()
+    if dtype not in (torch.float32, torch.float64, *_HALVES):
+        raise TypeError(
+            f"{function}: expected float64, float32, float16, bfloat16 or integers, got {dtype}"
+        )
+    return dtype
+
+
+def _one_device(function: str, v: Any, x: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Both arguments as tensors of the dtype; numbers and 0-d CPU tensors follow the other."""
+    if not isinstance(v, Tensor):
+        v = torch.full((), v, dtype=dtype, device=x.device)
+    if not isinstance(x, Tensor):
+        x = torch.full((), x, dtype=dtype, device=v.device)
+    if v.device != x.device:
+        if v.ndim == 0 and v.device.type == "cpu":
+            v = v.to(x.device)
+        elif x.ndim == 0 and x.device.type == "cpu":
+            x = x.to(v.device)
+        else:
+            raise ValueError(f"{function}: v is on {v.device} but x is on {x.device}")
+    return v.to(dtype), x.to(dtype)
+
+
+def _broadcast(function: str, v: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    if v.shape == x.shape:
+        return v, x
+    try:
+        shape = torch.broadcast_shapes(v.shape, x.shape)
+    except RuntimeError:
+        raise ValueError(
+            f"{function}: v has shape {tuple(v.shape)} but x has shape {tuple(x.shape)}; "
+            "they do not broadcast"
+        ) from None
+    return v.expand(shape), x.expand(shape)
