@@ -63,14 +63,16 @@ def plot(results: dict, target: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    dtypes = sorted({case["dtype"] for case in results["cases"]}, reverse=True)
-    by_dtype = {d: [c for c in results["cases"] if c["dtype"] == d and _shown(c)] for d in dtypes}
+    shown = list(filter(_shown, results["cases"]))
+    dtypes = sorted({case["dtype"] for case in shown}, reverse=True)
+    by_dtype = {dtype: [case for case in shown if case["dtype"] == dtype] for dtype in dtypes}
     rows = max(map(len, by_dtype.values()))
     figure, axes = plt.subplots(1, len(dtypes), figsize=(9 * len(dtypes), 1.5 + 0.32 * rows))
     for axis, dtype in zip(axes if len(dtypes) > 1 else [axes], dtypes, strict=True):
         _panel(axis, by_dtype[dtype], dtype)
     machine = results["machine"]
-    figure.suptitle(f"{machine['cpu']}, ISA {machine['isa']}, one thread, torch {machine['torch']}")
+    described = (machine["cpu"], f"ISA {machine['isa']}", f"torch {machine['torch']}")
+    figure.suptitle(", ".join((*described, "one thread")))
     figure.tight_layout()
     figure.savefig(target, dpi=110)
     plt.close(figure)

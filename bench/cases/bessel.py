@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable
 
 import torch
-
 from curvkern import special
 from curvkern._bench.case import OURS, REFERENCE, Bar, Case, Contestants
 from curvkern.reference import bessel as reference

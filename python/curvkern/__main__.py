@@ -1,4 +1,4 @@
-"""``python -m curvkern [info | check | bench]``: what is installed, does it work, is it fast."""
+"""``python -m curvkern [info | check | bench]``: what is installed, right, and fast."""
 
 from __future__ import annotations
 
@@ -55,10 +55,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="info as JSON")
     commands = parser.add_subparsers(dest="command", metavar="{info,check,bench}")
     info = commands.add_parser("info", help="versions, instruction sets, CUDA (the default)")
-    info.add_argument(
-        "--json", action="store_true", default=argparse.SUPPRESS, help="as JSON"
-    )
-    commands.add_parser("check", help="measure the error of every function; status 1 if too big")
+    info.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="as JSON")
+    commands.add_parser("check", help="measure every error; status 1 when one is over its bar")
     bench = commands.add_parser("bench", help="time every function beside its rivals")
     bench.add_argument("--quick", action="store_true", help="under a minute for a family")
     bench.add_argument("--family", metavar="F", help="only this family, e.g. bessel")

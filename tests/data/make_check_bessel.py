@@ -1,6 +1,6 @@
 """Make python/curvkern/_check/bessel.json, the truths behind `python -m curvkern check`.
 
-Two formulas that share nothing give the two kinds, each with its derivative in the order for free:
+Two formulas that share nothing give the two kinds, each with its derivative in the order:
 
     I_v(x) = (x/2)^v / Gamma(v+1) * sum_k (x^2/4)^k / (k! (v+1)_k)        all terms positive
     K_v(x) = 1/2 * integral exp(-x cosh t + v t) dt over the real line    trapezoidal rule
@@ -28,7 +28,7 @@ PAIRS = [
     *[(1.0, x) for x in (1e-4, 0.75, 5.0, 50.0)],
     *[(0.1, x) for x in (0.01, 1.5, 12.0)],
     *[(0.9375, x) for x in (0.125, 3.0, 42.0)],
-    *[(2.0000002, x) for x in (0.3, 2.0, 10.0)],  # next to an integer, where Temme's sums cancel
+    *[(2.0000002, x) for x in (0.3, 2.0, 10.0)],  # close to an integer
     *[(3.25, x) for x in (1e-2, 4.0, 1400.0)],
     *[(12.6, x) for x in (0.2, 15.0, 80.0)],
     *[(31.0, x) for x in (1e-3, 8.0, 50.0, 1000.0)],  # d = 64

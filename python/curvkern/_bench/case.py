@@ -1,4 +1,4 @@
-"""What a benchmark case is: contestants that do the same work, and the bars they are held to."""
+"""What a benchmark case is: contestants that do the same work, and the bars for ours."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Contestants = Mapping[str, Callable[[], object]]
 
 @dataclass(frozen=True)
 class Bar:
-    """A promise about our time beside a rival's: at most ``slower`` x, or at least ``faster`` x."""
+    """A promise: at most ``slower`` x a rival's time, or at least ``faster`` x faster."""
 
     rival: str
     slower: float | None = None
@@ -26,7 +26,10 @@ class Bar:
 
     def met(self, ratio: float) -> bool:
         """Judge ``ratio`` = our time / the rival's time."""
-        return ratio <= self.slower if self.slower is not None else ratio * self.faster <= 1
+        if self.slower is not None:
+            return ratio <= self.slower
+        assert self.faster is not None
+        return ratio * self.faster <= 1
 
     def describe(self, ratio: float) -> str:
         """The ratio beside its bar, in words."""

@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -57,17 +58,17 @@ def limits() -> dict[str, float]:
 def _limits() -> dict[str, float]:
     source = torch.ones(2**23, dtype=torch.float64)
     target = torch.empty_like(source)
-    seconds = _best(lambda: target.copy_(source))
+    seconds = _best(partial(target.copy_, source))
     found = {"copy_GBps": 2 * source.nbytes / seconds / 1e9}
     for dtype in (torch.float64, torch.float32):
         name = str(dtype).removeprefix("torch.")
         square = torch.rand(1024, 1024, dtype=dtype)
         product = torch.empty_like(square)
-        seconds = _best(lambda a=square, c=product: torch.mm(a, a, out=c))
+        seconds = _best(partial(torch.mm, square, square, out=product))
         found[f"matmul_GFLOPS_{name}"] = 2 * 1024**3 / seconds / 1e9
         line = torch.linspace(-1, 1, 2**16, dtype=dtype)
         result = torch.empty_like(line)
-        seconds = _best(lambda x=line, y=result: torch.exp(x, out=y))
+        seconds = _best(partial(torch.exp, line, out=result))
         found[f"exp_ns_{name}"] = seconds / line.numel() * 1e9
     return found
 

@@ -29,7 +29,8 @@ def load(family: str, directory: Path = CASES) -> list[Case]:
     """The cases of one family, from ``<directory>/<family>.py``."""
     path = directory / f"{family}.py"
     spec = importlib.util.spec_from_file_location(f"curvkern_bench_{family}", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.cases()

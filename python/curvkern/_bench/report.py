@@ -20,8 +20,8 @@ HEADERS = (
 )
 READING = (
     "ns: ours, per element; yardstick: our time over its; PyTorch (the pure-PyTorch twin), "
-    "peer: their time over ours; threads: gain with all of them; limit: the least time that the "
-    "machine's measured limits allow for the case's bytes and operations, over ours"
+    "peer: their time over ours; threads: gain with all of them; limit: the least time that "
+    "the machine's measured limits allow for the case's bytes and operations, over ours"
 )
 
 

@@ -1,7 +1,7 @@
 """Times the contestants of a case in interleaved rounds within one process.
 
-A round calls every contestant once, starting with another one each time, so that a slow spell of
-the machine hits all of them; ratios are taken within a round and then their median is taken.
+A round calls every contestant once, starting with another one each time, so that a slow spell
+of the machine hits all of them; ratios are taken within a round, then their median.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def _finite_share(result: object) -> float:
         return min(map(_finite_share, result))
     if isinstance(result, torch.Tensor):
         result = result.detach().numpy()
-    return float(np.isfinite(result).mean())
+    return float(np.isfinite(np.asarray(result)).mean())
 
 
 @contextmanager

@@ -1,8 +1,9 @@
 """Self-test of the log-Bessel family.
 
-Truths come from ``bessel.json``, made by ``tests/data/make_check_bessel.py`` with mpmath. Errors
-of the logarithms are |err| / (eps max(1, |truth|)) after an allowance of 64 eps^2 max(v, x) for
-the rounding of double-double (float-float) sums of that size; all others are relative.
+Truths come from ``bessel.json``, made by ``tests/data/make_check_bessel.py`` with mpmath.
+Errors of the logarithms are |err| / (eps max(1, |truth|)) after an allowance of
+64 eps^2 max(v, x) for the rounding of double-double (float-float) sums of that size; all others
+are relative.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -43,13 +45,13 @@ def _against_table(points: list[dict], dtype: torch.dtype) -> Iterator[Row]:
     for name in FUNCTIONS:
         truth = np.array([point[name] for point in points])
         row = _Measurement(name, "value", "table", v, x, truth, _native_or(BARS[name], dtype))
-        yield row.of(lambda name=name: getattr(special, name)(v, x))
+        yield row.of(partial(getattr(special, name), v, x))
     for name in ("log_iv", "log_kv"):
         for variable in "vx":
             truth = np.array([point[f"{name}_d{variable}"] for point in points])
             bar = _native_or(DERIVATIVE_BAR, dtype)
             row = _Measurement(name, f"d/d{variable}", "table", v, x, truth, bar)
-            yield row.of(lambda name=name, k=variable: _derivative(name, k, v, x))
+            yield row.of(partial(_derivative, name, variable, v, x))
 
 
 def _against_reference(dtype: torch.dtype, count: int = 2000) -> Iterator[Row]:
@@ -62,7 +64,7 @@ def _against_reference(dtype: torch.dtype, count: int = 2000) -> Iterator[Row]:
         truth = np.stack([twin, np.zeros_like(twin)], axis=1)
         bar = max(BARS[name], REFERENCE_ACCURACY / torch.finfo(dtype).eps)
         row = _Measurement(name, "value", "reference", v, x, truth, bar)
-        yield row.of(lambda name=name: getattr(special, name)(v, x))
+        yield row.of(partial(getattr(special, name), v, x))
 
 
 def _derivative(name: str, variable: str, v: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
