@@ -1,6 +1,7 @@
 """Plots and the README's results table from bench/results/*.json: `python bench/report.py`.
 
-Needs matplotlib, which the extra `docs` installs. `--check` writes nothing and fails when the README is not what the JSON says.
+Needs matplotlib, which the extra `docs` installs. `--check` writes nothing and fails when the
+README is not what the JSON says.
 """
 
 from __future__ import annotations
