@@ -23,8 +23,9 @@ def elementwise(
     arrays and numbers without any tensor give a NumPy result.
     """
     if not (isinstance(v, Tensor) or isinstance(x, Tensor)):
-        result = elementwise(function, compute, _as_tensor(function, "v", v),
-                             _as_tensor(function, "x", x))
+        result = elementwise(
+            function, compute, _as_tensor(function, "v", v), _as_tensor(function, "x", x)
+        )
         return result.numpy()[()]
 
     for name, value in (("v", v), ("x", x)):
@@ -47,7 +48,9 @@ def _as_tensor(function: str, name: str, value: Any) -> Tensor:
     if array.dtype.kind in "iu":
         array = array.astype(np.float64)
     if array.dtype.kind != "f" or array.dtype.itemsize > 8:
-        raise TypeError(f"{function}: {name} must be real and at most float64, got {array.dtype}")
+        raise TypeError(
+            f"{function}: {name} must be real and at most float64, got {array.dtype}"
+        )
     # A copy in native byte order: read-only and negative strides are nothing torch can take.
     return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
 
@@ -73,14 +76,29 @@ def _check_kind(function: str, name: str, value: Any) -> None:
 
 
 def _result_dtype(function: str, v: Any, x: Any) -> torch.dtype:
-    dtype = torch.result_type(v, x)
-    if not dtype.is_floating_point:
+    """``torch.result_type``, which torch.compile does not trace, for real arguments.
+
+    A tensor with dimensions outranks a 0-d tensor, which outranks a number, unless only the
+    lower one is floating.
+    """
+    low, high = sorted((v, x), key=_rank)
+    if _rank(low) == _rank(high):
+        dtype = torch.promote_types(v.dtype, x.dtype)
+    elif high.dtype.is_floating_point or _rank(low) == 0:
+        dtype = high.dtype
+    else:
+        dtype = low.dtype
+    if not (dtype.is_floating_point or dtype.is_complex):
         dtype = torch.get_default_dtype()
     if dtype not in (torch.float32, torch.float64, *_HALVES):
         raise TypeError(
             f"{function}: expected float64, float32, float16, bfloat16 or integers, got {dtype}"
         )
     return dtype
+
+
+def _rank(value: Any) -> int:
+    return 1 + (value.ndim > 0) if isinstance(value, Tensor) else 0
 
 
 def _one_device(function: str, v: Any, x: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

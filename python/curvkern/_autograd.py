@@ -12,11 +12,11 @@ is the rule for every order, forward and backward.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import _ops
 
@@ -29,7 +29,7 @@ def _transform_active() -> bool:
     try:
         return (
             torch._C._functorch.peek_interpreter_stack() is not None
-            or torch.autograd.forward_ad._current_level >= 0
+            or forward_ad._current_level >= 0
         )
     except AttributeError:
         return True
@@ -44,47 +44,33 @@ def derivative_wanted(*tensors: Tensor) -> bool:
 
 def elementwise(function: str, v: Tensor, x: Tensor) -> Tensor:
     """``torch.ops.curvkern.<function>(v, x)`` with derivatives, for same-shape tensors."""
-    return _gates(function)[0](v, x)
+    result: Tensor = _GATES[function](v, x)
+    return result
 
 
-@cache
-def _gates(function: str) -> tuple[Callable[..., Any], ...]:
-    """One callable per order of derivative, each a gate in front of the bare operation."""
-    following: Callable[..., Any] | None = None
-    gates: list[Callable[..., Any]] = []
+def _chain(function: str) -> Callable[..., Any]:
+    """The gate of the function, which leads to that of its gradient, and so on."""
+    gate: Callable[..., Any] | None = None
     for order in reversed(range(len(_ops.DERIVATIVES))):
         operation = getattr(torch.ops.curvkern, function + _ops.DERIVATIVES[order][0]).default
-        following = _gate(operation, *_functions(function, order, operation, following))
-        gates.append(following)
-    return tuple(reversed(gates))
+        gate = _gate(function, order, operation, gate)
+    assert gate is not None
+    return gate
 
 
-def _gate(operation: Any, traced: Any, eager: Any) -> Callable[..., Any]:
-    def call(v: Tensor, x: Tensor) -> Any:
-        if torch.compiler.is_compiling():
-            return traced.apply(v, x)
-        if derivative_wanted(v, x):
-            return eager.apply(v, x)
-        return operation(v, x)
-
-    return call
-
-
-def _functions(
-    function: str, order: int, operation: Any, following: Callable[..., Any] | None
-) -> tuple[type, type]:
-    """The ``autograd.Function`` for torch.compile, and its subclass that also knows jvp."""
+def _gate(function: str, order: int, operation: Any, following: Any) -> Callable[..., Any]:
+    """The bare operation, in an ``autograd.Function`` where a derivative is wanted."""
 
     def derivatives(v: Tensor, x: Tensor) -> Sequence[Tensor]:
         if following is None:
             raise RuntimeError(
                 f"{function}: derivatives beyond the second are not implemented; "
-                "set CURVKERN_BACKEND=reference for a differentiable reference"
+                "CURVKERN_BACKEND=reference has them"
             )
         result: Sequence[Tensor] = following(v, x)
         return result
 
-    class Traced(torch.autograd.Function):
+    class Elementwise(torch.autograd.Function):
         @staticmethod
         def forward(v: Tensor, x: Tensor) -> Any:
             return operation(v, x)
@@ -106,23 +92,32 @@ def _functions(
             )
 
         @staticmethod
+        def jvp(ctx: Any, dv: Tensor | None, dx: Tensor | None) -> Any:
+            # torch calls this with forward mode off, and an outer jvp of the result would be
+            # zero without a word. So turn it on, with inputs stripped of this level's tangents.
+            with forward_ad._set_fwd_grad_enabled(True):
+                primals = (forward_ad.unpack_dual(t, level=0).primal for t in ctx.saved_tensors)
+                d = derivatives(*primals)
+                tangents = tuple(_dot((dv, dx), d[k : k + 2]) for k in range(order + 1))
+            return tangents[0] if order == 0 else tangents
+
+        @staticmethod
         def vmap(info: Any, in_dims: Any, v: Tensor, x: Tensor) -> Any:
             batched = [
                 t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0)
                 for t, dim in zip((v, x), in_dims, strict=True)
             ]
-            result = gate(*batched)
-            return result, 0 if order == 0 else (0,) * (order + 1)
+            return call(*batched), 0 if order == 0 else (0,) * (order + 1)
 
-    class Eager(Traced):
-        @staticmethod
-        def jvp(ctx: Any, dv: Tensor | None, dx: Tensor | None) -> Any:
-            d = derivatives(*ctx.saved_tensors)
-            tangents = tuple(_dot((dv, dx), d[k : k + 2]) for k in range(order + 1))
-            return tangents[0] if order == 0 else tangents
+    # torch.compile refuses an autograd.Function with a jvp when it looks inside one. It need
+    # not look: what it traces afterwards are the operations that this function runs.
+    @torch.compiler.allow_in_graph
+    def call(v: Tensor, x: Tensor) -> Any:
+        if derivative_wanted(v, x):
+            return Elementwise.apply(v, x)
+        return operation(v, x)
 
-    gate = _gate(operation, Traced, Eager)
-    return Traced, Eager
+    return call
 
 
 def _dot(factors: Sequence[Tensor | None], derivatives: Sequence[Tensor]) -> Tensor | None:
@@ -133,3 +128,6 @@ def _dot(factors: Sequence[Tensor | None], derivatives: Sequence[Tensor]) -> Ten
             product = factor * derivative
             total = product if total is None else total + product
     return total
+
+
+_GATES = {function: _chain(function) for function in _ops.BESSEL}

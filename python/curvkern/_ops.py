@@ -1,6 +1,6 @@
 """Registration of the compiled operations with ``torch.library``.
 
-Importing this module defines ``torch.ops.curvkern.*``. The operations carry no autograd formula;
+Importing this module defines ``torch.ops.curvkern.*``, which carry no autograd formula;
 derivatives are the business of :mod:`curvkern._autograd`.
 """
 

@@ -1,0 +1,269 @@
+"""The Matern correlation of any order, differentiable in distance, smoothness and length scale.
+
+    M = 2^{1-nu} / Gamma(nu) z^nu K_nu(z),    z = sqrt(2 nu) r / l
+
+The factors over- and underflow, and their logarithms (nu log z, log K, log Gamma) cancel: as nu grows, as
+r -> 0, and everywhere in the derivatives. So each range has its own form:
+
+z < 1/4, nu < 14    1 - M from the two power series of K, poles at integer nu taken out     _series
+z >= 1/4, nu < 14   the logarithms, which cancel little here                                _direct
+nu >= 14            Debye's uniform expansion with Gamma(nu) cancelled by hand              _debye
+r = 0               1, with the exact one-sided derivatives in r                            _origin
+
+References
+----------
+.. [1] M. Stein, "Interpolation of Spatial Data", Springer 1999, section 2.7.
+.. [2] NIST DLMF, 10.27.4 and 10.25.2 (series), 10.41.4 and 10.41.9 (uniform expansion).
+"""
+
+from __future__ import annotations
+
+import functools
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import _bessel as special
+
+SMALL_Z = 0.25
+LARGE_NU = 14.0
+SERIES_TERMS = 6  # truncation below 1e-15 at z = SMALL_Z
+DEBYE_TERMS = 15  # truncation and rounding below 3e-16 from nu = LARGE_NU on
+HUGE_NU = 1e15  # from here on the limit exp(-r^2 / 2 l^2) to rounding
+HUGE_DISTANCE = 1e100  # in length scales; the correlation is 0 long before
+
+
+def matern(r: Any, nu: Any, lengthscale: Any = 1.0) -> Any:
+    r"""General-order Matern correlation.
+
+    .. math::
+        M_\nu(r) = \frac{2^{1-\nu}}{\Gamma(\nu)} z^\nu K_\nu(z), \qquad z = \sqrt{2\nu}\, r / \ell
+
+    nu = 1/2 is exp(-r/l), nu -> inf the Gaussian exp(-r^2 / 2 l^2).
+
+    Parameters
+    ----------
+    r : Tensor, ndarray or float
+        Distances, >= 0.
+    nu : Tensor, ndarray or float
+        Smoothness, > 0; inf is allowed.
+    lengthscale : Tensor, ndarray or float
+        Length scale, > 0.
+
+    Returns
+    -------
+    Tensor or ndarray
+        Of the broadcast shape and promoted dtype (integers promote to the default dtype). NumPy in,
+        NumPy out.
+
+    Raises
+    ------
+    TypeError
+        A complex or boolean argument, or no number at all.
+
+    Notes
+    -----
+    Values are computed in float64. Arguments outside the domain give NaN. All three arguments have
+    gradients, twice. At r = 0 the derivative in r is the one from the right: 0 for nu > 1/2, -1/l at
+    nu = 1/2, -inf below; those in nu and l are 0.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from curvkern.special import matern
+    >>> r = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
+    >>> print([round(m, 6) for m in matern(r, 0.7).tolist()])
+    [1.0, 0.665862, 0.40818]
+    """
+    arguments = {"r": r, "nu": nu, "lengthscale": lengthscale}
+    for name, argument in arguments.items():
+        _require_real(name, argument)
+    if any(isinstance(a, (np.ndarray, np.generic)) for a in arguments.values()) and not any(
+        isinstance(a, Tensor) for a in arguments.values()
+    ):
+        dtype = np.result_type(*arguments.values(), np.float16)
+        wide = [torch.from_numpy(np.asarray(a, np.float64)) for a in arguments.values()]
+        return _correlation(*torch.broadcast_tensors(*wide)).numpy().astype(dtype)[()]
+    dtype = _promoted(*arguments.values())
+    device = next((a.device for a in arguments.values() if isinstance(a, Tensor)), None)
+    wide = [torch.as_tensor(a, device=device).double() for a in arguments.values()]
+    return _correlation(*wide).to(dtype)
+
+
+def _require_real(name: str, argument: Any) -> None:
+    if isinstance(argument, Tensor):
+        bad = argument.is_complex() or argument.dtype == torch.bool
+        kind: Any = argument.dtype
+    elif isinstance(argument, (np.ndarray, np.generic)):
+        bad, kind = argument.dtype.kind not in "iuf", argument.dtype
+    else:
+        bad, kind = isinstance(argument, bool) or not isinstance(argument, (int, float)), type(argument)
+    if bad:
+        raise TypeError(f"matern: {name} must be real numbers, got {kind}")
+
+
+def _promoted(*arguments: Any) -> torch.dtype:
+    """torch's promotion of three arguments; integers alone go to the default dtype, floats to float64."""
+    probes = [a.new_empty((0,) * min(a.dim(), 1)) if isinstance(a, Tensor) else a for a in arguments]
+    total = probes[0] + probes[1] + probes[2]
+    dtype = total.dtype if isinstance(total, Tensor) else torch.float64
+    return dtype if dtype.is_floating_point else torch.get_default_dtype()
+
+
+def _correlation(r: Tensor, nu: Tensor, lengthscale: Tensor) -> Tensor:
+    """M in float64: each form sees harmless arguments outside its own range."""
+    valid = (r >= 0) & (nu > 0) & (lengthscale > 0)
+    distance = torch.where(valid, r / lengthscale, 1.0).clamp_max(HUGE_DISTANCE)
+    nu = torch.where(nu > 0, nu, 1.0).clamp_max(HUGE_NU)
+    z = torch.sqrt(2 * nu) * distance
+
+    origin, smooth = distance == 0, nu >= LARGE_NU
+    near = (z < SMALL_Z) & ~smooth & ~origin
+    far = ~(near | smooth | origin)
+    rough_nu, smooth_nu = torch.where(smooth, 1.0, nu), torch.where(smooth, nu, LARGE_NU)
+
+    result = torch.where(valid, torch.ones_like(z), torch.nan)
+    if _any(origin & valid):
+        result = torch.where(origin & valid, _origin(origin & valid, r, nu, lengthscale), result)
+    if _any(near & valid):
+        result = torch.where(near & valid, _series(torch.where(near, z, SMALL_Z), rough_nu), result)
+    if _any(far & valid):
+        result = torch.where(far & valid, _direct(torch.where(far, z, 1.0), rough_nu), result)
+    smooth = smooth & ~origin & valid
+    if _any(smooth):
+        result = torch.where(smooth, _debye(torch.where(smooth, distance, 1.0), smooth_nu), result)
+    return result
+
+
+def _any(mask: Tensor) -> bool:
+    """Whether a form is needed; yes where the data cannot be looked at (compile, vmap, meta)."""
+    if torch.compiler.is_compiling():
+        return True
+    try:
+        return bool(mask.any())
+    except RuntimeError:
+        return True
+
+
+def _origin(at_origin: Tensor, r: Tensor, nu: Tensor, lengthscale: Tensor) -> Tensor:
+    """1 - Gamma(1-nu) / Gamma(1+nu) (z/2)^{2 nu} - (z/2)^2 / (nu - 1) at z = 0: one, and its slopes."""
+    # below nu = 1/2 the slope in r is infinite, and infinity times zero must not reach the length scale
+    scale = torch.where(nu < 0.5, (1 / lengthscale).detach(), 1 / lengthscale)
+    half_z = torch.where(at_origin, torch.sqrt(nu / 2) * r * scale, 1.0)
+    cusped, inner = nu < 1, torch.where(nu < 1, nu, 0.5)
+    cusp = torch.exp(torch.lgamma(1 - inner) - torch.lgamma(1 + inner)) * half_z ** (2 * inner)
+    bowl = half_z**2 / torch.where(nu == 1, torch.inf, nu - 1)
+    return torch.where(at_origin, 1 - torch.where(cusped, cusp, 0.0) - bowl, 1.0)
+
+
+def _direct(z: Tensor, nu: Tensor) -> Tensor:
+    scale = torch.log(torch.full_like(nu, 2.0)) - torch.lgamma(nu)
+    return torch.exp(special.log_kv(nu, z) + nu * torch.log(z / 2) + scale)
+
+
+def _series(z: Tensor, nu: Tensor) -> Tensor:
+    """1 - M by the power series of K_nu, with q = z^2 / 4, n = round(nu) >= 1 and delta = nu - n.
+
+    1 - M = - sum_{0<k<n} q^k / (k! (1-nu)_k)
+            + q^n / prod_{k<n} (k - nu) sum_i q^i / ((n+i)! (1-delta)_i) (1 - exp(delta h_i)) / delta,
+    h_i   = log q + g_i,   delta g_i = [log Gamma]_{1+i}^{1+i-delta} - [log Gamma]_{n+1+i}^{n+1+i+delta}
+
+    The second sum joins term n + i of the series of I_{-nu} with term i of that of I_nu: each has a pole
+    where nu = n, their difference has none.
+    """
+    n = torch.round(nu.detach()).clamp_min(1)
+    delta = nu - n
+    log_q = 2 * torch.log(z / 2)
+    q = torch.exp(log_q)
+
+    regular, coefficient = torch.zeros_like(nu), torch.ones_like(nu)
+    polynomial = torch.zeros_like(z)
+    power = torch.ones_like(z)
+    product = torch.ones_like(nu)
+    for k in range(1, int(LARGE_NU)):
+        product = torch.where(k < n, product * (k - nu), product)
+        if k < 8:  # q^8 / 8! is below 1e-19
+            coefficient = coefficient / (k * torch.where(k < n, k - nu, 1.0))
+            power = power * q
+            polynomial = polynomial - torch.where(k < n, coefficient, regular) * power
+
+    paired = torch.zeros_like(z)
+    rising = torch.ones_like(nu)
+    for i in range(SERIES_TERMS):
+        if i:
+            rising = rising * (i - delta)
+        weight = torch.exp(-torch.lgamma(n + i + 1)) / (product * rising)
+        h = log_q + _gamma_quotient(i, n, delta)
+        paired = paired - weight * _joined(delta, h, (n + i) * log_q)
+    return 1 - (polynomial + paired)
+
+
+def _gamma_quotient(i: int, n: Tensor, delta: Tensor) -> Tensor:
+    """g_i of the series: a difference of log Gamma divided by delta, by Taylor's formula near 0."""
+    low, high = torch.full_like(n, 1.0 + i), n + 1 + i
+    small = delta.abs() < 0.02
+    d = torch.where(small, 1.0, delta)
+    plain = torch.lgamma(low - d) - torch.lgamma(low) - torch.lgamma(high + d) + torch.lgamma(high)
+    t = torch.where(small, delta, 0.0)
+    taylor, power = -torch.digamma(low) - torch.digamma(high), torch.ones_like(delta)
+    for m in range(2, 10):  # log Gamma(x + t) = log Gamma(x) + t psi(x) + sum_m (-t)^m zeta(m, x) / m
+        power = power * t
+        zetas = torch.special.zeta(m, low) - (-1) ** m * torch.special.zeta(m, high)
+        taylor = taylor + power * zetas / m
+    return torch.where(small, taylor, plain / d)
+
+
+def _joined(delta: Tensor, h: Tensor, log_power: Tensor) -> Tensor:
+    """exp(log_power) (exp(delta h) - 1) / delta, finite as delta -> 0, no overflow as h -> -inf."""
+    a = delta * h
+    large, tiny = a.abs() > 1, a.abs() < 1e-3
+    safe = torch.where(large | tiny, 0.5, a)
+    quotient = torch.where(tiny, 1 + a / 2 * (1 + a / 3 * (1 + a / 4)), torch.expm1(safe) / safe)
+    step = torch.exp(torch.where(large, a, 0.0) + log_power) - torch.exp(log_power)
+    apart = step / torch.where(large, delta, 1.0)
+    return torch.where(large, apart, torch.exp(log_power) * torch.where(large, 1.0, h * quotient))
+
+
+def _debye(distance: Tensor, nu: Tensor) -> Tensor:
+    """nu (log(1 + y/2) - y) - 1/4 log(1 + w) + log(S(t) / S(1)) for log M, nothing in it cancels.
+
+    w = 2 (r/l)^2 / nu,  1 + y = sqrt(1 + w) = 1/t,  S(t) = sum_k (-1)^k u_k(t) / nu^k. Gamma(nu) is gone
+    with S(1), Stirling's series; what is left tends to -(r/l)^2 / 2.
+    """
+    w = 2 * distance**2 / nu
+    root = torch.sqrt(1 + w)
+    y, t = w / (1 + root), 1 / root
+    inverse = -1 / nu
+    powers = [torch.ones_like(nu)]
+    for _ in range(DEBYE_TERMS):
+        powers.append(powers[-1] * inverse)
+    rows = _debye_rows()
+    coefficients = [sum(c * powers[k] for k, c in row) for row in rows]
+    at_one = functools.reduce(torch.add, coefficients)
+    total = coefficients[-1]
+    for coefficient in reversed(coefficients[:-1]):
+        total = total * t + coefficient
+    return torch.exp(
+        nu * (torch.log1p(y / 2) - y) - torch.log1p(w) / 4 + torch.log(total / at_one)
+    )
+
+
+@functools.cache
+def _debye_rows() -> list[list[tuple[int, float]]]:
+    """Row j: the pairs (k, coefficient of t^j in u_k), from u_{k+1} = t^2 (1-t^2) u_k' / 2 + 1/8
+    int_0^t (1 - 5 s^2) u_k ds, in exact arithmetic."""
+    u = [Fraction(1)]
+    rows: list[list[tuple[int, float]]] = [[] for _ in range(3 * DEBYE_TERMS + 1)]
+    for k in range(DEBYE_TERMS + 1):
+        for j, c in enumerate(u):
+            if c:
+                rows[j].append((k, float(c)))
+        following = [Fraction(0)] * (len(u) + 3)
+        for j, c in enumerate(u):
+            following[j + 1] += c * (Fraction(j, 2) + Fraction(1, 8 * (j + 1)))
+            following[j + 3] -= c * (Fraction(j, 2) + Fraction(5, 8 * (j + 3)))
+        u = following
+    return rows
