@@ -4,9 +4,13 @@
 # (CURVKERN_ISA_NAMESPACE = v2, v3, v4; one "baseline" where the processor is not x86-64),
 # and gathers the objects in the interface library <target>.
 #
+# An inline function outside these namespaces would be emitted once per instruction set under one
+# name, and the linker could hand the AVX-512 copy to everybody: check_symbols.cmake refuses it.
+#
 # -fno-math-errno and -fno-trapping-math let the compiler vectorise without touching IEEE
 # results; -ffast-math would change results and set flush-to-zero for the whole process.
 set(CURVKERN_KERNEL_FLAGS -O3 -fno-math-errno -fno-trapping-math -fopenmp-simd)
+set(CURVKERN_CHECK_SYMBOLS ${CMAKE_CURRENT_LIST_DIR}/check_symbols.cmake)
 
 function(add_simd_library target)
     add_library(${target} INTERFACE)
@@ -18,7 +22,7 @@ function(add_simd_library target)
     foreach(isa IN LISTS isas)
         set(objects ${target}_${isa})
         add_library(${objects} OBJECT ${ARGN})
-        target_compile_features(${objects} PRIVATE cxx_std_17)
+        target_compile_features(${objects} PRIVATE cxx_std_20)
         target_compile_definitions(${objects} PRIVATE CURVKERN_ISA_NAMESPACE=${isa})
         target_compile_options(${objects} PRIVATE ${CURVKERN_KERNEL_FLAGS})
         if(NOT isa STREQUAL "baseline")
@@ -31,5 +35,12 @@ function(add_simd_library target)
         set_target_properties(${objects} PROPERTIES
             POSITION_INDEPENDENT_CODE ON CXX_VISIBILITY_PRESET hidden)
         target_sources(${target} INTERFACE $<TARGET_OBJECTS:${objects}>)
+        set(stamp ${CMAKE_CURRENT_BINARY_DIR}/${objects}.checked)
+        add_custom_command(OUTPUT ${stamp}
+            COMMAND ${CMAKE_COMMAND} -D NM=${CMAKE_NM} -D NAMESPACE=${isa} -D STAMP=${stamp}
+                -D "OBJECTS=$<TARGET_OBJECTS:${objects}>" -P ${CURVKERN_CHECK_SYMBOLS}
+            DEPENDS ${objects} $<TARGET_OBJECTS:${objects}> ${CURVKERN_CHECK_SYMBOLS}
+            VERBATIM)
+        add_custom_target(${objects}_checked ALL DEPENDS ${stamp})
     endforeach()
 endfunction()

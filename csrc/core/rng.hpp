@@ -9,7 +9,7 @@
 
 #include "core/hd.hpp"
 
-namespace curvkern {
+CURVKERN_BEGIN_NAMESPACE
 
 struct PhiloxCounter {
     std::uint32_t word[4];
@@ -19,7 +19,7 @@ struct PhiloxKey {
     std::uint32_t word[2];
 };
 
-CURVKERN_HD inline PhiloxCounter philox4x32(PhiloxCounter counter, PhiloxKey key) {
+CURVKERN_HD PhiloxCounter philox4x32(PhiloxCounter counter, PhiloxKey key) {
     for (int round = 0; round < 10; ++round) {
         const std::uint64_t product0 = std::uint64_t{0xD2511F53u} * counter.word[0];
         const std::uint64_t product1 = std::uint64_t{0xCD9E8D57u} * counter.word[2];
@@ -33,4 +33,4 @@ CURVKERN_HD inline PhiloxCounter philox4x32(PhiloxCounter counter, PhiloxKey key
     return counter;
 }
 
-}  // namespace curvkern
+CURVKERN_END_NAMESPACE
