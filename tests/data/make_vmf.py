@@ -9,8 +9,9 @@ kappa^2/4) and A = I_{v+1}/I_v (the mean resultant length), in balls that cannot
     kl_uniform     = kappa A - F(kappa)
     kl             = A_1 (kappa_1 - kappa_2 cos) + F(kappa_2) - F(kappa_1),  cos = mu_1.mu_2
 
-`fit` rows solve A(kappa) = rbar for the float64 Rbar given; cond = |dlog kappa / dlog Rbar|.
+`fit` rows solve A(kappa) = Rbar for the float64 Rbar given; cond = |dlog kappa / dlog Rbar|.
 """
+
 import json
 from pathlib import Path
 

@@ -1,12 +1,14 @@
 """Log-Bessel functions and their derivatives to any precision, in ball arithmetic.
 
 Nothing here is shared with curvkern. Values come from Arb (python-flint), which returns an
-interval that contains the true value; above v = 1e5, where Arb slows down and then gives up, they come from the
-Debye expansion (DLMF 10.41) in the same ball arithmetic. Derivatives in the order are central
-differences with a step of 2^-128: their truncation error is about 2^-256, their rounding error is
-part of the ball, and `bessel` raises the working precision until every ball is narrow enough.
+interval that contains the true value; above v = 1e5, where Arb slows down and then gives up,
+they come from the Debye expansion (DLMF 10.41) in the same ball arithmetic. Derivatives in the
+order are central differences with a step of 2^-128: their truncation error is about 2^-256,
+their rounding error is part of the ball, and `bessel` raises the working precision until every
+ball is narrow enough.
 """
-from functools import lru_cache
+
+from functools import cache
 
 from flint import arb, arb_poly, ctx, fmpq, fmpq_poly
 
@@ -24,7 +26,9 @@ SLOPES = (
     "log_hyp0f1_dv", "kv_ratio_dv", "kv_ratio_dx",
 )  # fmt: skip
 CURVATURES = tuple(
-    f"{name}_{pair}" for name in ("log_iv", "log_kv", "log_hyp0f1") for pair in ("dvv", "dvx", "dxx")
+    f"{name}_{pair}"
+    for name in ("log_iv", "log_kv", "log_hyp0f1")
+    for pair in ("dvv", "dvx", "dxx")
 )
 
 
@@ -32,7 +36,7 @@ class PrecisionError(ArithmeticError):
     """The working precision was not enough to enclose a result narrowly."""
 
 
-@lru_cache(maxsize=None)
+@cache
 def debye_polynomial(k):
     """u_k(t) of DLMF 10.41.10, exact rational coefficients."""
     if k == 0:
@@ -49,9 +53,9 @@ def _debye(v, x, sign):
     r = (1 + z * z).sqrt()
     # eta - z, written so that neither a huge nor a tiny z cancels in it
     eta_minus_z = 1 / (r + z) + (z / (1 + r)).log()
-    total = sum(
-        (arb_poly(debye_polynomial(k))(1 / r) / (sign * v) ** k for k in range(DEBYE_TERMS)), arb(0)
-    )
+    total = arb(1)
+    for k in range(1, DEBYE_TERMS):
+        total += arb_poly(debye_polynomial(k))(1 / r) / (sign * v) ** k
     front = -(2 * arb.pi() * v).log() / 2 if sign > 0 else (arb.pi() / (2 * v)).log() / 2
     return front + sign * v * eta_minus_z - r.log() / 2 + total.log()
 
@@ -151,24 +155,26 @@ def bessel(v, x, start=512):
     raise PrecisionError(f"v={v!r}, x={x!r}")
 
 
+_VALUE = {
+    "log_iv": lambda v, x: log_ive(v, x) + x,
+    "log_kv": lambda v, x: log_kve(v, x) - x,
+    "log_ive": log_ive,
+    "log_kve": log_kve,
+    "log_hyp0f1": log_hyp0f1,
+    "iv_ratio": lambda v, x: (log_ive(v + 1, x) - log_ive(v, x)).exp(),
+    "kv_ratio": lambda v, x: (log_kve(v + 1, x) - log_kve(v, x)).exp(),
+}
+
+
 def value(name, v, x):
     """One value, without its derivatives: (hi, lo) with hi + lo right to 100 bits."""
     precision = 192
     while precision <= MAX_PRECISION:
         ctx.prec = precision
-        order, at = arb(v), arb(x)
-        ball = {
-            "log_iv": lambda: log_ive(order, at) + at,
-            "log_kv": lambda: log_kve(order, at) - at,
-            "log_ive": lambda: log_ive(order, at),
-            "log_kve": lambda: log_kve(order, at),
-            "log_hyp0f1": lambda: log_hyp0f1(order, at),
-            "iv_ratio": lambda: (log_ive(order + 1, at) - log_ive(order, at)).exp(),
-            "kv_ratio": lambda: (log_kve(order + 1, at) - log_kve(order, at)).exp(),
-        }[name]()
+        ball = _VALUE[name](arb(v), arb(x))
         if _narrow(ball, VALUE_BITS):
             return split(ball)
-        precision *= 4
+        precision *= 2
     raise PrecisionError(f"{name} at v={v!r}, x={x!r}")
 
 
