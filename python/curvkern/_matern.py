@@ -22,11 +22,11 @@ import functools
 from fractions import Fraction
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from . import _bessel as special
+from ._arguments import _as_tensor, _check_kind
+from ._bessel import log_kv
 
 SMALL_Z = 0.25
 LARGE_NU = 14.0
@@ -56,13 +56,15 @@ def matern(r: Any, nu: Any, lengthscale: Any = 1.0) -> Any:
     Returns
     -------
     Tensor or ndarray
-        Of the broadcast shape and promoted dtype (integers promote to the default dtype). NumPy in,
-        NumPy out.
+        Of the broadcast shape and promoted dtype, as the functions of `curvkern.special` promote.
+        NumPy arrays and plain numbers give NumPy results.
 
     Raises
     ------
     TypeError
-        A complex or boolean argument, or no number at all.
+        A complex, boolean or sparse argument, or no number at all.
+    ValueError
+        Shapes that do not broadcast; tensors on two devices.
 
     Notes
     -----
@@ -79,38 +81,36 @@ def matern(r: Any, nu: Any, lengthscale: Any = 1.0) -> Any:
     [1.0, 0.665862, 0.40818]
     """
     arguments = {"r": r, "nu": nu, "lengthscale": lengthscale}
+    if not any(isinstance(a, Tensor) for a in arguments.values()):
+        arrays = [_as_tensor("matern", name, a) for name, a in arguments.items()]
+        return matern(*arrays).numpy()[()]
     for name, argument in arguments.items():
-        _require_real(name, argument)
-    if any(isinstance(a, (np.ndarray, np.generic)) for a in arguments.values()) and not any(
-        isinstance(a, Tensor) for a in arguments.values()
-    ):
-        dtype = np.result_type(*arguments.values(), np.float16)
-        wide = [torch.from_numpy(np.asarray(a, np.float64)) for a in arguments.values()]
-        return _correlation(*torch.broadcast_tensors(*wide)).numpy().astype(dtype)[()]
-    dtype = _promoted(*arguments.values())
-    device = next((a.device for a in arguments.values() if isinstance(a, Tensor)), None)
-    wide = [torch.as_tensor(a, device=device).double() for a in arguments.values()]
-    return _correlation(*wide).to(dtype)
-
-
-def _require_real(name: str, argument: Any) -> None:
-    if isinstance(argument, Tensor):
-        bad = argument.is_complex() or argument.dtype == torch.bool
-        kind: Any = argument.dtype
-    elif isinstance(argument, (np.ndarray, np.generic)):
-        bad, kind = argument.dtype.kind not in "iuf", argument.dtype
-    else:
-        bad, kind = isinstance(argument, bool) or not isinstance(argument, (int, float)), type(argument)
-    if bad:
-        raise TypeError(f"matern: {name} must be real numbers, got {kind}")
+        _check_kind("matern", name, argument)
+    wide = _broadcastable(arguments)
+    return _correlation(*wide).to(_promoted(*arguments.values()))
 
 
 def _promoted(*arguments: Any) -> torch.dtype:
-    """torch's promotion of three arguments; integers alone go to the default dtype, floats to float64."""
+    """torch's promotion of several arguments, integers to the default floating dtype."""
     probes = [a.new_empty((0,) * min(a.dim(), 1)) if isinstance(a, Tensor) else a for a in arguments]
     total = probes[0] + probes[1] + probes[2]
-    dtype = total.dtype if isinstance(total, Tensor) else torch.float64
-    return dtype if dtype.is_floating_point else torch.get_default_dtype()
+    return total.dtype if total.is_floating_point() else torch.get_default_dtype()
+
+
+def _broadcastable(arguments: dict[str, Any]) -> list[Tensor]:
+    """The arguments in float64 on one device; numbers and 0-d CPU tensors follow the others."""
+    tensors = {name: a for name, a in arguments.items() if isinstance(a, Tensor)}
+    leader = max(tensors, key=lambda name: (tensors[name].dim() > 0, tensors[name].device.type != "cpu"))
+    device = tensors[leader].device
+    for name, tensor in tensors.items():
+        if tensor.device != device and not (tensor.dim() == 0 and tensor.device.type == "cpu"):
+            raise ValueError(f"matern: {leader} is on {device} but {name} is on {tensor.device}")
+    try:
+        torch.broadcast_shapes(*(t.shape for t in tensors.values()))
+    except RuntimeError:
+        shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in tensors.items())
+        raise ValueError(f"matern: shapes do not broadcast: {shapes}") from None
+    return [torch.as_tensor(a, dtype=torch.float64, device=device) for a in arguments.values()]
 
 
 def _correlation(r: Tensor, nu: Tensor, lengthscale: Tensor) -> Tensor:
@@ -161,7 +161,7 @@ def _origin(at_origin: Tensor, r: Tensor, nu: Tensor, lengthscale: Tensor) -> Te
 
 def _direct(z: Tensor, nu: Tensor) -> Tensor:
     scale = torch.log(torch.full_like(nu, 2.0)) - torch.lgamma(nu)
-    return torch.exp(special.log_kv(nu, z) + nu * torch.log(z / 2) + scale)
+    return torch.exp(log_kv(nu, z) + nu * torch.log(z / 2) + scale)
 
 
 def _series(z: Tensor, nu: Tensor) -> Tensor:

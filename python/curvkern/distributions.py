@@ -7,7 +7,6 @@ would be noise. Whatever touches data runs in its own dtype.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from torch.distributions import Distribution, constraints
 from torch.distributions.kl import register_kl
 
 from . import _vmf
+from ._arguments import _as_tensor
 
 __all__ = ["HypersphericalUniform", "VonMisesFisher", "fit_concentration"]
 
@@ -433,7 +433,7 @@ def fit_concentration(rbar: Any, dim: int) -> Any:
     Returns
     -------
     Tensor or ndarray
-        Of the shape and dtype of `rbar`; a float gives a 0-d float64 tensor. Differentiable, twice.
+        Of the shape and dtype of `rbar`; a number gives a NumPy float64. Differentiable, twice.
 
     Raises
     ------
@@ -454,17 +454,9 @@ def fit_concentration(rbar: Any, dim: int) -> Any:
     298.919112
     """
     dim = _require_dim("fit_concentration", dim)
-    if isinstance(rbar, bool) or not isinstance(rbar, (Tensor, np.ndarray, np.generic, int, float)):
-        raise TypeError(
-            f"fit_concentration: rbar must be a tensor, array or float, got {type(rbar).__name__}"
-        )
-    if isinstance(rbar, (np.ndarray, np.generic)):
-        result = fit_concentration(torch.from_numpy(np.array(rbar)), dim).numpy()
-        return result if isinstance(rbar, np.ndarray) else result[()]
     if not isinstance(rbar, Tensor):
-        rbar = torch.tensor(rbar, dtype=torch.float64)
-    elif not (rbar.is_floating_point()):
-        raise TypeError(f"fit_concentration: rbar must be real and floating, got {rbar.dtype}")
+        return fit_concentration(_as_tensor("fit_concentration", "rbar", rbar), dim).numpy()[()]
+    _require_floating("fit_concentration", rbar=rbar)
     valid = (rbar >= 0) & (rbar <= 1)
     if not bool(valid.all()):
         got = rbar[~valid].reshape(-1)[0].item()
