@@ -110,8 +110,10 @@ class _Measurement:
             largest = np.maximum(self.v.double().numpy(), self.x.double().numpy())
             error = np.maximum(error - 64 * eps**2 * largest, 0)
             scale = np.maximum(scale, 1)
-        # A truth of 0 has to be met exactly. NaN must not hide from the maximum.
-        relative = np.where(error == 0, 0, error / np.maximum(eps * scale, 1e-300))
+        if _runtime.backend() == "reference":
+            scale = np.maximum(scale, 1)
+        # Below the smallest normal number only its own size counts; NaN is the largest error.
+        relative = error / np.maximum(eps * scale, torch.finfo(self.v.dtype).tiny)
         return np.where(np.isnan(relative), np.inf, relative)
 
     def _row(self, error: float, worst: str) -> Row:
