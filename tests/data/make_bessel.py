@@ -154,37 +154,49 @@ def make_table():
     np.savez_compressed(HERE / "bessel.npz", v=v, x=x, region=region, f32=f32, **columns)
 
 
+NAN, INF = float("nan"), float("inf")
+
+# limits at x = 0 with v = 0, at x = 0 with v > 0, as x -> inf, as v -> inf; NaN elsewhere
+LIMITS = {
+    "log_iv": (0.0, -INF, INF, -INF),
+    "log_kv": (INF, INF, -INF, INF),
+    "log_ive": (0.0, -INF, -INF, -INF),
+    "log_kve": (INF, INF, -INF, INF),
+    "iv_ratio": (0.0, 0.0, 1.0, 0.0),
+    "kv_ratio": (INF, INF, 1.0, INF),
+    "log_hyp0f1": (0.0, 0.0, INF, 0.0),
+}
+EDGES = [
+    (0, "I_0(0) = 1, K_0(0+) = inf; -0 counts as 0", [(0.0, 0.0), (-0.0, 0.0), (0.0, -0.0)]),
+    (1, "I_v(0) = 0, K_v(0+) = inf",
+     [(1e-300, 0.0), (0.5, 0.0), (1.0, 0.0), (7.25, 0.0), (1e15, 0.0), (0.5, -0.0)]),
+    (2, "growth and decay like exp(+-x)", [(0.0, INF), (0.5, INF), (3.0, INF), (1e15, INF)]),
+    (3, "v -> inf at fixed x", [(INF, 0.5), (INF, 1e300), (INF, 0.0)]),
+    (None, "v -> inf and x -> inf have no common limit", [(INF, INF)]),
+    (None, "NaN in, NaN out",
+     [(NAN, 1.0), (1.0, NAN), (NAN, 0.0), (0.0, NAN), (NAN, INF), (INF, NAN)]),
+    (None, "x < 0 is outside the domain", [(0.5, -1.0), (0.5, -1e-300), (0.5, -INF)]),
+    (None, "v < 0 is outside the domain", [(-0.5, 1.0), (-1.0, 1.0), (-INF, 1.0)]),
+]  # fmt: skip
+OVERFLOWS = [
+    ("log_iv", 1e308, 1e-308, -INF, "about -7.1e310"),
+    ("log_kv", 1e308, 1e-308, INF, "about 7.1e310"),
+    ("log_iv", 1.7e308, 1.7e308, "finite", "9.1e307, though v*v overflows"),
+    ("log_iv", 0.0, 5e-324, 0.0, "x*x/4 underflows"),
+    ("log_iv", 0.0, 1e-160, "tiny", "2.5e-321 or 0: x*x/4 is subnormal"),
+]
+
+
 def edge_list():
-    """IEEE results, one row per (function, v, x). Numbers are strings: JSON knows no inf."""
-    nan, inf = float("nan"), float("inf")
-    rows = []
-
-    def both(v, x, log_i, log_k, why):
-        rows.append(("log_iv", v, x, log_i, why))
-        rows.append(("log_kv", v, x, log_k, why))
-
-    for v in (0.0, -0.0):
-        both(v, 0.0, 0.0, inf, "I_0(0) = 1, K_0(0+) = inf")
-    for v in (1e-300, 0.5, 1.0, 7.25, 1e15):
-        both(v, 0.0, -inf, inf, "I_v(0) = 0, K_v(0+) = inf")
-    for v in (0.0, 0.5, 3.0, 1e15):
-        both(v, inf, inf, -inf, "growth and decay like exp(+-x)")
-    for x in (0.5, 1e300, 0.0):
-        both(inf, x, -inf, inf, "limit v -> inf at fixed x")
-    both(inf, inf, nan, nan, "no limit")
-    for v, x in ((nan, 1.0), (1.0, nan), (nan, 0.0), (0.0, nan), (nan, inf)):
-        both(v, x, nan, nan, "NaN in, NaN out")
-    for x in (-1.0, -1e-300, -inf):
-        both(0.5, x, nan, nan, "x < 0 is outside the domain")
-    both(0.5, -0.0, -inf, inf, "-0 counts as 0")
-    for v in (-0.5, -1.0):
-        both(v, 1.0, nan, nan, "v < 0 is outside the domain")
-    both(1e308, 1e-308, -inf, inf, "about -+7.1e310: overflows float64")
-    rows.append(("log_iv", 1.7e308, 1.7e308, "finite", "9.1e307, though v*v overflows"))
-    rows.append(("log_iv", 0.0, 5e-324, 0.0, "x*x/4 underflows"))
-    rows.append(("log_iv", 0.0, 1e-160, "tiny", "2.5e-321 or 0: x*x/4 is subnormal"))
+    """IEEE results, one row per (function, v, x). All is text: JSON knows no inf."""
+    rows = [
+        (function, v, x, NAN if limit is None else limits[limit], why)
+        for limit, why, places in EDGES
+        for v, x in places
+        for function, limits in LIMITS.items()
+    ]
     keys = ("fn", "v", "x", "expect", "why")
-    return [dict(zip(keys, map(str, row), strict=True)) for row in rows]
+    return [dict(zip(keys, map(str, row), strict=True)) for row in rows + OVERFLOWS]
 
 
 def second_formula(v, x):

@@ -26,9 +26,19 @@ from ._coefficients import DEBYE, RECIPROCAL_GAMMA, STIRLING
 
 Formula = Callable[[Tensor, Tensor], Tensor]
 
+_INF = math.inf
 _LOG_2 = math.log(2.0)
 _UNIFORM_FROM = 25.0
 _NODES = 32
+
+
+class _Limits(NamedTuple):
+    """Values at the border of the domain; None: the formulas are right there."""
+
+    origin: float | None  # x = 0, v = 0
+    zero: float | None  # x = 0, v > 0
+    far: float  # x -> inf
+    steep: float  # v -> inf
 
 
 class _Region(NamedTuple):
@@ -45,9 +55,7 @@ def log_iv(v: Tensor, x: Tensor) -> Tensor:
         lambda n: lambda v, x: _series_log(v, x, n),
         lambda n: lambda v, x: _Uniform(v, x, n).log_ive() + x,
     )
-    return _evaluate(
-        regions, v, x, zero_order=0.0, zero=-math.inf, far=math.inf, steep=-math.inf
-    )
+    return _evaluate(regions, v, x, _Limits(0.0, -_INF, _INF, -_INF))
 
 
 def log_kv(v: Tensor, x: Tensor) -> Tensor:
@@ -57,9 +65,7 @@ def log_kv(v: Tensor, x: Tensor) -> Tensor:
         lambda v, x: _integral(v, x).log() - x,
         lambda n: lambda v, x: _Uniform(v, x, n).log_kve() - x,
     )
-    return _evaluate(
-        regions, v, x, zero_order=math.inf, zero=math.inf, far=-math.inf, steep=math.inf
-    )
+    return _evaluate(regions, v, x, _Limits(_INF, _INF, -_INF, _INF))
 
 
 def log_ive(v: Tensor, x: Tensor) -> Tensor:
@@ -68,9 +74,7 @@ def log_ive(v: Tensor, x: Tensor) -> Tensor:
         lambda n: lambda v, x: _series_log(v, x, n) - x,
         lambda n: lambda v, x: _Uniform(v, x, n).log_ive(),
     )
-    return _evaluate(
-        regions, v, x, zero_order=0.0, zero=-math.inf, far=-math.inf, steep=-math.inf
-    )
+    return _evaluate(regions, v, x, _Limits(0.0, -_INF, -_INF, -_INF))
 
 
 def log_kve(v: Tensor, x: Tensor) -> Tensor:
@@ -80,9 +84,7 @@ def log_kve(v: Tensor, x: Tensor) -> Tensor:
         lambda v, x: _integral(v, x).log(),
         lambda n: lambda v, x: _Uniform(v, x, n).log_kve(),
     )
-    return _evaluate(
-        regions, v, x, zero_order=math.inf, zero=math.inf, far=-math.inf, steep=math.inf
-    )
+    return _evaluate(regions, v, x, _Limits(_INF, _INF, -_INF, _INF))
 
 
 def iv_ratio(v: Tensor, x: Tensor) -> Tensor:
@@ -94,7 +96,7 @@ def iv_ratio(v: Tensor, x: Tensor) -> Tensor:
         )
 
     regions = _i_regions(series, lambda n: lambda v, x: _Uniform(v, x, n).iv_ratio())
-    return _evaluate(regions, v, x, zero_order=None, zero=None, far=1.0, steep=0.0)
+    return _evaluate(regions, v, x, _Limits(None, None, 1.0, 0.0))
 
 
 def kv_ratio(v: Tensor, x: Tensor) -> Tensor:
@@ -104,7 +106,7 @@ def kv_ratio(v: Tensor, x: Tensor) -> Tensor:
         lambda v, x: _integral(v, x, shift=1.0) / _integral(v, x),
         lambda n: lambda v, x: _Uniform(v, x, n).kv_ratio(),
     )
-    return _evaluate(regions, v, x, zero_order=math.inf, zero=math.inf, far=1.0, steep=math.inf)
+    return _evaluate(regions, v, x, _Limits(_INF, _INF, 1.0, _INF))
 
 
 def log_hyp0f1(v: Tensor, x: Tensor) -> Tensor:
@@ -113,7 +115,7 @@ def log_hyp0f1(v: Tensor, x: Tensor) -> Tensor:
         lambda n: lambda v, x: torch.log1p(_series_tail(v, x, n)),
         lambda n: lambda v, x: _Uniform(v, x, n).log_hyp0f1(),
     )
-    return _evaluate(regions, v, x, zero_order=None, zero=None, far=math.inf, steep=0.0)
+    return _evaluate(regions, v, x, _Limits(None, None, _INF, 0.0))
 
 
 # ---- regions ---------------------------------------------------------------------------------
@@ -134,7 +136,7 @@ def _i_regions(
     # the k-th term of the series is below (x^2/4)^k / (k! (v+1)^k), and below that over k!
     return [
         _Region(lambda v, x, r: x * x <= v + 1, series(11), (1.0, 0.5)),
-        _Region(lambda v, x, r: x * x <= 16 * (v + 1), series(34), (1.0, 3.0)),
+        _Region(lambda v, x, r: x * (x / 16) <= v + 1, series(34), (1.0, 3.0)),
         *_uniform_regions(uniform),
         _Region(lambda v, x, r: r < _UNIFORM_FROM, series(50), (1.0, 10.0)),
     ]
@@ -150,53 +152,39 @@ def _k_regions(
     ]
 
 
-def _evaluate(
-    regions: Sequence[_Region],
-    v: Tensor,
-    x: Tensor,
-    *,
-    zero_order: float | None,
-    zero: float | None,
-    far: float,
-    steep: float,
-) -> Tensor:
-    """Each region's formula where it holds, the limits elsewhere, NaN outside the domain.
-
-    The limits are those at x = 0 with v = 0, at x = 0 with v > 0, as x -> inf and as v -> inf;
-    None says that the formulas themselves are right at x = 0.
-    """
+def _evaluate(regions: Sequence[_Region], v: Tensor, x: Tensor, limits: _Limits) -> Tensor:
+    """Each region's formula where it holds, the limits at the border, NaN outside."""
     v, x = torch.broadcast_tensors(v, x)
     dtype = torch.promote_types(v.dtype, x.dtype)
     if not dtype.is_floating_point:
         dtype = torch.get_default_dtype()
-    v, x = v.double(), x.double()
-    regular = (
-        (v >= 0) & (v < math.inf) & (x < math.inf) & ((x > 0) if zero is not None else (x >= 0))
-    )
+    shape = v.shape
+    v, x = v.double().reshape(-1), x.double().reshape(-1)
+    finite_v, finite_x = (v >= 0) & (v < _INF), (x >= 0) & (x < _INF)
+    left = finite_v & finite_x
     out = torch.full_like(v, math.nan)
-    if zero is not None and zero_order is not None:
-        out = torch.where((x == 0) & (v >= 0), zero, out)
-        out = torch.where((x == 0) & (v == 0), zero_order, out)
-    out = torch.where((x == math.inf) & (v >= 0) & (v < math.inf), far, out)
-    out = torch.where((v == math.inf) & (x >= 0) & (x < math.inf), steep, out)
+    out = torch.where(finite_v & (x == _INF), limits.far, out)
+    out = torch.where(finite_x & (v == _INF), limits.steep, out)
+    if limits.origin is not None and limits.zero is not None:
+        out = torch.where(left & (x == 0), torch.where(v == 0, limits.origin, limits.zero), out)
+        left = left & (x > 0)
 
     r = torch.hypot(v, x).detach()
-    left = regular
     gather = _may_gather(v)
     for region in regions:
         here = left & region.holds(v, x, r)
         left = left & ~here
         if gather:
-            index = here.nonzero(as_tuple=True)
-            if index[0].numel():
-                out = out.index_put(index, region.formula(v[index], x[index]))
+            index = here.nonzero().squeeze(-1)
+            if index.numel():
+                out = out.index_put((index,), region.formula(v[index], x[index]))
         else:
             # a formula outside its region may be infinite, and inf * 0 would spoil the gradient
             safe_v, safe_x = (
                 torch.where(here, y, y0) for y, y0 in zip((v, x), region.inside, strict=True)
             )
             out = torch.where(here, region.formula(safe_v, safe_x), out)
-    return out.to(dtype)
+    return out.reshape(shape).to(dtype)
 
 
 def _may_gather(v: Tensor) -> bool:
@@ -204,7 +192,7 @@ def _may_gather(v: Tensor) -> bool:
     if torch.compiler.is_compiling():
         return False
     try:
-        v.detach().reshape(-1)[:0].nonzero()
+        v.detach()[:0].nonzero()
     except RuntimeError:
         return False
     return True
