@@ -58,7 +58,7 @@ def updated(readme: str, table: str) -> str:
 
 
 def plot(results: dict, target: Path) -> None:
-    """Time per element of every contestant, one panel per dtype, on a log axis."""
+    """Time per element of every contestant and the limit, one panel per dtype."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -66,38 +66,47 @@ def plot(results: dict, target: Path) -> None:
 
     shown = list(filter(_shown, results["cases"]))
     dtypes = sorted({case["dtype"] for case in shown}, reverse=True)
-    by_dtype = {dtype: [case for case in shown if case["dtype"] == dtype] for dtype in dtypes}
-    rows = max(map(len, by_dtype.values()))
-    figure, axes = plt.subplots(1, len(dtypes), figsize=(9 * len(dtypes), 1.5 + 0.32 * rows))
-    for axis, dtype in zip(axes if len(dtypes) > 1 else [axes], dtypes, strict=True):
-        _panel(axis, by_dtype[dtype], dtype)
+    by_dtype = [[case for case in shown if case["dtype"] == dtype] for dtype in dtypes]
+    size = (8 * len(dtypes), 2 + 0.3 * max(map(len, by_dtype)))
+    figure, axes = plt.subplots(
+        1, len(dtypes), figsize=size, squeeze=False, layout="constrained"
+    )
+    for axis, dtype, cases in zip(axes[0], dtypes, by_dtype, strict=True):
+        _panel(axis, cases)
+        axis.set_title(dtype)
     machine = results["machine"]
     described = (machine["cpu"], f"ISA {machine['isa']}", f"torch {machine['torch']}")
     figure.suptitle(", ".join((*described, "one thread")))
-    figure.tight_layout()
+    handles = {}
+    for axis in axes[0]:
+        found = zip(*axis.get_legend_handles_labels(), strict=True)
+        handles |= {label: handle for handle, label in found}
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=len(handles))
     figure.savefig(target, dpi=110)
     plt.close(figure)
 
 
-def _panel(axis, cases: list[dict], dtype: str) -> None:  # type: ignore[no-untyped-def]
-    names = list(dict.fromkeys(name for case in cases for name in case["contestants"]))
-    names = [name for name in names if name == OURS or not name.startswith(OURS)]
-    styles = {OURS: ("o", 60, 3), REFERENCE: ("s", 30, 2)}
+def _panel(axis, cases: list[dict]) -> None:  # type: ignore[no-untyped-def]
+    names = dict.fromkeys(name for case in cases for name in case["contestants"])
+    styles = {OURS: "o", REFERENCE: "s"} | {case["yardstick"]: "d" for case in cases}
+    peers = iter("^v<>pP*X")
     for name in names:
-        marker, size, order = styles.get(name, ("|", 90, 1))
+        if name != OURS and name.startswith(OURS):
+            continue  # our own value beside our gradients: a bar, not a rival
+        marker = styles.get(name) or next(peers)
         found = [
             (case["contestants"][name]["median_ns"], i)
             for i, case in enumerate(cases)
             if name in case["contestants"]
         ]
-        axis.scatter(*zip(*found, strict=True), marker=marker, s=size, zorder=order, label=name)
+        axis.scatter(*zip(*found, strict=True), marker=marker, label=name)
+    limits = [case["limit"]["ns"] for case in cases]
+    axis.scatter(limits, range(len(cases)), marker="|", color="0.4", label="limit")
     axis.set_yticks(range(len(cases)), [f"{c['op']} {c['region']} {c['mode']}" for c in cases])
     axis.invert_yaxis()
     axis.set_xscale("log")
     axis.set_xlabel("ns per element")
-    axis.set_title(dtype)
     axis.grid(axis="x", alpha=0.3)
-    axis.legend(loc="upper right")
 
 
 def main() -> int:
