@@ -34,6 +34,7 @@ PYBIND11_MODULE(_cpu, module) {
     curvkern::install_fork_handler();
     module.def("build_info", build_info);
     module.def("isa", [] { return curvkern::isa_name(curvkern::isa()); });
+    module.def("in_forked_child", curvkern::in_forked_child);
     module.def("philox", philox, py::arg("counter"), py::arg("key"));
     curvkern::bind_bessel(module);
 }

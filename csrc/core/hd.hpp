@@ -14,6 +14,8 @@
 #if !defined(CURVKERN_ISA_NAMESPACE)
 #define CURVKERN_ISA_NAMESPACE generic
 #endif
+#define CURVKERN_JOIN_(a, b) a##b
+#define CURVKERN_JOIN(a, b) CURVKERN_JOIN_(a, b)
 
-#define CURVKERN_BEGIN_NAMESPACE namespace curvkern { inline namespace CURVKERN_ISA_NAMESPACE {
-#define CURVKERN_END_NAMESPACE } }
+// CURVKERN_PER_ISA { ... } inside a namespace: definitions of this build alone.
+#define CURVKERN_PER_ISA inline namespace CURVKERN_JOIN(isa_, CURVKERN_ISA_NAMESPACE)

@@ -15,7 +15,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 constexpr auto poll_interval = std::chrono::milliseconds(50);
 
-std::atomic<bool> in_forked_child{false};
+std::atomic<bool> forked{false};
 
 // The part of libgomp's binary interface that is used; libomp and libiomp5 offer it as well.
 struct OpenMP {
@@ -78,7 +78,7 @@ void work(void* data) {
 }  // namespace
 
 int thread_count() {
-    if (in_forked_child.load(std::memory_order_relaxed)) return 1;
+    if (in_forked_child()) return 1;
     const OpenMP* runtime = openmp();
     if (runtime == nullptr || runtime->in_parallel()) return 1;
     return std::max(1, runtime->max_threads());
@@ -96,9 +96,11 @@ std::string openmp_runtime() {
 void install_fork_handler() {
     static std::once_flag once;
     std::call_once(once, [] {
-        pthread_atfork(nullptr, nullptr, [] { in_forked_child.store(true); });
+        pthread_atfork(nullptr, nullptr, [] { forked.store(true); });
     });
 }
+
+bool in_forked_child() { return forked.load(std::memory_order_relaxed); }
 
 bool detail::run_chunks(std::int64_t n, std::int64_t chunk, InterruptCheck interrupted,
                         Chunk run, void* body) {

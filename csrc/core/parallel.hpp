@@ -24,6 +24,7 @@ std::string openmp_runtime();
 
 // Makes children of fork() run on one thread. Call it once, before the first fork.
 void install_fork_handler();
+bool in_forked_child();
 
 namespace detail {
 using Chunk = void (*)(void* body, std::int64_t begin, std::int64_t end);

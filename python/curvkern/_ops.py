@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,6 +39,13 @@ def define(
     torch.library.register_fake(f"curvkern::{name}", fake, lib=_library)
 
 
+def _contiguous(tensor: Tensor) -> Tensor:
+    """``tensor.contiguous()``, also in a forked child, where torch's parallel copy hangs."""
+    if tensor.is_contiguous() or not _runtime.cpu_module().in_forked_child():
+        return tensor.contiguous()
+    return torch.from_numpy(np.ascontiguousarray(tensor.detach().numpy()))
+
+
 def _define_elementwise(function: str, order: int) -> None:
     suffix, outputs = DERIVATIVES[order]
     name = function + suffix
@@ -48,17 +56,12 @@ def _define_elementwise(function: str, order: int) -> None:
     def results(out: list[Tensor]) -> Any:
         return out[0] if order == 0 else tuple(out)
 
-    kernel = None
-
     def cpu(v: Tensor, x: Tensor) -> Any:
-        nonlocal kernel
-        if kernel is None:
-            kernel = getattr(_runtime.cpu_module(), name)
         # torch hands the setting of torch.set_num_threads to a new thread when asked for it.
         torch.get_num_threads()
-        v, x = v.contiguous(), x.contiguous()
+        v, x = _contiguous(v), _contiguous(x)
         out = allocate(v)
-        kernel(v, x, *out)
+        getattr(_runtime.cpu_module(), name)(v, x, *out)
         return results(out)
 
     def cuda(v: Tensor, x: Tensor) -> Any:

@@ -1,0 +1,154 @@
+// The uniform (Debye) expansion of log I_v(x) and log K_v(x), with its derivatives.
+//
+// With r = sqrt(v^2 + x^2), p = 1/r, tau = (v/r)^2 and L = asinh(v/x) (DLMF 10.41.3-4, in the
+// logarithm and in p instead of 1/v, so that v = 0 is no special case and Hankel's expansion is
+// its limit):
+//   log I_v(x) =  (r - v L) - log(2 pi r)/2 + S(p),      S(q) = sum_{k=1..K} d_k(tau) q^k
+//   log K_v(x) = -(r - v L) + log(pi / (2 r))/2 + S(-p)
+// Truncation is below 2^-55 (2^-26 in float32) for r >= radius(K), for every v >= 0 and x > 0;
+// the radii are those of regions.hpp. r - vL passes through zero where the other terms are small,
+// so it is computed as a pair. Everything runs on v, x scaled by a power of two: v^2 never
+// overflows.
+#pragma once
+
+#include "bessel.hpp"
+#include "tables.hpp"
+#include "taylor.hpp"
+
+namespace curvkern::bessel {
+CURVKERN_PER_ISA {
+
+// S and its derivatives: by q (times q) and by tau.
+template <class R>
+struct DebyeSum {
+    R s, q1, q2, t1, t2, q1t1;  // S, q S_q, q (q S_q)_q, S_tau, S_tau_tau, q S_q_tau
+};
+
+template <int K, int Order, class R>
+CURVKERN_HD DebyeSum<R> debye_sum(R q, R tau) {
+    DebyeSum<R> y{};
+    for (int k = K; k >= 1; --k) {
+        R e{}, e1{}, e2{};  // d_k(tau), its first derivative, half its second
+        for (int j = k; j >= 0; --j) {
+            if constexpr (Order > 1) e2 = e2 * tau + e1;
+            if constexpr (Order > 0) e1 = e1 * tau + e;
+            e = e * tau + c<R>(tables::debye[k][j]);
+        }
+        y.s = (y.s + e) * q;
+        if constexpr (Order > 0) {
+            // q S_q = sum k e_k q^k: fold k into the coefficient
+            y.q1 = (y.q1 + c<R>(k) * e) * q;
+            y.t1 = (y.t1 + e1) * q;
+        }
+        if constexpr (Order > 1) {
+            y.q2 = (y.q2 + c<R>(k * k) * e) * q;
+            y.t2 = (y.t2 + c<R>(2) * e2) * q;
+            y.q1t1 = (y.q1t1 + c<R>(k) * e1) * q;
+        }
+    }
+    return y;
+}
+
+template <class R>
+struct Polar {
+    R r, p, a, b;          // sqrt(v^2 + x^2), 1/r, v/r, x/r
+    Pair<R> angle;         // asinh(v/x)
+    Pair<R> main;          // r - v asinh(v/x)
+    Pair<R> log_r;
+};
+
+template <class R>
+CURVKERN_HD Polar<R> polar(R v, R x) {
+    using F = Float<R>;
+    // scale = 2^(1-e) with 2^e <= max(v, x) < 2^(e+1)
+    Bits<R> biased = bits(max(v, x)) >> F::significand_bits;
+    R scale = from_bits<R>((2 * F::bias + 1 - biased) << F::significand_bits);
+    R unscale = from_bits<R>((biased - 1) << F::significand_bits);
+    R exponent = from_bits<R>(biased | bits(c<R>(F::integer_magic))) -
+                 c<R>(F::integer_magic + F::bias + 1);
+    R vs = v * scale, xs = x * scale;
+    Pair<R> r = sqrt(add(two_prod(vs, vs), two_prod(xs, xs)));
+
+    Pair<R> top = two_sum(r.hi, vs);
+    Pair<R> angle = log_ratio(fast_two_sum(top.hi, top.lo + r.lo), x, exponent);
+    // For small v/x the quotient is 1 + v/x and its logarithm has no correct digits left.
+    R z = v / x;
+    auto flat = z < c<R>(is_double<R> ? 0x1p-17 : 0x1p-8);
+    angle.hi = select(flat, z * (c<R>(1) - z * z * c<R>(1.0 / 6)), angle.hi);
+    angle.lo = select(flat, c<R>(0), angle.lo);
+
+    Polar<R> y;
+    y.r = r.hi * unscale;
+    R inverse = c<R>(1) / r.hi;
+    y.p = inverse * scale;
+    y.a = vs * inverse;
+    y.b = xs * inverse;
+    y.angle = angle;
+    Pair<R> main = add(r, negate(mul(angle, vs)));
+    y.main = {main.hi * unscale, main.lo * unscale};
+    y.log_r = log_split(r.hi, exponent);
+    return y;
+}
+
+template <bool K, class R>
+CURVKERN_HD R flip(R y) {  // the sign that distinguishes K from I
+    return K ? -y : y;
+}
+
+// log I or log K; shift is subtracted from the large part before it is rounded.
+template <int Terms, bool K, class R>
+CURVKERN_HD R debye_value(R v, R x, R shift) {
+    Polar<R> z = polar(v, x);
+    R s = debye_sum<Terms, 0>(flip<K>(z.p), z.a * z.a).s;
+    Pair<R> main = {flip<K>(z.main.hi), flip<K>(z.main.lo)};
+    main = add(main, -shift);
+    main = add(main, Pair<R>{c<R>(-0.5) * z.log_r.hi, c<R>(-0.5) * z.log_r.lo});
+    const double log_factor = K ? 0.22579135264472744 : -half_log_2pi;  // log(pi/2)/2
+    main = add(main, c<R>(log_factor));
+    const double rest = K ? (is_double<R> ? -6.46e-18 : 0.0) : (is_double<R> ? 3.88e-17 : 0.0);
+    return main.hi + (main.lo + (s + c<R>(rest)));
+}
+
+// First derivatives of log I or log K, and what the second ones and the ratios share with them.
+template <class R>
+struct DebyeSlopes {
+    R dv, dx_small;  // d/dv; d/dx = +-r/x + dx_small
+    R A, B;          // S_v = a p A, S_x = b p B
+};
+
+template <int Terms, bool K, class R>
+CURVKERN_HD DebyeSlopes<R> debye_slopes(const Polar<R>& z) {
+    R tau = z.a * z.a, sigma = z.b * z.b;
+    DebyeSum<R> s = debye_sum<Terms, 1>(flip<K>(z.p), tau);
+    DebyeSlopes<R> y;
+    y.A = c<R>(2) * sigma * s.t1 - s.q1;
+    y.B = -(s.q1 + c<R>(2) * tau * s.t1);
+    y.dv = -flip<K>(z.angle.hi) + z.a * z.p * (y.A - c<R>(0.5));
+    y.dx_small = z.b * z.p * (y.B - c<R>(0.5));
+    return y;
+}
+
+template <class R>
+struct Curvature {
+    R vv, vx, xx;
+};
+
+// Second derivatives without the leading +-(1/r, v/(x r), v^2/(x^2 r)) terms.
+template <int Terms, bool K, class R>
+CURVKERN_HD Curvature<R> debye_curvature_small(const Polar<R>& z) {
+    R tau = z.a * z.a, sigma = z.b * z.b, two = c<R>(2);
+    DebyeSum<R> s = debye_sum<Terms, 2>(flip<K>(z.p), tau);
+    R A = two * sigma * s.t1 - s.q1 - c<R>(0.5);
+    R B = -(s.q1 + two * tau * s.t1) - c<R>(0.5);
+    R pAp = two * sigma * s.q1t1 - s.q2;
+    R At = two * sigma * s.t2 - two * s.t1 - s.q1t1;
+    R pBp = -(s.q2 + two * tau * s.q1t1);
+    R Bt = -(s.q1t1 + two * s.t1 + two * tau * s.t2);
+    R p2 = z.p * z.p;
+    return {p2 * ((sigma - tau) * A + tau * (two * sigma * At - pAp)),
+            -z.a * z.b * p2 * (two * A + pAp + two * tau * At),
+            p2 * ((tau - sigma) * B - sigma * (pBp + two * tau * Bt))};
+}
+
+}
+}  // namespace curvkern::bessel

@@ -1,0 +1,69 @@
+// IEEE results where v or x is zero, infinite, negative or not a number.
+#pragma once
+
+#include "regions.hpp"
+
+namespace curvkern::bessel {
+CURVKERN_PER_ISA {
+
+template <Function F, int Order, class T>
+CURVKERN_HD void evaluate_edge(T v, T x, T* out) {
+    const T inf = infinity<T>(), nan = not_a_number<T>();
+    for (int o = 0; o <= Order; ++o) out[o] = nan;
+    const bool legal = v >= 0 && x >= 0;  // false for NaN
+    if (!legal || (v == inf && x == inf)) return;
+    const bool k = is_k(F), hyp = is_hyp(F);
+    if constexpr (Order == 0) {
+        if (is_ratio(F)) {
+            if (x == inf) out[0] = 1;
+            else if (k) out[0] = x == 0 && v == 0 ? inf : inf;
+            else out[0] = 0;
+        } else if (hyp) {
+            out[0] = x == inf ? inf : T(0);
+        } else if (v == inf) {
+            out[0] = k ? inf : -inf;
+        } else if (x == inf) {
+            // scaled functions fall like -log(x)/2
+            out[0] = k || is_scaled(F) ? -inf : inf;
+        } else {
+            out[0] = k ? inf : (v == 0 ? T(0) : -inf);
+        }
+    } else if constexpr (Order == 1) {
+        if (v == inf) return;
+        if (is_ratio(F)) {
+            if (x == inf) {
+                out[0] = out[1] = 0;
+            } else if (!k) {
+                out[0] = 0;
+                out[1] = T(0.5) / (v + 1);
+            } else {
+                out[0] = inf;
+                out[1] = -inf;
+            }
+        } else if (x == inf) {
+            out[0] = 0;
+            out[1] = is_scaled(F) ? T(0) : (k ? T(-1) : T(1));
+        } else if (hyp) {
+            out[0] = out[1] = 0;
+        } else if (k) {
+            out[0] = v == 0 ? T(0) : inf;
+            out[1] = -inf;
+        } else {
+            out[0] = -inf;
+            out[1] = (v == 0 ? T(0) : inf) - (is_scaled(F) ? T(1) : T(0));
+        }
+    } else {
+        if (v == inf) return;
+        if (x == inf) {
+            out[0] = out[1] = out[2] = 0;
+        } else if (hyp) {
+            out[0] = out[1] = 0;
+            out[2] = T(0.5) / (v + 1);
+        } else if (!k && v == 0) {
+            out[2] = T(0.5);
+        }
+    }
+}
+
+}
+}  // namespace curvkern::bessel

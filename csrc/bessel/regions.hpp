@@ -1,0 +1,79 @@
+// Which formula serves a point (v, x). Kernels sort a block of points by region first, so that no
+// point pays for a formula it does not need.
+//
+// The Debye radii come from the exact coefficients: the first terms dropped are below 2^-55
+// (2^-26) for every v/x. The longest sum starts a little later where v > x: its coefficients
+// alternate there and would cost digits.
+#pragma once
+
+#include "bessel.hpp"
+#include "../core/math.hpp"
+
+namespace curvkern::bessel {
+CURVKERN_PER_ISA {
+
+template <class R>
+struct Limits {
+    static constexpr int tiers = is_double<R> ? 5 : 3;
+    static constexpr int terms(int tier) {
+        constexpr int f64[] = {24, 14, 9, 6, 3}, f32[] = {11, 5, 2, 2, 2};
+        return is_double<R> ? f64[tier] : f32[tier];
+    }
+    static constexpr double radius(int tier) {
+        constexpr double f64[] = {20.7, 32.5, 75.0, 255.0, 8000.0};
+        constexpr double f32[] = {9.6, 19.5, 170.0, 0, 0};
+        return is_double<R> ? f64[tier] : f32[tier];
+    }
+    // below: Temme's series for K, the derivative of the power series for I
+    static constexpr double small(bool k) { return k ? 0.5 : 1.2; }
+};
+
+// Codes of the regions; debye + tier for the sums of Limits::terms(tier).
+enum Region {
+    edge = 0,       // x or v outside (0, inf) x [0, inf): IEEE results, one by one
+    debye = 1,      // .. 5
+    small_low = 6,  // x < Limits::small; low and high order
+    small_high = 7,
+    middle_low = 8,  // between Limits::small and the Debye region
+    middle_high = 9,
+    special = 10,  // see special_case()
+    wide_series = 11,
+    region_count = 12
+};
+
+constexpr bool is_k(Function f) {
+    return f == Function::log_kv || f == Function::log_kve || f == Function::kv_ratio;
+}
+constexpr bool is_hyp(Function f) { return f == Function::log_hyp0f1; }
+constexpr bool is_ratio(Function f) { return f == Function::iv_ratio || f == Function::kv_ratio; }
+constexpr bool is_scaled(Function f) { return f == Function::log_ive || f == Function::log_kve; }
+
+template <Function F, int Order, class R>
+CURVKERN_HD R region_of(R v, R x) {
+    using L = Limits<R>;
+    const bool slope_of_i = Order > 0 && !is_k(F) && !is_ratio(F) && !is_hyp(F);
+    R x2 = x * x, v2 = v * v, r2 = x2 + v2;
+    R code = c<R>(debye);
+    for (int tier = 1; tier < L::tiers; ++tier) {
+        code = code + select(r2 >= c<R>(L::radius(tier) * L::radius(tier)), c<R>(1), c<R>(0));
+    }
+    if constexpr (slope_of_i && Order == 1) {
+        // the recessive solution K shows in d/dv log I: v/x against pi e^-2x
+        auto near = (v < c<R>(5)) & (x < c<R>(is_double<R> ? 40.0 : 20.0));
+        auto tiny = (v < c<R>(is_double<R> ? 1e-14 : 1e-6)) & (x < c<R>(is_double<R> ? 400.0 : 60.0));
+        code = select(near | tiny, c<R>(special), code);
+    }
+    if constexpr (is_hyp(F)) {
+        code = select(v < c<R>(is_double<R> ? 15.0 : 7.0), c<R>(special), code);
+        code = select(x2 < c<R>(16) * (v + c<R>(1)), c<R>(wide_series), code);
+    }
+    auto inner = x2 + c<R>(0.8) * v2 < c<R>(L::radius(0) * L::radius(0));
+    R low = select(v <= c<R>(slope_of_i ? 0.5 : 1.0), c<R>(0), c<R>(1));
+    R kind = select(x < c<R>(L::small(is_k(F))), c<R>(small_low), c<R>(middle_low));
+    code = select(inner, kind + low, code);
+    auto regular = (x > c<R>(0)) & (x < infinity<R>()) & (v >= c<R>(0)) & (v < infinity<R>());
+    return select(regular, code, c<R>(edge));
+}
+
+}
+}  // namespace curvkern::bessel

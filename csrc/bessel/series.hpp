@@ -1,0 +1,152 @@
+// log I_v(x) from the power series (DLMF 10.25.2), for v and x below the Debye region.
+//
+//   I_v(x) = (x/2)^v / Gamma(v+1) (1 + z f),  z = (x/2)^2 / (v+1),
+//   f = sum over k >= 2 of the remaining terms, all positive.
+// The prefactor v log(x/2) - log Gamma(v+1) cancels against log(1 + z f) on the curve log I = 0,
+// so for v > 1 it is a pair. The derivative in v of the logarithm cancels almost entirely for
+// small v and large x (at v = 0 it is -K_0/I_0): small_order_slope() sums a difference quotient.
+#pragma once
+
+#include "tables.hpp"
+#include "taylor.hpp"
+
+namespace curvkern::bessel {
+CURVKERN_PER_ISA {
+
+// Terms after which the power series is below 2^-54 (2^-26) of its sum, for 0 < x <= 21.
+template <class R>
+CURVKERN_HD int series_terms(Scalar<R> x) {
+    return is_double<R> ? 12 + static_cast<int>(x * Scalar<R>(1.9))
+                        : 7 + static_cast<int>(x * Scalar<R>(1.7));
+}
+
+// f above, by Horner's rule on a fraction: numerator and denominator grow like binomials, and no
+// division is needed before the end.
+template <class R>
+CURVKERN_HD R series_tail(R v, R quarter_square, int terms) {
+    R numerator = c<R>(1), denominator = c<R>(1);
+    for (int k = terms; k >= 2; --k) {
+        const Scalar<R> inverse = Scalar<R>(1) / static_cast<Scalar<R>>(k);
+        denominator = denominator * (c<R>(1) + v * inverse);
+        numerator = denominator + numerator * (quarter_square * (inverse * inverse));
+    }
+    return numerator / denominator;
+}
+
+// log(I_v(x) Gamma(v+1) (2/x)^v) = log 0F1(; v+1; x^2/4), relative accuracy as x -> 0.
+template <class R>
+CURVKERN_HD R log_series(R v, R x) {
+    R half = c<R>(0.5) * x, quarter_square = half * half;
+    R z = quarter_square / (v + c<R>(1));
+    return log1p(z * series_tail(v, quarter_square, series_terms<R>(largest(x))));
+}
+
+// log Gamma(v+1), 0 <= v <= 1, exact zeros at both ends
+template <class R>
+CURVKERN_HD R lgamma1p_unit(R v) {
+    return v * (v - c<R>(1)) * horner(v - c<R>(0.5), tables::lgamma_quotient);
+}
+
+template <class R>
+CURVKERN_HD R log_iv_low_order(R v, R x, R shift) {  // v <= 1
+    R prefactor = v * log(c<R>(0.5) * x) - lgamma1p_unit(v);
+    return prefactor + (log_series(v, x) - shift);
+}
+
+template <class R>
+CURVKERN_HD R log_iv_high_order(R v, R x, R shift) {  // v > 1
+    Pair<R> log_half = log_ratio(Pair<R>{x, c<R>(0)}, c<R>(2), c<R>(0));
+    Pair<R> prefactor = add(mul(log_half, v), negate(lgamma1p_pair(v)));
+    prefactor = add(prefactor, -shift);
+    prefactor = add(prefactor, log_series(v, x));
+    return prefactor.hi + prefactor.lo;
+}
+
+// psi(v+1) and psi'(v+1), v >= 0
+template <class R>
+CURVKERN_HD Taylor<R, 1> digamma1p(R v) {
+    constexpr int shift = is_double<R> ? 14 : 6;
+    // for v <= 1 a polynomial, else shift up and use the asymptotic series (DLMF 5.11.2)
+    auto unit = horner(Taylor<R, 1>::variable(v - c<R>(0.5)), tables::digamma1p);
+    R sum = c<R>(0), sum2 = c<R>(0);
+    for (int j = 1; j <= shift; ++j) {
+        R inverse = c<R>(1) / (v + c<R>(j));
+        sum = sum + inverse;
+        sum2 = sum2 + inverse * inverse;
+    }
+    R w = v + c<R>(shift + 1);
+    R inverse = c<R>(1) / w, square = inverse * inverse;
+    constexpr double t[] = {-1.0 / 12, 1.0 / 120, -1.0 / 252, 1.0 / 240, -1.0 / 132,
+                            691.0 / 32760, -1.0 / 12};
+    constexpr double t1[] = {1.0 / 6, -1.0 / 30, 1.0 / 42, -1.0 / 30, 5.0 / 66, -691.0 / 2730,
+                             7.0 / 6};
+    R psi = (log(w) - sum) - (c<R>(0.5) * inverse - square * horner(square, t));
+    R psi1 = sum2 + (inverse + square * (c<R>(0.5) + inverse * horner(square, t1)));
+    auto low = v <= c<R>(1);
+    return {select(low, unit.d[0], psi), select(low, unit.d[1], psi1)};
+}
+
+// sum_k t_k(v) and its derivatives in v; t_k = (x^2/4)^k / (k! (v+1)_k)
+template <int N, class R>
+CURVKERN_HD Taylor<R, N> series_jet(R v, R x) {
+    R quarter_square = c<R>(0.25) * x * x;
+    const int terms = series_terms<R>(largest(x));
+    auto sum = Taylor<R, N>::constant(c<R>(1));
+    auto term = sum;
+    for (int k = 1; k <= terms; ++k) {
+        auto inverse = reciprocal(Taylor<R, N>::variable(v) + c<R>(k));
+        term = (quarter_square * (Scalar<R>(1) / static_cast<Scalar<R>>(k))) * (term * inverse);
+        sum = sum + term;
+    }
+    return sum;
+}
+
+// -E'(v)/v, E = (I_v + I_{-v})/2 the part of I that is even in v, for v <= 1/2. With the terms
+// a_k(v) = (x/2)^{v+2k} / (k! Gamma(v+k+1)) and their logarithmic derivatives delta_k(v), carry
+// the even and odd parts in v: a = b + v o, delta = d + v e. Then E' = v sum (o d + b e).
+// e_k = -sum_{j>k} 1/(j^2 - v^2) is summed from its small end.
+template <class R>
+CURVKERN_HD R even_part_slope(R v, R x) {
+    constexpr int most = is_double<R> ? 56 : 28;
+    const int terms = series_terms<R>(largest(x));
+    R w = v * v;
+    R inverse[most], e[most];
+    // e at the last term by its asymptotic series in 1/(terms + 1/2)
+    constexpr int tail_terms = is_double<R> ? 9 : 5;
+    const Scalar<R> last = Scalar<R>(1) / (static_cast<Scalar<R>>(terms) + Scalar<R>(0.5));
+    R sum_e = c<R>(0);
+    for (int a = tail_terms - 1; a >= 0; --a) {
+        R row = c<R>(0);
+        for (int i = a; i >= 0; --i) row = row * w + c<R>(tables::inverse_square_tail[a][i]);
+        sum_e = sum_e * (last * last) + row;
+    }
+    sum_e = -sum_e * last;
+    for (int k = terms; k >= 1; --k) {
+        e[k] = sum_e;
+        inverse[k] = c<R>(1) / (c<R>(double(k) * k) - w);
+        sum_e = sum_e - inverse[k];
+    }
+    R centred = w - c<R>(0.125);
+    R log_half = log(c<R>(0.5) * x), s = v * log_half;
+    R g_even = horner(centred, tables::rgamma_even), g_odd = horner(centred, tables::rgamma_odd);
+    R grown = expm1(s), shrunk = -grown / (c<R>(1) + grown);  // e^s - 1, e^-s - 1
+    R cosh_s = c<R>(1) + c<R>(0.5) * (grown + shrunk);
+    R sinh_over_v = select(v == c<R>(0), log_half, c<R>(0.5) * (grown - shrunk) / v);
+    R b = cosh_s * g_even - w * (sinh_over_v * g_odd);
+    R o = sinh_over_v * g_even - cosh_s * g_odd;
+    R d = log_half - horner(centred, tables::digamma_even);
+    R quarter_square = c<R>(0.25) * x * x;
+    R sum = o * d + b * sum_e;
+    for (int k = 1; k <= terms; ++k) {
+        R ratio = quarter_square * inverse[k] * (Scalar<R>(1) / static_cast<Scalar<R>>(k));
+        R b_next = ratio * (c<R>(k) * b - w * o);
+        o = ratio * (c<R>(k) * o - b);
+        b = b_next;
+        d = d - c<R>(k) * inverse[k];
+        sum = sum + (o * d + b * e[k]);
+    }
+    return -sum;
+}
+
+}
+}  // namespace curvkern::bessel

@@ -1,0 +1,122 @@
+// K_v(x) from its integral (DLMF 10.32.9) by the trapezoidal rule, for v and x below the Debye
+// region and x >= temme_limit.
+//
+//   K_v(x) = e^-x int_0^inf exp(-x (cosh t - 1)) cosh(v t) dt
+// The integrand is entire and decays doubly exponentially, so the rule with step h errs by about
+// exp(-2 pi y/h) K_v(x cos y)/K_v(x), the least over y < pi/2, relative to K (Trefethen, Weideman
+// 2014, theorem 5.1); the nodes and their cosh are constants. Every derivative is a moment of the same positive weights, so d/dv log K =
+// E[t tanh(vt)] keeps its relative accuracy down to v = 0.
+#pragma once
+
+#include "tables.hpp"
+#include "taylor.hpp"
+
+namespace curvkern::bessel {
+CURVKERN_PER_ISA {
+
+template <class R>
+struct Moments {
+    R log_scale;              // log K = log_scale + log(total)
+    R total;
+    R t, cosh;                // E[t sign], E[cosh t - 1]; then the higher moments
+    R tt, tcosh, coshcosh, ttcosh;
+};
+
+// The rule of a precision and a range of orders: cosh(j step) - 1 as a pair.
+template <bool HighOrder, bool Double>
+struct Rule;
+#define CURVKERN_RULE(high, wide, kind)                                      \
+    template <>                                                              \
+    struct Rule<high, wide> {                                                \
+        static constexpr double step = tables::step_##kind;                  \
+        static constexpr int nodes = tables::nodes_##kind;                   \
+        static CURVKERN_HD double cosh(int j) { return tables::cosh_##kind[j]; } \
+        static CURVKERN_HD double rest(int j) { return tables::cosh_rest_##kind[j]; } \
+    };
+CURVKERN_RULE(false, true, low_double)
+CURVKERN_RULE(false, false, low_float)
+CURVKERN_RULE(true, true, high_double)
+CURVKERN_RULE(true, false, high_float)
+#undef CURVKERN_RULE
+
+// HighOrder: v > 1. Exponents reach 40 there and must be exact to 2^-53, so they are pairs.
+template <bool HighOrder, int Order, class R>
+CURVKERN_HD Moments<R> integrate_kv(R v, R x) {
+    using Nodes = Rule<HighOrder, is_double<R>>;
+    constexpr double step = Nodes::step;
+    R peak = c<R>(0);
+    if constexpr (HighOrder) {
+        // about the largest exponent, v asinh(v/x) - (sqrt(v^2 + x^2) - x)
+        R r = sqrt(v * v + x * x);
+        peak = v * log_positive((v + r) / x) - v * v / (r + x);
+    }
+    // e^{-vt} cosh and sinh as 1 + g^j and 1 - g^j, both by recurrences of positive terms
+    R vh = v * c<R>(step);
+    R one_less_g = -expm1(c<R>(-2) * vh), g = c<R>(1) - one_less_g;
+    R power = c<R>(1), less = c<R>(0);
+    R origin = HighOrder ? exp_normal(-peak) : c<R>(1);
+    Moments<R> m{};
+    m.total = origin;
+    for (int j = 1; j < Nodes::nodes; ++j) {
+        R t = c<R>(j * step);
+        R chm1 = c<R>(Nodes::cosh(j));
+        R weight;
+        if constexpr (HighOrder) {
+            Pair<R> up = two_prod(v, t), down = two_prod(x, chm1);
+            Pair<R> exponent = two_sum(up.hi, -down.hi);
+            exponent.lo = exponent.lo + ((up.lo - down.lo) - x * c<R>(Nodes::rest(j)));
+            R top = exponent.hi - peak;
+            exponent.lo = exponent.lo + ((exponent.hi - top) - peak);
+            weight = exp_normal(max(top, c<R>(is_double<R> ? -700.0 : -80.0)));
+            weight = weight + weight * exponent.lo;
+        } else {
+            R exponent = v * t - x * chm1;
+            weight = exp_normal(max(exponent, c<R>(is_double<R> ? -700.0 : -80.0)));
+        }
+        less = less + power * one_less_g;
+        power = power * g;
+        R even = weight * (c<R>(1) + power);
+        m.total = m.total + even;
+        if constexpr (Order > 0) {
+            R odd = weight * less;
+            m.t = m.t + odd * t;
+            m.cosh = m.cosh + even * chm1;
+            m.tcosh = m.tcosh + odd * (t * chm1);
+            if constexpr (Order > 1) {
+                m.tt = m.tt + even * (t * t);
+                m.ttcosh = m.ttcosh + even * (t * t * chm1);
+                m.coshcosh = m.coshcosh + even * (chm1 * chm1);
+            }
+        }
+        // past the peak every weight is smaller than the last by more than a factor of two
+        const double enough = is_double<R> ? 0x1p-58 : 0x1p-28;
+        if (!any(even * (c<R>(1) + chm1) > c<R>(enough) * m.total)) break;
+    }
+    if constexpr (Order > 0) {
+        R inverse = c<R>(1) / m.total;
+        m.t = m.t * inverse;
+        m.cosh = m.cosh * inverse;
+        m.tt = m.tt * inverse;
+        m.tcosh = m.tcosh * inverse;
+        m.coshcosh = m.coshcosh * inverse;
+        m.ttcosh = m.ttcosh * inverse;
+    }
+    m.total = m.total * c<R>(0.5 * step);
+    m.log_scale = peak;
+    return m;
+}
+
+// log K, shift subtracted first (shift = -x gives the scaled function)
+template <bool HighOrder, class R>
+CURVKERN_HD R log_kv_integral(R v, R x, bool scaled) {
+    Moments<R> m = integrate_kv<HighOrder, 0>(v, x);
+    R base = scaled ? c<R>(0) : -x;
+    if constexpr (!HighOrder) return base + log_positive(m.total);
+    Pair<R> y = two_sum(m.log_scale, base);
+    Pair<R> z = log_split(m.total, c<R>(0));
+    y = add(y, z);
+    return y.hi + y.lo;
+}
+
+}
+}  // namespace curvkern::bessel

@@ -1,0 +1,49 @@
+"""The table of operations that every generic test goes through: a family adds a row here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from curvkern import _ops, special
+
+
+@dataclass(frozen=True)
+class Elementwise:
+    """A function of two tensors (v, x) that broadcast, with operations for its derivatives."""
+
+    name: str
+    v: tuple[float, float] = (0.3, 20.0)
+    x: tuple[float, float] = (0.5, 30.0)
+
+    @property
+    def function(self) -> Callable[[Any, Any], Any]:
+        return getattr(special, self.name)
+
+    def __call__(self, v: Any, x: Any) -> Any:
+        return self.function(v, x)
+
+    def operation(self, order: int) -> Any:
+        return getattr(torch.ops.curvkern, self.name + _ops.DERIVATIVES[order][0])
+
+    def sample(self, *shape: int, dtype: torch.dtype = torch.float64, **options: Any) -> Any:
+        """Tensors (v, x) of this shape, uniform over the row's domain."""
+        return tuple(
+            torch.empty(shape, dtype=torch.float64).uniform_(*bounds).to(dtype=dtype, **options)
+            for bounds in (self.v, self.x)
+        )
+
+
+OPERATIONS = [Elementwise(name) for name in _ops.BESSEL]
+
+every_operation = pytest.mark.parametrize("op", OPERATIONS, ids=lambda op: op.name)
+both_dtypes = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+
+
+def requiring_grad(*tensors: Tensor) -> tuple[Tensor, ...]:
+    return tuple(tensor.detach().clone().requires_grad_() for tensor in tensors)

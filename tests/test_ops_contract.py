@@ -1,0 +1,244 @@
+"""What every operation owes autograd, the transforms, the compiler and the machine.
+
+The rows are in tests/operations.py: a family adds a row, not a copy of these tests. Values are
+checked in tests/test_<family>.py; here an operation is compared with itself in another guise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
+from torch.testing import assert_close
+
+from curvkern import _runtime, special
+from operations import OPERATIONS, Elementwise, both_dtypes, every_operation, requiring_grad
+
+# Autograd ---------------------------------------------------------------
+
+
+@every_operation
+@both_dtypes
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_opcheck(op: Elementwise, order: int, dtype: torch.dtype) -> None:
+    for shape in ((5,), (2, 3), ()):
+        torch.library.opcheck(op.operation(order).default, op.sample(*shape, dtype=dtype))
+
+
+@every_operation
+def test_gradcheck(op: Elementwise) -> None:
+    inputs = requiring_grad(*op.sample(6))
+    assert torch.autograd.gradcheck(
+        op,
+        inputs,
+        check_forward_ad=True,
+        check_batched_grad=True,
+        check_batched_forward_grad=True,
+    )
+    assert torch.autograd.gradgradcheck(op, inputs, check_fwd_over_rev=True)
+
+
+@every_operation
+def test_broadcast_derivatives(op: Elementwise) -> None:
+    v, x = requiring_grad(op.sample(3, 1)[0], op.sample(4)[1])
+    assert torch.autograd.gradcheck(op, (v, x))
+    assert torch.autograd.gradgradcheck(op, (v, x))
+
+
+@every_operation
+def test_third_derivative_is_refused(op: Elementwise) -> None:
+    v, x = requiring_grad(*op.sample(3))
+    (first,) = torch.autograd.grad(op(v, x).sum(), v, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match=f"{op.name}: derivatives beyond the second"):
+        second.sum().backward()
+
+
+# Transforms and the compiler -------------------------------------------------------------
+
+
+def transforms(op: Elementwise) -> dict[str, tuple[Callable[..., Any], Callable[..., Any]]]:
+    """Name -> (a function of (v, x) through torch.func, the same from the operations)."""
+
+    function = op.function
+
+    def total(v: Tensor, x: Tensor) -> Tensor:
+        return function(v, x).sum()
+
+    def first(v: Tensor, x: Tensor) -> Any:
+        return op.operation(1)(v, x)
+
+    def second(v: Tensor, x: Tensor) -> Any:
+        vv, vx, xx = (torch.diag(d) for d in op.operation(2)(v, x))
+        return (vv, vx), (vx, xx)
+
+    both = (0, 1)
+    return {
+        "grad": (grad(total, both), first),
+        "jvp": (
+            lambda v, x: jvp(function, (v, x), (x, v))[1],
+            lambda v, x: x * first(v, x)[0] + v * first(v, x)[1],
+        ),
+        "vmap": (vmap(function), function),
+        "vmap of one": (
+            vmap(function, (None, 0)),
+            lambda v, x: function(
+                v.expand(len(x), len(v)), x.unsqueeze(1).expand(len(x), len(v))
+            ),
+        ),
+        "vmap of vmap": (
+            vmap(vmap(function, (0, None)), (None, 0)),
+            lambda v, x: function(v.unsqueeze(0), x.unsqueeze(1)),
+        ),
+        "vmap of grad": (vmap(grad(function, both)), first),
+        "vmap of hessian": (vmap(hessian(function)), lambda v, x: op.operation(2)(v, x)[0]),
+        "hessian": (hessian(total, both), second),
+        "jacrev of jacrev": (jacrev(jacrev(total, both), both), second),
+        "jacfwd of jacfwd": (jacfwd(jacfwd(total, both), both), second),
+        "jacrev of jacfwd": (jacrev(jacfwd(total, both), both), second),
+    }
+
+
+TRANSFORMS = list(transforms(OPERATIONS[0]))
+
+
+@every_operation
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_transform(op: Elementwise, name: str) -> None:
+    transformed, expected = transforms(op)[name]
+    inputs = op.sample(4)
+    assert_close(transformed(*inputs), expected(*inputs), rtol=1e-13, atol=1e-13)
+
+
+# All rows of a kind share the code that is compiled here, and it takes seconds: one stands for
+# all. torch.compile cannot do vmap of hessian, not even of torch.sin.
+@pytest.mark.parametrize("op", OPERATIONS[:1], ids=lambda op: op.name)
+@pytest.mark.parametrize("name", [name for name in TRANSFORMS if name != "vmap of hessian"])
+def test_compiled_transform(op: Elementwise, name: str) -> None:
+    transformed, expected = transforms(op)[name]
+    inputs = op.sample(4)
+    torch.compiler.reset()
+    compiled = torch.compile(transformed, fullgraph=True, backend="aot_eager")
+    assert_close(compiled(*inputs), expected(*inputs), rtol=1e-13, atol=1e-13)
+
+
+@every_operation
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compile(op: Elementwise, dynamic: bool) -> None:
+    torch.compiler.reset()
+    compiled = torch.compile(op.function, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    for shape in ((4,), (7,), (2, 3)):
+        v, x = requiring_grad(*op.sample(*shape))
+        assert_close(compiled(v, x), op(v, x), rtol=0, atol=0)
+        assert_close(torch.autograd.grad(compiled(v, x).sum(), (v, x)), op.operation(1)(v, x))
+    assert_close(compiled(2.5, x), op(2.5, x), rtol=0, atol=0)
+
+
+def test_compile_with_inductor() -> None:
+    op = OPERATIONS[0]
+    function = op.function
+    torch.compiler.reset()
+    v, x = requiring_grad(*op.sample(4))
+    result = torch.compile(
+        lambda v, x: 2 * function(v, x) - x.sin() ** 2 - x.cos() ** 2, fullgraph=True
+    )(v, x)
+    assert_close(result, 2 * op(v, x) - 1)
+    assert_close(
+        torch.autograd.grad(result.sum(), (v, x)), tuple(2 * d for d in op.operation(1)(v, x))
+    )
+
+
+@every_operation
+def test_autocast_keeps_float32(op: Elementwise) -> None:
+    v, x = requiring_grad(*op.sample(5, dtype=torch.float32))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = op(v, x)
+    assert result.dtype == torch.float32
+    assert_close(result, op(v, x), rtol=0, atol=0)
+
+
+@every_operation
+def test_no_graph_where_none_is_wanted(op: Elementwise) -> None:
+    v, x = requiring_grad(*op.sample(5))
+    with torch.no_grad():
+        assert not op(v, x).requires_grad
+    with torch.inference_mode():
+        assert op(v, x).is_inference()
+    assert not op(v.detach(), x.detach()).requires_grad
+    assert op(v, x.detach()).requires_grad
+
+
+@every_operation
+def test_in_place_edit_of_a_saved_input(op: Elementwise) -> None:
+    v, x = requiring_grad(*op.sample(5))
+    edited = x * 1
+    result = op(v, edited)
+    edited.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        result.sum().backward()
+
+
+# Machines -----------------------------------------------------------------------------------
+
+
+@every_operation
+@both_dtypes
+def test_deterministic(op: Elementwise, dtype: torch.dtype, thread_counts: Any) -> None:
+    """The same bits from call to call and whatever the number of threads."""
+    v, x = op.sample(50_000, dtype=dtype)
+    for order in range(3):
+        thread_counts(1)
+        first = op.operation(order)(v, x)
+        for threads in (1, 2, 3, 7):
+            thread_counts(threads)
+            again = op.operation(order)(v, x)
+            assert_close(again, first, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("isa", ["v2", "v3", "v4", "baseline"])
+def test_forced_isa(isa: str, run_python: Any, tmp_path: Any) -> None:
+    supported = _runtime.build_info()["isas"]
+    if isa not in supported:
+        pytest.skip(f"this processor runs {', '.join(supported)}, not {isa}")
+    inputs = {op.name: op.sample(3000) for op in OPERATIONS}
+    torch.save(inputs, tmp_path / "inputs.pt")
+    run_python(
+        f"""
+        import torch
+        from curvkern import _runtime, special
+        assert _runtime.isa() == {isa!r}
+        inputs = torch.load({str(tmp_path / "inputs.pt")!r})
+        results = {{
+            (name, dtype): getattr(special, name)(v.to(dtype), x.to(dtype))
+            for name, (v, x) in inputs.items() for dtype in (torch.float64, torch.float32)
+        }}
+        torch.save(results, {str(tmp_path / "results.pt")!r})
+        """,
+        environment={"CURVKERN_ISA": isa},
+    )
+    for (name, dtype), result in torch.load(tmp_path / "results.pt").items():
+        v, x = inputs[name]
+        bound = 32 * torch.finfo(dtype).eps
+        expected = getattr(special, name)(v.to(dtype), x.to(dtype))
+        assert_close(result, expected, rtol=bound, atol=bound)
+
+
+@pytest.mark.cuda
+@every_operation
+@both_dtypes
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_cuda_equals_cpu(op: Elementwise, dtype: torch.dtype, order: int) -> None:
+    v, x = op.sample(10_000, dtype=dtype)
+    bound = 64 * torch.finfo(dtype).eps
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        runs = [op.operation(order)(v.cuda(), x.cuda()) for _ in range(3)]
+    stream.synchronize()
+    assert_close(runs[1], runs[0], rtol=0, atol=0)
+    assert_close(runs[2], runs[0], rtol=0, atol=0)
+    on_host = torch.utils._pytree.tree_map(Tensor.cpu, runs[0])
+    assert_close(on_host, op.operation(order)(v, x), rtol=bound, atol=bound)

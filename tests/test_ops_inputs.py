@@ -1,0 +1,284 @@
+"""What every operation does with whatever is passed to it: layouts, shapes, kinds, dtypes.
+
+The rows are in tests/operations.py. The reliability cases are R20 to R30.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from curvkern import _ops, _runtime
+from operations import Elementwise, both_dtypes, every_operation, requiring_grad
+
+# Layouts and shapes -------------------------------------------------------------------------
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "transposed": lambda t: t.mT.contiguous().mT,
+    "channels_last": lambda t: t.to(memory_format=torch.channels_last),
+    "every second": lambda t: t.repeat_interleave(2, -1)[..., ::2],
+    "between NaN": lambda t: torch.nn.functional.pad(t, (1, 1), value=torch.nan)[..., 1:-1],
+    "offset": lambda t: torch.cat([t.new_full((3,), torch.nan), t.flatten()])[3:].view(t.shape),
+    "negative bit": lambda t: torch.imag(torch.complex(t, -t).conj()),
+}
+
+
+@every_operation
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layout(op: Elementwise, layout: str) -> None:
+    v, x = op.sample(2, 3, 4, 5)
+    moved_v, moved_x = requiring_grad_of_layout(layout, v, x)
+    v, x = requiring_grad(v, x)
+    expected, result = op(v, x), op(moved_v, moved_x)
+    assert_close(result, expected, rtol=0, atol=0)
+    weight = torch.rand_like(expected)
+    assert_close(
+        torch.autograd.grad(result, (moved_v, moved_x), weight),
+        torch.autograd.grad(expected, (v, x), weight),
+    )
+
+
+def requiring_grad_of_layout(layout: str, *tensors: Tensor) -> tuple[Tensor, ...]:
+    moved = tuple(LAYOUTS[layout](tensor) for tensor in tensors)
+    for before, after in zip(tensors, moved, strict=True):
+        assert torch.equal(before, after)
+        assert after.is_neg() or after.stride() != before.stride() or after.storage_offset()
+    return tuple(tensor.detach().requires_grad_() for tensor in moved)
+
+
+@every_operation
+@pytest.mark.parametrize("order", [0, 1, 2])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layout_of_the_bare_operation(op: Elementwise, order: int, layout: str) -> None:
+    inputs = op.sample(2, 3, 4, 5)
+    moved = (LAYOUTS[layout](tensor) for tensor in inputs)
+    assert_close(op.operation(order)(*moved), op.operation(order)(*inputs), rtol=0, atol=0)
+
+
+@every_operation
+def test_expanded_inputs_and_gradients(op: Elementwise) -> None:
+    """`.sum().backward()` hands over a gradient of stride 0."""
+    v, x = op.sample(5)
+    v0 = v[:1].clone().requires_grad_()
+    x0 = x.clone().requires_grad_()
+    op(v0.expand(5), x0).sum().backward()
+    dv, dx = op.operation(1)(v0.detach().expand(5).clone(), x)
+    assert_close(v0.grad, dv.sum(0, keepdim=True))
+    assert_close(x0.grad, dx)
+
+
+@every_operation
+@both_dtypes
+def test_empty_and_0d(op: Elementwise, dtype: torch.dtype) -> None:
+    for shape in ((0,), (3, 0), (0, 2)):
+        v, x = requiring_grad(*op.sample(*shape, dtype=dtype))
+        result = op(v, x)
+        assert result.shape == shape
+        assert result.dtype == dtype
+        result.sum().backward()
+        assert v.grad is not None
+        assert v.grad.shape == shape
+    v, x = op.sample(1, dtype=dtype)
+    assert_close(op(v[0], x[0]), op(v, x)[0], rtol=0, atol=0)
+    assert op(v[0], x[:0]).shape == (0,)
+
+
+@every_operation
+@pytest.mark.parametrize("size", [1, 2047, 2048, 2049, 3 * 2048 + 5])
+def test_position_does_not_matter(op: Elementwise, size: int) -> None:
+    """Chunks and vector tails: every element equals the one computed alone, to rounding."""
+    v, x = op.sample(size)
+    result = op(v, x)
+    chosen = torch.unique(torch.tensor([0, size // 2, size - 2, size - 1]).clamp(min=0))
+    alone = torch.stack([op(v[i], x[i]) for i in chosen])
+    assert_close(result[chosen], alone, rtol=1e-14, atol=1e-14)
+
+
+@every_operation
+def test_broadcasting(op: Elementwise) -> None:
+    v, x = op.sample(3, 1)[0], op.sample(2, 1, 4)[1]
+    assert_close(
+        op(v, x),
+        op(v.expand(2, 3, 4).contiguous(), x.expand(2, 3, 4).contiguous()),
+        rtol=0,
+        atol=0,
+    )
+
+
+# Kinds, dtypes, devices ---------------------------------------------------------------------
+
+
+@every_operation
+def test_promotion_is_that_of_torch(op: Elementwise) -> None:
+    floating = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+    integers = (torch.int64, torch.int32, torch.uint8)
+    for (vd, vn), (xd, xn) in product(product(floating + integers, (0, 1)), repeat=2):
+        v, x = torch.full((2,) * vn, 2).to(vd), torch.full((2,) * xn, 3).to(xd)
+        promoted = torch.result_type(v, x)
+        expected = promoted if promoted.is_floating_point else torch.get_default_dtype()
+        assert op(v, x).dtype == expected, (v, x)
+    for dtype in floating + integers:
+        for number in (2, 2.0):
+            x = torch.full((2,), 3).to(dtype)
+            promoted = torch.result_type(x, number)
+            expected = promoted if promoted.is_floating_point else torch.get_default_dtype()
+            assert op(number, x).dtype == op(x, number).dtype == expected
+
+
+@every_operation
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=str)
+def test_halves_are_rounded_once(op: Elementwise, half: torch.dtype) -> None:
+    v, x = op.sample(50, dtype=half)
+    assert_close(op(v, x), op(v.float(), x.float()).to(half), rtol=0, atol=0)
+    v, x = requiring_grad(v, x)
+    op(v, x).sum().backward()
+    assert v.grad is not None
+    assert v.grad.dtype == half
+    assert v.grad.isfinite().all()
+
+
+@every_operation
+@pytest.mark.parametrize(
+    "bad",
+    [torch.ones(2, dtype=torch.complex64), torch.ones(2, dtype=torch.bool), np.ones(2, bool),
+     np.ones(2, complex), np.ones(2, object), True, 1j, None, "1", [1.0], object()],
+    ids=repr,
+)  # fmt: skip
+def test_wrong_kind(op: Elementwise, bad: Any) -> None:
+    kind = str(getattr(bad, "dtype", type(bad).__name__))
+    arrays_only = [np.ones(2)] if not isinstance(bad, torch.Tensor) else []
+    tensors_only = [torch.ones(2)] if not isinstance(bad, np.ndarray) else []
+    for good in arrays_only + tensors_only:
+        for arguments, name in (((bad, good), "v"), ((good, bad), "x")):
+            with pytest.raises(TypeError, match=f"^{op.name}: {name} .*got .*{kind}"):
+                op(*arguments)
+
+
+@every_operation
+def test_tensor_beside_array(op: Elementwise) -> None:
+    with pytest.raises(TypeError, match="x is a NumPy ndarray beside a tensor"):
+        op(torch.ones(2), np.ones(2))
+
+
+@every_operation
+def test_shapes_that_do_not_broadcast(op: Elementwise) -> None:
+    with pytest.raises(ValueError, match=r"v has shape \(3,\) but x has shape \(2, 4\)"):
+        op(torch.ones(3), torch.ones(2, 4))
+
+
+@every_operation
+def test_two_devices(op: Elementwise) -> None:
+    with pytest.raises(ValueError, match="v is on meta but x is on cpu"):
+        op(torch.ones(3, device="meta"), torch.ones(3))
+    assert op(torch.tensor(2.0), torch.ones(3, device="meta")).device.type == "meta"
+
+
+@every_operation
+def test_sparse_layout(op: Elementwise) -> None:
+    with pytest.raises(TypeError, match=r"v has layout torch.sparse_coo"):
+        op(torch.eye(2).to_sparse(), torch.ones(2, 2))
+    with pytest.raises(TypeError, match=r"x has layout torch.sparse_coo"):
+        op(torch.ones(2, 2), torch.eye(2).to_sparse())
+
+
+@every_operation
+def test_meta_and_fake_tensors(op: Elementwise) -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    result = op(torch.ones(3, 1, device="meta"), torch.ones(4, device="meta"))
+    assert result.shape == (3, 4)
+    assert result.device.type == "meta"
+    with FakeTensorMode():
+        fake = op(torch.ones(3, 1), torch.ones(4, dtype=torch.float64))
+    assert fake.shape == (3, 4)
+    assert fake.dtype == torch.float64
+
+
+class Subclass(torch.Tensor):
+    """A tensor subclass that changes nothing."""
+
+
+@every_operation
+def test_subclass(op: Elementwise) -> None:
+    v, x = op.sample(4)
+    result = op(v.as_subclass(Subclass), x)
+    assert type(result) is Subclass
+    assert_close(result.as_subclass(Tensor), op(v, x), rtol=0, atol=0)
+    parameter = torch.nn.Parameter(v)
+    op(parameter, x).sum().backward()
+    assert_close(parameter.grad, op.operation(1)(v, x)[0])
+
+
+# The native boundary ------------------------------------------------------------------------
+
+
+@every_operation
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_native_argument_check(op: Elementwise, order: int) -> None:
+    name = op.name + _ops.DERIVATIVES[order][0]
+    outputs = _ops.DERIVATIVES[order][1]
+    native = getattr(_runtime.cpu_module(), name)
+
+    def call(v: Any, x: Any, out: Any = None) -> None:
+        native(v, x, *([torch.ones(3) if out is None else out] * len(outputs)))
+
+    ones = torch.ones(3)
+    with pytest.raises(TypeError, match=f"{name}: v must be a tensor, got str"):
+        call("1", ones)
+    for dtype in (torch.int64, torch.bool, torch.complex64, torch.bfloat16, torch.float16):
+        got = str(dtype).removeprefix("torch.")
+        with pytest.raises(TypeError, match=f"x must be float32 or float64, got {got}"):
+            call(ones, ones.to(dtype))
+    with pytest.raises(TypeError, match="x has dtype float64 but v has dtype float32"):
+        call(ones, ones.double())
+    with pytest.raises(ValueError, match=r"x has shape \(4,\) but v has shape \(3,\)"):
+        call(ones, torch.ones(4))
+    with pytest.raises(ValueError, match=rf"{outputs[0]} has shape \(1, 3\)"):
+        call(ones, ones, torch.ones(1, 3))
+    with pytest.raises(ValueError, match="v must be contiguous"):
+        call(torch.ones(6)[::2], ones)
+    with pytest.raises(TypeError):
+        native(ones)
+
+
+# NumPy --------------------------------------------------------------------------------------
+
+ARRAYS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "negative stride": lambda a: a[::-1].copy()[::-1],
+    "big-endian": lambda a: a.astype(a.dtype.newbyteorder(">")),
+    "Fortran": np.asfortranarray,
+    "sliced": lambda a: np.repeat(a, 2, axis=1)[:, ::2],
+    "unaligned": lambda a: np.frombuffer(b"\0" + a.tobytes(), np.uint8)[1:].view(a.dtype)
+    .reshape(a.shape),
+    "read-only": lambda a: np.frombuffer(a.tobytes(), a.dtype).reshape(a.shape),
+}  # fmt: skip
+
+
+@every_operation
+@both_dtypes
+@pytest.mark.parametrize("layout", ARRAYS)
+def test_numpy_layout(op: Elementwise, dtype: torch.dtype, layout: str) -> None:
+    v, x = op.sample(3, 4, dtype=dtype)
+    result = op(ARRAYS[layout](v.numpy()), ARRAYS[layout](x.numpy()))
+    assert type(result) is np.ndarray
+    np.testing.assert_array_equal(result, op(v, x).numpy(), strict=True)
+    result[:] = 0  # the caller's own
+
+
+@every_operation
+def test_numpy_kinds(op: Elementwise) -> None:
+    v, x = (array.numpy() for array in op.sample(4))
+    assert_close(op(2.5, x), op(torch.full((4,), 2.5), torch.tensor(x)).numpy(), rtol=0, atol=0)
+    assert type(op(2.5, 3.5)) is np.float64
+    assert type(op(np.float32(2.5), np.float32(3.5))) is np.float32
+    assert op(np.arange(1, 4), 2).dtype == np.float64
+    assert op(v.astype(np.float16), x.astype(np.float16)).dtype == np.float16
+    with pytest.raises(TypeError, match=f"{op.name}: x must be real and at most float64"):
+        op(v, x.astype(np.longdouble))
