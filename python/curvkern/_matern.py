@@ -2,13 +2,13 @@
 
     M = 2^{1-nu} / Gamma(nu) z^nu K_nu(z),    z = sqrt(2 nu) r / l
 
-The factors over- and underflow, and their logarithms (nu log z, log K, log Gamma) cancel: as nu grows, as
-r -> 0, and everywhere in the derivatives. So each range has its own form:
+The factors over- and underflow, and their logarithms nu log z, log K, log Gamma cancel: as nu
+grows, as r -> 0, and everywhere in the derivatives. So each range has its own form:
 
-z < 1/4, nu < 14    1 - M from the two power series of K, poles at integer nu taken out     _series
-z >= 1/4, nu < 14   the logarithms, which cancel little here                                _direct
-nu >= 14            Debye's uniform expansion with Gamma(nu) cancelled by hand              _debye
-r = 0               1, with the exact one-sided derivatives in r                            _origin
+z < 1/4, nu < 14    _series   1 - M from the power series of K, its poles at integer nu removed
+z >= 1/4, nu < 14   _direct   the logarithms, which cancel little here
+nu >= 14            _debye    the uniform expansion, with Gamma(nu) cancelled by hand
+r = 0               _origin   1, with the exact one-sided derivatives in r
 
 References
 ----------
@@ -40,7 +40,8 @@ def matern(r: Any, nu: Any, lengthscale: Any = 1.0) -> Any:
     r"""General-order Matern correlation.
 
     .. math::
-        M_\nu(r) = \frac{2^{1-\nu}}{\Gamma(\nu)} z^\nu K_\nu(z), \qquad z = \sqrt{2\nu}\, r / \ell
+        M_\nu(r) = \frac{2^{1-\nu}}{\Gamma(\nu)} z^\nu K_\nu(z),
+        \qquad z = \sqrt{2\nu}\, r / \ell
 
     nu = 1/2 is exp(-r/l), nu -> inf the Gaussian exp(-r^2 / 2 l^2).
 
@@ -56,8 +57,8 @@ def matern(r: Any, nu: Any, lengthscale: Any = 1.0) -> Any:
     Returns
     -------
     Tensor or ndarray
-        Of the broadcast shape and promoted dtype, as the functions of `curvkern.special` promote.
-        NumPy arrays and plain numbers give NumPy results.
+        Of the broadcast shape and the promoted dtype; NumPy arrays and plain numbers give NumPy
+        results.
 
     Raises
     ------
@@ -68,9 +69,10 @@ def matern(r: Any, nu: Any, lengthscale: Any = 1.0) -> Any:
 
     Notes
     -----
-    Values are computed in float64. Arguments outside the domain give NaN. All three arguments have
-    gradients, twice. At r = 0 the derivative in r is the one from the right: 0 for nu > 1/2, -1/l at
-    nu = 1/2, -inf below; those in nu and l are 0.
+    Computed in float64 whatever the dtype. Arguments outside the domain give NaN. All three
+    have gradients, twice. At r = 0 the derivative in r is the one from the right: -inf below
+    nu = 1/2, -1/l there, 0 above; those in nu and l are 0. The largest absolute error found
+    against ball arithmetic is 7e-15 for nu >= 1e-3, most of it near z = 1/4 and nu = 14.
 
     Examples
     --------
@@ -92,7 +94,9 @@ def matern(r: Any, nu: Any, lengthscale: Any = 1.0) -> Any:
 
 def _promoted(*arguments: Any) -> torch.dtype:
     """torch's promotion of several arguments, integers to the default floating dtype."""
-    probes = [a.new_empty((0,) * min(a.dim(), 1)) if isinstance(a, Tensor) else a for a in arguments]
+    probes = [
+        a.new_empty((0,) * min(a.dim(), 1)) if isinstance(a, Tensor) else a for a in arguments
+    ]
     total = probes[0] + probes[1] + probes[2]
     return total.dtype if total.is_floating_point() else torch.get_default_dtype()
 
@@ -100,11 +104,13 @@ def _promoted(*arguments: Any) -> torch.dtype:
 def _broadcastable(arguments: dict[str, Any]) -> list[Tensor]:
     """The arguments in float64 on one device; numbers and 0-d CPU tensors follow the others."""
     tensors = {name: a for name, a in arguments.items() if isinstance(a, Tensor)}
-    leader = max(tensors, key=lambda name: (tensors[name].dim() > 0, tensors[name].device.type != "cpu"))
+    movable = {name for name, t in tensors.items() if t.dim() == 0 and t.device.type == "cpu"}
+    leader = next((name for name in tensors if name not in movable), next(iter(tensors)))
     device = tensors[leader].device
-    for name, tensor in tensors.items():
-        if tensor.device != device and not (tensor.dim() == 0 and tensor.device.type == "cpu"):
-            raise ValueError(f"matern: {leader} is on {device} but {name} is on {tensor.device}")
+    for name in tensors.keys() - movable:
+        other = tensors[name].device
+        if other != device:
+            raise ValueError(f"matern: {leader} is on {device} but {name} is on {other}")
     try:
         torch.broadcast_shapes(*(t.shape for t in tensors.values()))
     except RuntimeError:
@@ -120,26 +126,28 @@ def _correlation(r: Tensor, nu: Tensor, lengthscale: Tensor) -> Tensor:
     nu = torch.where(nu > 0, nu, 1.0).clamp_max(HUGE_NU)
     z = torch.sqrt(2 * nu) * distance
 
-    origin, smooth = distance == 0, nu >= LARGE_NU
-    near = (z < SMALL_Z) & ~smooth & ~origin
-    far = ~(near | smooth | origin)
-    rough_nu, smooth_nu = torch.where(smooth, 1.0, nu), torch.where(smooth, nu, LARGE_NU)
+    smooth = valid & (nu >= LARGE_NU)
+    origin = valid & (distance == 0)
+    near = valid & (z < SMALL_Z) & ~smooth & ~origin
+    far = valid & ~(near | smooth | origin)
+    rough_nu, smooth_nu = nu.clamp_max(LARGE_NU), nu.clamp_min(LARGE_NU)
 
     result = torch.where(valid, torch.ones_like(z), torch.nan)
-    if _any(origin & valid):
-        result = torch.where(origin & valid, _origin(origin & valid, r, nu, lengthscale), result)
-    if _any(near & valid):
-        result = torch.where(near & valid, _series(torch.where(near, z, SMALL_Z), rough_nu), result)
-    if _any(far & valid):
-        result = torch.where(far & valid, _direct(torch.where(far, z, 1.0), rough_nu), result)
-    smooth = smooth & ~origin & valid
     if _any(smooth):
-        result = torch.where(smooth, _debye(torch.where(smooth, distance, 1.0), smooth_nu), result)
+        form = _debye(torch.where(smooth, distance, 1.0), smooth_nu)
+        result = torch.where(smooth, form, result)
+    if _any(near):
+        form = _series(torch.where(near, z, SMALL_Z), rough_nu)
+        result = torch.where(near, form, result)
+    if _any(far):
+        result = torch.where(far, _direct(torch.where(far, z, 1.0), rough_nu), result)
+    if _any(origin):
+        result = torch.where(origin, _origin(origin, r, nu, lengthscale), result)
     return result
 
 
 def _any(mask: Tensor) -> bool:
-    """Whether a form is needed; yes where the data cannot be looked at (compile, vmap, meta)."""
+    """Whether a form is needed; yes where data cannot be looked at (compile, vmap, meta)."""
     if torch.compiler.is_compiling():
         return True
     try:
@@ -149,14 +157,15 @@ def _any(mask: Tensor) -> bool:
 
 
 def _origin(at_origin: Tensor, r: Tensor, nu: Tensor, lengthscale: Tensor) -> Tensor:
-    """1 - Gamma(1-nu) / Gamma(1+nu) (z/2)^{2 nu} - (z/2)^2 / (nu - 1) at z = 0: one, and its slopes."""
-    # below nu = 1/2 the slope in r is infinite, and infinity times zero must not reach the length scale
-    scale = torch.where(nu < 0.5, (1 / lengthscale).detach(), 1 / lengthscale)
-    half_z = torch.where(at_origin, torch.sqrt(nu / 2) * r * scale, 1.0)
-    cusped, inner = nu < 1, torch.where(nu < 1, nu, 0.5)
+    """1 - Gamma(1-nu)/Gamma(1+nu) (z/2)^{2 nu} - (z/2)^2/(nu-1) at z = 0: one, with slopes."""
+    rate = torch.sqrt(nu / 2) / lengthscale
+    # below nu = 1/2 the slope in r is infinite: inf * 0 must not reach nu and the length scale
+    rate = torch.where(nu < 0.5, rate.detach(), rate)
+    half_z = torch.where(at_origin, r * rate, 1.0)
+    inner = torch.where(nu < 1, nu, 0.5)
     cusp = torch.exp(torch.lgamma(1 - inner) - torch.lgamma(1 + inner)) * half_z ** (2 * inner)
     bowl = half_z**2 / torch.where(nu == 1, torch.inf, nu - 1)
-    return torch.where(at_origin, 1 - torch.where(cusped, cusp, 0.0) - bowl, 1.0)
+    return 1 - torch.where(nu < 1, cusp, 0.0) - bowl
 
 
 def _direct(z: Tensor, nu: Tensor) -> Tensor:
@@ -165,73 +174,80 @@ def _direct(z: Tensor, nu: Tensor) -> Tensor:
 
 
 def _series(z: Tensor, nu: Tensor) -> Tensor:
-    """1 - M by the power series of K_nu, with q = z^2 / 4, n = round(nu) >= 1 and delta = nu - n.
+    """1 - M from the power series of K_nu; q = z^2 / 4, n = round(nu) >= 1, delta = nu - n.
 
-    1 - M = - sum_{0<k<n} q^k / (k! (1-nu)_k)
-            + q^n / prod_{k<n} (k - nu) sum_i q^i / ((n+i)! (1-delta)_i) (1 - exp(delta h_i)) / delta,
-    h_i   = log q + g_i,   delta g_i = [log Gamma]_{1+i}^{1+i-delta} - [log Gamma]_{n+1+i}^{n+1+i+delta}
+    1 - M = - sum_{0<k<n} q^k / (k! (1-nu)_k) + 1 / prod_{k<n} (k - nu)
+            * sum_i q^{n+i} / ((n+i)! (1-delta)_i) (1 - exp(delta h_i)) / delta
+    h_i   = log q + g_i
+    g_i   = ([log Gamma]_{1+i}^{1+i-delta} - [log Gamma]_{n+1+i}^{n+1+i+delta}) / delta
 
-    The second sum joins term n + i of the series of I_{-nu} with term i of that of I_nu: each has a pole
-    where nu = n, their difference has none.
+    The second sum joins term n + i of the series of I_{-nu} with term i of that of I_nu: each
+    has a pole where nu = n, their difference has none.
     """
     n = torch.round(nu.detach()).clamp_min(1)
     delta = nu - n
     log_q = 2 * torch.log(z / 2)
     q = torch.exp(log_q)
 
-    regular, coefficient = torch.zeros_like(nu), torch.ones_like(nu)
-    polynomial = torch.zeros_like(z)
-    power = torch.ones_like(z)
-    product = torch.ones_like(nu)
+    total, power = torch.zeros_like(q), torch.ones_like(q)
+    product, coefficient = torch.ones_like(nu), torch.ones_like(nu)
     for k in range(1, int(LARGE_NU)):
-        product = torch.where(k < n, product * (k - nu), product)
+        factor = torch.where(k < n, k - nu, 1.0)
+        product = product * factor
         if k < 8:  # q^8 / 8! is below 1e-19
-            coefficient = coefficient / (k * torch.where(k < n, k - nu, 1.0))
+            coefficient = coefficient / (k * factor)
             power = power * q
-            polynomial = polynomial - torch.where(k < n, coefficient, regular) * power
+            total = total - torch.where(k < n, coefficient, 0.0) * power
 
-    paired = torch.zeros_like(z)
     rising = torch.ones_like(nu)
     for i in range(SERIES_TERMS):
         if i:
             rising = rising * (i - delta)
         weight = torch.exp(-torch.lgamma(n + i + 1)) / (product * rising)
-        h = log_q + _gamma_quotient(i, n, delta)
-        paired = paired - weight * _joined(delta, h, (n + i) * log_q)
-    return 1 - (polynomial + paired)
+        g = _gamma_quotient(i, n, delta)
+        total = total - weight * _joined(log_q, n + i, delta, g)
+    return 1 - total
 
 
 def _gamma_quotient(i: int, n: Tensor, delta: Tensor) -> Tensor:
-    """g_i of the series: a difference of log Gamma divided by delta, by Taylor's formula near 0."""
+    """g_i of the series; near delta = 0 by Taylor's formula for log Gamma,
+
+    log Gamma(x + t) = log Gamma(x) + t psi(x) + sum_{m>1} (-t)^m zeta(m, x) / m
+    """
     low, high = torch.full_like(n, 1.0 + i), n + 1 + i
     small = delta.abs() < 0.02
     d = torch.where(small, 1.0, delta)
-    plain = torch.lgamma(low - d) - torch.lgamma(low) - torch.lgamma(high + d) + torch.lgamma(high)
+    rise = torch.lgamma(high + d) - torch.lgamma(high)
+    plain = (torch.lgamma(low - d) - torch.lgamma(low) - rise) / d
     t = torch.where(small, delta, 0.0)
     taylor, power = -torch.digamma(low) - torch.digamma(high), torch.ones_like(delta)
-    for m in range(2, 10):  # log Gamma(x + t) = log Gamma(x) + t psi(x) + sum_m (-t)^m zeta(m, x) / m
+    for m in range(2, 10):
         power = power * t
         zetas = torch.special.zeta(m, low) - (-1) ** m * torch.special.zeta(m, high)
         taylor = taylor + power * zetas / m
-    return torch.where(small, taylor, plain / d)
+    return torch.where(small, taylor, plain)
 
 
-def _joined(delta: Tensor, h: Tensor, log_power: Tensor) -> Tensor:
-    """exp(log_power) (exp(delta h) - 1) / delta, finite as delta -> 0, no overflow as h -> -inf."""
+def _joined(log_q: Tensor, k: Tensor, delta: Tensor, g: Tensor) -> Tensor:
+    """q^k (exp(a) - 1) / delta with a = delta (log q + g): finite as delta -> 0 or q -> 0."""
+    h = log_q + g
     a = delta * h
     large, tiny = a.abs() > 1, a.abs() < 1e-3
+    q_k = torch.exp(k * log_q)
     safe = torch.where(large | tiny, 0.5, a)
-    quotient = torch.where(tiny, 1 + a / 2 * (1 + a / 3 * (1 + a / 4)), torch.expm1(safe) / safe)
-    step = torch.exp(torch.where(large, a, 0.0) + log_power) - torch.exp(log_power)
-    apart = step / torch.where(large, delta, 1.0)
-    return torch.where(large, apart, torch.exp(log_power) * torch.where(large, 1.0, h * quotient))
+    quotient = torch.where(
+        tiny, 1 + a / 2 * (1 + a / 3 * (1 + a / 4)), torch.expm1(safe) / safe
+    )
+    grown = torch.exp(torch.where(large, (k + delta) * log_q + delta * g, 0.0))
+    apart = (grown - q_k) / torch.where(large, delta, 1.0)
+    return torch.where(large, apart, q_k * torch.where(large, 1.0, h * quotient))
 
 
 def _debye(distance: Tensor, nu: Tensor) -> Tensor:
-    """nu (log(1 + y/2) - y) - 1/4 log(1 + w) + log(S(t) / S(1)) for log M, nothing in it cancels.
+    """log M = nu (log(1 + y/2) - y) - 1/4 log(1 + w) + log(S(t) / S(1)): nothing cancels.
 
-    w = 2 (r/l)^2 / nu,  1 + y = sqrt(1 + w) = 1/t,  S(t) = sum_k (-1)^k u_k(t) / nu^k. Gamma(nu) is gone
-    with S(1), Stirling's series; what is left tends to -(r/l)^2 / 2.
+    w = 2 (r/l)^2 / nu,  1 + y = sqrt(1 + w) = 1/t,  S(t) = sum_k (-1)^k u_k(t) / nu^k.
+    Gamma(nu) is gone with S(1), Stirling's series; what is left tends to -(r/l)^2 / 2.
     """
     w = 2 * distance**2 / nu
     root = torch.sqrt(1 + w)
@@ -240,8 +256,10 @@ def _debye(distance: Tensor, nu: Tensor) -> Tensor:
     powers = [torch.ones_like(nu)]
     for _ in range(DEBYE_TERMS):
         powers.append(powers[-1] * inverse)
-    rows = _debye_rows()
-    coefficients = [sum(c * powers[k] for k, c in row) for row in rows]
+    coefficients = [
+        functools.reduce(torch.add, (c * powers[k] for k, c in row), torch.zeros_like(nu))
+        for row in _debye_rows()
+    ]
     at_one = functools.reduce(torch.add, coefficients)
     total = coefficients[-1]
     for coefficient in reversed(coefficients[:-1]):
@@ -253,8 +271,10 @@ def _debye(distance: Tensor, nu: Tensor) -> Tensor:
 
 @functools.cache
 def _debye_rows() -> list[list[tuple[int, float]]]:
-    """Row j: the pairs (k, coefficient of t^j in u_k), from u_{k+1} = t^2 (1-t^2) u_k' / 2 + 1/8
-    int_0^t (1 - 5 s^2) u_k ds, in exact arithmetic."""
+    """Row j holds the pairs (k, coefficient of t^j in u_k).
+
+    u_{k+1} = t^2 (1 - t^2) u_k' / 2 + 1/8 int_0^t (1 - 5 s^2) u_k ds, in exact arithmetic.
+    """
     u = [Fraction(1)]
     rows: list[list[tuple[int, float]]] = [[] for _ in range(3 * DEBYE_TERMS + 1)]
     for k in range(DEBYE_TERMS + 1):

@@ -1,0 +1,281 @@
+"""matern against Arb, closed forms and limits; derivatives in r, nu and the length scale."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from flint import arb, ctx
+from torch.autograd import gradcheck, gradgradcheck
+
+from curvkern.special import matern
+
+EPS = 2.0**-52
+F64 = torch.float64
+BITS = 300
+
+CLOSED_FORMS = {
+    0.5: lambda z: torch.exp(-z),
+    1.5: lambda z: (1 + z) * torch.exp(-z),
+    2.5: lambda z: (1 + z + z**2 / 3) * torch.exp(-z),
+    3.5: lambda z: (1 + z + 2 * z**2 / 5 + z**3 / 15) * torch.exp(-z),
+}
+
+# integers, their neighbourhoods, half integers, the borders of the forms, both extremes
+ORDERS = [
+    1e-3,
+    0.1,
+    0.3,
+    0.49,
+    0.5,
+    0.51,
+    0.98,
+    1 - 1e-12,
+    1.0,
+    1 + 2.0**-52,
+    1.02,
+    1.0201,
+    1.5,
+    2.0,
+    2 + 1e-9,
+    2.5,
+    3 - 1e-6,
+    4.4999,
+    4.5,
+    7.3,
+    11.0,
+    13.4,
+    13.999,
+    14.0,
+    17.2,
+    60.0,
+    1e3,
+    1e6,
+]
+DISTANCES = [
+    1e-200,
+    1e-12,
+    1e-7,
+    1e-4,
+    3e-3,
+    0.03,
+    0.0671,
+    0.1,
+    0.144,
+    0.17,
+    0.2499,
+    0.25,
+    0.4,
+    1.0,
+    2.2,
+    5.0,
+    12.0,
+]
+
+
+def exact(r, nu):
+    """The correlation in balls; r and nu are arb or float."""
+    r, nu = arb(r), arb(nu)
+    z = (2 * nu).sqrt() * r
+    return 2 * (z / 2) ** nu * z.bessel_k(nu) / nu.gamma()
+
+
+def exact_derivatives(r, nu):
+    """In r and nu, by central differences in 300 bits."""
+    step = arb(2) ** -80
+    r, nu = arb(r), arb(nu)
+    in_r = (exact(r * (1 + step), nu) - exact(r * (1 - step), nu)) / (2 * step * r)
+    in_nu = (exact(r, nu + step) - exact(r, nu - step)) / (2 * step)
+    return float(in_r), float(in_nu)
+
+
+@pytest.fixture(autouse=True)
+def precision():
+    before, ctx.prec = ctx.prec, BITS
+    yield
+    ctx.prec = before
+
+
+@pytest.mark.parametrize("nu", ORDERS)
+def test_values_and_gradients_against_arb(nu):
+    distances = [a for a in DISTANCES if nu < 1e4 or a > 1e-5]  # Arb's K gives up beyond
+    r = torch.tensor(distances, dtype=F64, requires_grad=True)
+    order = torch.full_like(r, nu).requires_grad_()
+    value = matern(r, order)
+    in_r, in_nu = torch.autograd.grad(value.sum(), (r, order))
+    truth = [exact(a, nu) for a in distances]
+    want = torch.tensor([float(t) for t in truth], dtype=F64)
+    # absolute: what r -> 0 and the sum of a kernel matrix need; relative: the far tail
+    assert (value - want).abs().max() <= 32 * EPS
+    assert (
+        (value - want).abs() <= 32 * EPS * want * (1 - want.log()).clamp_min(1) + 1e-300
+    ).all() or nu < 0.1
+
+    pairs = [exact_derivatives(a, nu) for a in distances if a > 1e-100]
+    want_r, want_nu = torch.tensor(pairs, dtype=F64).T
+    torch.testing.assert_close(in_r[-len(pairs) :], want_r, rtol=1e-11, atol=0)
+    torch.testing.assert_close(in_nu[-len(pairs) :], want_nu, rtol=1e-11, atol=3e-14)
+
+
+@pytest.mark.parametrize("nu", CLOSED_FORMS)
+def test_half_integer_closed_forms(nu):
+    r = torch.cat([torch.zeros(1), torch.logspace(-9, 1.5, 400)]).to(F64)
+    want = CLOSED_FORMS[nu](math.sqrt(2 * nu) * r / 0.7)
+    torch.testing.assert_close(matern(r, nu, 0.7), want, rtol=2e-14, atol=4 * EPS)
+
+
+def test_gaussian_limit():
+    r = torch.linspace(0, 6, 50, dtype=F64)
+    gauss = torch.exp(-(r**2) / 2)
+    torch.testing.assert_close(matern(r, math.inf), gauss, rtol=0, atol=4 * EPS)
+    torch.testing.assert_close(matern(r, 1e12), gauss, rtol=0, atol=1e-12)
+    # the first correction, exp(-r^2/2) (r^4/8 - r^2/2) / nu ... in order 1/nu
+    nu = 1e6
+    first = gauss * (r**4 / 8 - r**2 / 2) / nu
+    torch.testing.assert_close(
+        (matern(r, nu) - gauss) / first.abs().max(),
+        first / first.abs().max(),
+        rtol=0,
+        atol=1e-4,
+    )
+
+
+@pytest.mark.parametrize("nu", [0.6, 1.0, 1.3, 2.0, 2.5, 8.0, 40.0])
+def test_one_minus_matern_at_small_distances(nu):
+    """1 - M is right to the rounding of M, and M never exceeds 1."""
+    r = torch.logspace(-12, -1, 60, dtype=F64)
+    want = torch.tensor([float(1 - exact(a, nu)) for a in r.tolist()], dtype=F64)
+    assert ((1 - matern(r, nu)) - want).abs().max() <= 16 * EPS
+    assert (matern(r, nu) <= 1).all()
+
+
+@pytest.mark.parametrize(
+    ("nu", "slope"),
+    [(0.2, -math.inf), (0.5, -1 / 0.7), (0.8, 0.0), (1.0, 0.0), (1.5, 0.0), (50.0, 0.0)],
+)
+def test_gradients_at_zero_distance(nu, slope):
+    r, order, scale = (torch.tensor(a, dtype=F64, requires_grad=True) for a in (0.0, nu, 0.7))
+    value = matern(r, order, scale)
+    assert value == 1
+    gradients = torch.autograd.grad(value, (r, order, scale))
+    assert gradients[0].item() == pytest.approx(slope)
+    assert gradients[1] == gradients[2] == 0
+
+
+@pytest.mark.parametrize("nu", [1.5, 2.5, 7.3, 30.0])
+def test_curvature_at_zero_distance(nu):
+    """M'' (0) = -nu / (nu - 1), the variance of the derivative of the process."""
+    r = torch.zeros((), dtype=F64, requires_grad=True)
+    (first,) = torch.autograd.grad(matern(r, nu), r, create_graph=True)
+    (second,) = torch.autograd.grad(first, r)
+    assert second.item() == pytest.approx(-nu / (nu - 1), rel=1e-12)
+
+
+@pytest.mark.parametrize("nu", [0.3, 0.5, 1.0, 1.01, 2.5, 7.0, 13.9, 14.1, 200.0])
+def test_gradcheck_twice(nu):
+    r = torch.tensor([0.01, 0.05, 0.6, 3.0], dtype=F64, requires_grad=True)
+    order, scale = (torch.full((4,), a, dtype=F64, requires_grad=True) for a in (nu, 0.8))
+    assert gradcheck(matern, (r, order, scale), eps=1e-7, atol=1e-6, rtol=1e-5)
+    assert gradgradcheck(matern, (r, order, scale), eps=1e-7, atol=1e-5, rtol=1e-4)
+
+
+def test_forms_agree_at_their_borders():
+    for nu, r in ((2.3, 0.25 / math.sqrt(4.6)), (14.0, 0.5)):
+        sides = [
+            matern(torch.tensor(r * s, dtype=F64), nu * t)
+            for s, t in ((1 - EPS, 1 - EPS), (1 + EPS, 1 + EPS))
+        ]
+        assert abs(sides[0] - sides[1]) < 16 * EPS
+
+
+def test_monotone_in_distance_and_positive_definite():
+    r = torch.logspace(-10, 2, 2000, dtype=F64)
+    points = torch.rand(60, 3, dtype=F64, generator=torch.Generator().manual_seed(0))
+    for nu in (0.25, 0.9, 1.0, 3.3, 14.0, 1e4):
+        assert (matern(r, nu).diff() <= 4 * EPS).all()
+        eigenvalues = torch.linalg.eigvalsh(matern(torch.cdist(points, points), nu, 0.3))
+        assert eigenvalues.min() > -1e-13
+
+
+def test_outside_the_domain_is_nan_and_infinity_is_zero():
+    nan = [
+        matern(torch.tensor(-1.0), 1.5),
+        matern(torch.tensor(1.0), 0.0),
+        matern(torch.tensor(1.0), -2.0),
+        matern(torch.tensor(1.0), 1.5, -1.0),
+        matern(torch.tensor(math.nan), 1.5),
+        matern(torch.tensor(0.0), math.nan),
+        matern(torch.tensor(1.0), 1.5, math.nan),
+    ]
+    assert all(value.isnan() for value in nan)
+    for nu in (0.5, 2.0, 1e3, math.inf):
+        assert matern(torch.tensor(math.inf), nu) == 0
+        assert matern(torch.tensor(1e300, dtype=F64), nu, 1e-300) == 0
+        assert matern(torch.tensor(0.0), nu) == 1
+
+
+def test_nan_gradients_stay_where_the_nan_is():
+    r = torch.tensor([-1.0, 0.5, 0.0], dtype=F64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(matern(r, 1.5)[1:].sum(), r)
+    assert gradient[1:].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_lower_precisions_round_once(dtype):
+    r = torch.linspace(0, 3, 40, dtype=F64).to(dtype)
+    got = matern(r, 1.7, 0.5)
+    assert got.dtype == dtype
+    assert torch.equal(got, matern(r.double(), 1.7, 0.5).to(dtype))
+
+
+def test_kinds_and_promotion():
+    array = matern(np.array([0.0, 1.0]), 1.5)
+    assert isinstance(array, np.ndarray)
+    assert array.dtype == np.float64
+    assert isinstance(matern(1.0, 1.5), np.float64)
+    strided = np.linspace(0, 1, 6)[::-2]
+    np.testing.assert_array_equal(matern(strided, 0.7), matern(strided.copy(), 0.7))
+    assert matern(torch.arange(3), 1.5).dtype == torch.get_default_dtype()
+    assert matern(torch.ones(3), torch.tensor(1.5, dtype=F64)).dtype == torch.float32
+    assert matern(torch.ones(3), torch.full((3,), 1.5, dtype=F64)).dtype == F64
+    assert matern(torch.ones(2, 1), torch.rand(3) + 1, torch.rand(4, 1, 1) + 1).shape == (
+        4,
+        2,
+        3,
+    )
+    assert matern(torch.empty(0, 3), 1.5).shape == (0, 3)
+    assert matern(torch.ones(2, device="meta"), 1.5).device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ((torch.ones(2, dtype=torch.complex64), 1.5), TypeError, "r .*complex64"),
+        ((torch.ones(2), torch.tensor(True)), TypeError, "nu .*bool"),
+        ((torch.ones(2), "1.5"), TypeError, "nu .*str"),
+        ((torch.ones(2), 1.5, None), TypeError, "lengthscale .*NoneType"),
+        ((torch.ones(2), torch.ones(3)), ValueError, r"r \(2,\), nu \(3,\)"),
+        (
+            (torch.ones(2), torch.ones(2, device="meta")),
+            ValueError,
+            "r is on cpu but nu is on meta|nu is on meta but r is on cpu",
+        ),
+    ],
+)
+def test_invalid_arguments_are_refused_in_words(arguments, error, words):
+    with pytest.raises(error, match=f"matern: .*({words})"):
+        matern(*arguments)
+
+
+def test_torch_func_transforms():
+    r = torch.tensor([0.0, 0.02, 0.4, 2.0], dtype=F64)
+    nu = torch.tensor([0.7, 1.0, 2.5, 40.0], dtype=F64)
+    batched = torch.func.vmap(torch.func.grad(matern, argnums=1))(r, nu)
+    order = nu.clone().requires_grad_()
+    (want,) = torch.autograd.grad(matern(r, order).sum(), order)
+    torch.testing.assert_close(batched, want)
+    _, tangent = torch.func.jvp(lambda a: matern(r, a), (nu,), (torch.ones_like(nu),))
+    torch.testing.assert_close(tangent, want)
+    hessian = torch.func.hessian(lambda a: matern(r[2], a))(nu[2])
+    (first,) = torch.autograd.grad(matern(r[2], order)[2], order, create_graph=True)
+    torch.testing.assert_close(hessian, torch.autograd.grad(first[2], order)[0][2])
