@@ -10,10 +10,11 @@ import sys
 import time
 from pathlib import Path
 
-import curvkern
 import mpmath as mp
 import pytest
 import torch
+
+import curvkern
 from curvkern import _check, special
 from curvkern.__main__ import main
 from curvkern._bench import main as bench

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 
 import torch
+
 from curvkern import special
 from curvkern._bench.case import OURS, REFERENCE, Bar, Case, Contestants
 from curvkern.reference import bessel as reference

@@ -30,7 +30,7 @@ class Settings:
     max_rounds: int = 60
 
 
-QUICK = Settings(elements=2**16, budget=0.8, min_rounds=3, max_rounds=25)
+QUICK = Settings(elements=2**16, budget=0.5, min_rounds=3, max_rounds=25)
 QUICK_SECONDS = 40.0  # for the rounds of all cases together
 
 
