@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "core/isa.hpp"
+
 namespace curvkern::bessel {
 
 enum class Function { log_iv, log_kv, log_ive, log_kve, iv_ratio, kv_ratio, log_hyp0f1, count };
@@ -20,14 +22,11 @@ struct Kernels {
     Kernel<float> f32[function_count][derivative_orders];
 };
 
-namespace v2 {
-const Kernels& kernels();
-}
-namespace v3 {
-const Kernels& kernels();
-}
-namespace v4 {
-const Kernels& kernels();
-}
+#define CURVKERN_DECLARE(isa) \
+    namespace isa {           \
+    const Kernels& kernels(); \
+    }
+CURVKERN_FOR_EACH_ISA(CURVKERN_DECLARE)
+#undef CURVKERN_DECLARE
 
 }  // namespace curvkern::bessel

@@ -15,8 +15,12 @@ namespace {
 
 py::dict build_info() {
     using namespace py::literals;
+    py::list isas;  // narrowest first
+    for (int isa = 0; isa <= static_cast<int>(curvkern::widest_isa()); ++isa) {
+        isas.append(curvkern::isa_name(static_cast<curvkern::Isa>(isa)));
+    }
     return py::dict("version"_a = CURVKERN_VERSION, "compiler"_a = CURVKERN_COMPILER,
-                    "isas"_a = curvkern::supported_isas(), "cuda"_a = CURVKERN_CUDA_STATUS,
+                    "isas"_a = isas, "cuda"_a = CURVKERN_CUDA_STATUS,
                     "threads"_a = curvkern::thread_count(),
                     "openmp"_a = curvkern::openmp_runtime());
 }

@@ -2,6 +2,7 @@
 
 #include <cstdlib>
 #include <stdexcept>
+#include <string>
 
 namespace curvkern {
 namespace {
@@ -12,7 +13,7 @@ constexpr const char* names[] = {CURVKERN_FOR_EACH_ISA(CURVKERN_NAME)};
 
 #if defined(__x86_64__)
 // What -march=x86-64-v3 and -v4 may use; __builtin_cpu_supports also asks the operating system.
-int widest() {
+Isa detect() {
     __builtin_cpu_init();
     const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                     __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") &&
@@ -23,14 +24,14 @@ int widest() {
     if (!__builtin_cpu_supports("sse4.2") || !__builtin_cpu_supports("popcnt")) {
         throw std::runtime_error("curvkern needs a processor with SSE4.2 (x86-64-v2)");
     }
-    return v4 ? 2 : v3 ? 1 : 0;
+    return v4 ? Isa::v4 : v3 ? Isa::v3 : Isa::v2;
 }
 #else
-int widest() { return 0; }
+Isa detect() { return Isa::baseline; }
 #endif
 
 Isa choose() {
-    const int limit = widest();
+    const int limit = static_cast<int>(widest_isa());
     const char* forced = std::getenv("CURVKERN_ISA");
     if (forced == nullptr || *forced == '\0') return static_cast<Isa>(limit);
     std::string choices;
@@ -51,6 +52,9 @@ Isa isa() {
 
 const char* isa_name(Isa isa) { return names[static_cast<int>(isa)]; }
 
-std::vector<std::string> supported_isas() { return {names, names + widest() + 1}; }
+Isa widest_isa() {
+    static const Isa widest = detect();
+    return widest;
+}
 
 }  // namespace curvkern

@@ -2,15 +2,12 @@
 //
 // Every kernel source is compiled once per entry of CURVKERN_FOR_EACH_ISA, in a namespace of
 // that name (see csrc/cmake/simd.cmake). A family declares its table in each of them and picks
-// one with CURVKERN_SELECT_ISA:
+// one with CURVKERN_SELECT_ISA. Kernel sources include this header, so it includes none itself.
 //
 //     #define DECLARE(isa) namespace isa { const Kernels& kernels(); }
 //     CURVKERN_FOR_EACH_ISA(DECLARE)
 //     const Kernels& table = CURVKERN_SELECT_ISA(bessel::, ::kernels());
 #pragma once
-
-#include <string>
-#include <vector>
 
 #if defined(__x86_64__)
 #define CURVKERN_FOR_EACH_ISA(apply) apply(v2) apply(v3) apply(v4)
@@ -30,11 +27,11 @@ enum class Isa { CURVKERN_FOR_EACH_ISA(CURVKERN_ENUMERATOR) };
 #undef CURVKERN_ENUMERATOR
 
 // The widest instruction set of this processor, or the one that the environment variable
-// CURVKERN_ISA names. Throws std::invalid_argument listing the choices when that is none of
-// supported_isas(). Decided at the first call.
+// CURVKERN_ISA names. Throws std::invalid_argument listing the choices where that is not one of
+// them. Decided at the first call.
 Isa isa();
 
 const char* isa_name(Isa isa);
-std::vector<std::string> supported_isas();  // narrowest first
+Isa widest_isa();  // of this processor, which also supports all narrower ones
 
 }  // namespace curvkern

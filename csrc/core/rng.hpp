@@ -9,7 +9,8 @@
 
 #include "core/hd.hpp"
 
-CURVKERN_BEGIN_NAMESPACE
+namespace curvkern {
+CURVKERN_PER_ISA {
 
 struct PhiloxCounter {
     std::uint32_t word[4];
@@ -33,4 +34,5 @@ CURVKERN_HD PhiloxCounter philox4x32(PhiloxCounter counter, PhiloxKey key) {
     return counter;
 }
 
-CURVKERN_END_NAMESPACE
+}
+}  // namespace curvkern
