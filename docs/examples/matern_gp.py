@@ -2,10 +2,10 @@
 
     python docs/examples/matern_gp.py [--nu 1.2] [--out PLOT.png]
 
-A path of known smoothness is drawn and observed with noise. Smoothness, length scale, amplitude and
-noise are then found by gradient ascent on the marginal likelihood: the derivative of the Matern
-correlation in nu is exact, so nu is learned like any other parameter instead of being picked from
-1/2, 3/2, 5/2.
+A path of known smoothness is drawn and observed with noise. Smoothness, length scale, amplitude
+and noise are then found by gradient ascent on the marginal likelihood: the derivative of the
+Matern correlation in nu is exact, so nu is learned like any other parameter instead of being
+picked from 1/2, 3/2, 5/2.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FIXED_ORDERS = (0.5, 1.5, 2.5, math.inf)
 
 
 def observe(nu: float, count: int, generator: torch.Generator):
-    """Noisy values of one path, at points at random and in close pairs (they show the roughness)."""
+    """Noisy values of one path, at random points in close pairs: these show the roughness."""
     x = torch.rand(count // 2, 1, dtype=torch.float64, generator=generator)
     close = x + 0.004 * torch.randn(x.shape, dtype=x.dtype, generator=generator)
     x = torch.cat([x, close]).sort(0).values
@@ -111,9 +111,13 @@ def main() -> None:
     args = parser.parse_args()
 
     x, y = observe(args.nu, args.points, torch.Generator().manual_seed(args.seed))
-    print(f"{len(x)} observations of a path with nu = {args.nu}, length scale {TRUE_LENGTHSCALE}, "
-          f"noise {TRUE_NOISE}\n")
-    print(f"{'':10}{'nu':>7}{'length scale':>14}{'noise':>9}{'log-likelihood':>16}{'seconds':>9}")
+    print(
+        f"{len(x)} observations of a path with nu = {args.nu}, "
+        f"length scale {TRUE_LENGTHSCALE}, noise {TRUE_NOISE}\n"
+    )
+    print(
+        f"{'':10}{'nu':>7}{'length scale':>14}{'noise':>9}{'log-likelihood':>16}{'seconds':>9}"
+    )
     models, histories = {}, {}
     for nu in (None, *FIXED_ORDERS):
         began = time.perf_counter()
@@ -122,15 +126,19 @@ def main() -> None:
         name = "learned" if nu is None else f"nu = {nu:g}"
         models[name], histories[name] = model, history
         lengthscale, _, noise, order = (float(p) for p in model.parameters_of_kernel())
-        print(f"{name:10}{order:7.3f}{lengthscale:14.4f}{noise:9.4f}{history[-1][1]:16.2f}"
-              f"{time.perf_counter() - began:9.2f}")
+        print(
+            f"{name:10}{order:7.3f}{lengthscale:14.4f}{noise:9.4f}{history[-1][1]:16.2f}"
+            f"{time.perf_counter() - began:9.2f}"
+        )
 
     learned = float(models["learned"].parameters_of_kernel()[3])
     error = standard_error(models["learned"])
     low, high = learned * math.exp(-2 * error), learned * math.exp(2 * error)
     inside = "inside" if low <= args.nu <= high else "outside"
-    print(f"\nlearned nu = {learned:.3f}, two standard errors [{low:.3f}, {high:.3f}]: "
-          f"the true {args.nu} is {inside}")
+    print(
+        f"\nlearned nu = {learned:.3f}, two standard errors [{low:.3f}, {high:.3f}]: "
+        f"the true {args.nu} is {inside}"
+    )
     plot(x, y, models, histories["learned"], args.nu, args.out)
     print(f"saved {args.out}")
 

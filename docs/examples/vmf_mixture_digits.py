@@ -1,11 +1,11 @@
-"""Cluster handwritten digits with a mixture of von Mises-Fisher laws, by expectation-maximisation.
+"""Cluster handwritten digits with a mixture of von Mises-Fisher laws, fitted by EM.
 
     python docs/examples/vmf_mixture_digits.py [--embeddings FILE.npy] [--out PLOT.png]
 
 Only the direction of a feature vector is used: the 64 pixels of scikit-learn's digits are
-centred and normalised. The mixture learns a mean direction and a concentration for each cluster.
-The table compares it with k-means on the same vectors and with spherical k-means, which is the
-same mixture with one shared, infinite concentration.
+centred and normalised. The mixture learns a mean direction and a concentration for each
+cluster. The table compares it with k-means on the same vectors and with spherical k-means, that
+is the same mixture with one shared, infinite concentration.
 """
 
 from __future__ import annotations
@@ -89,7 +89,9 @@ def log_likelihood(x: torch.Tensor, clusters: torch.Tensor, k: int) -> float:
 
 def purity(clusters: np.ndarray, labels: np.ndarray) -> float:
     """Share of points that carry the commonest label of their cluster."""
-    return sum(np.bincount(labels[clusters == c]).max() for c in np.unique(clusters)) / len(labels)
+    return sum(np.bincount(labels[clusters == c]).max() for c in np.unique(clusters)) / len(
+        labels
+    )
 
 
 def best_of(restarts: int, run, score):
@@ -99,7 +101,9 @@ def best_of(restarts: int, run, score):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--embeddings", help="an (n, d) array of your own, saved with numpy.save")
+    parser.add_argument(
+        "--embeddings", help="an (n, d) array of your own, saved with numpy.save"
+    )
     parser.add_argument("--clusters", type=int, default=10)
     parser.add_argument("--restarts", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
@@ -108,8 +112,10 @@ def main() -> None:
     k = args.clusters
     x, labels = load(args.embeddings)
     generator = torch.Generator().manual_seed(args.seed)
-    print(f"{len(x)} unit vectors in {x.shape[1]} dimensions, {k} clusters, "
-          f"best of {args.restarts} starts\n")
+    print(
+        f"{len(x)} unit vectors in {x.shape[1]} dimensions, {k} clusters, "
+        f"best of {args.restarts} starts\n"
+    )
 
     results = {}
     began = time.perf_counter()
@@ -122,8 +128,9 @@ def main() -> None:
     for name, run in {
         "spherical k-means": lambda: spherical_k_means(x, k, generator),
         "k-means (scikit-learn)": lambda: torch.from_numpy(
-            KMeans(k, n_init=1, random_state=int(torch.randint(2**31, (1,), generator=generator)))
-            .fit_predict(x.numpy())
+            KMeans(
+                k, n_init=1, random_state=int(torch.randint(2**31, (1,), generator=generator))
+            ).fit_predict(x.numpy())
         ),
     }.items():
         began = time.perf_counter()
@@ -149,12 +156,16 @@ def plot(x, labels, weights, parts, history, clusters, path) -> None:
     top, bottom = figure.subfigures(2, 1, height_ratios=[1, 1.4])
 
     top.suptitle("mean directions, by concentration")
-    for axis, c in zip(top.subplots(1, k), parts.concentration.argsort(descending=True), strict=True):
+    for axis, c in zip(
+        top.subplots(1, k), parts.concentration.argsort(descending=True), strict=True
+    ):
         if side * side == dim:
             axis.imshow(parts.loc[c].reshape(side, side), cmap="RdBu_r", vmin=-0.4, vmax=0.4)
         else:
             axis.plot(parts.loc[c], linewidth=0.5)
-        axis.set_title(f"$\\kappa$ = {parts.concentration[c]:.0f}\nshare {weights[c]:.2f}", fontsize=8)
+        axis.set_title(
+            f"$\\kappa$ = {parts.concentration[c]:.0f}\nshare {weights[c]:.2f}", fontsize=8
+        )
         axis.set_xticks([])
         axis.set_yticks([])
 
@@ -166,8 +177,11 @@ def plot(x, labels, weights, parts, history, clusters, path) -> None:
         angle = torch.acos(cosine[clusters == c].clamp(-1, 1)).rad2deg()
         name = f"cluster with $\\kappa$ = {parts.concentration[c]:.0f}"
         right.hist(angle, bins=25, density=True, alpha=0.4, label=name)
-    right.set(xlabel="angle to the mean direction, degrees", ylabel="density",
-              title="the three tightest clusters")
+    right.set(
+        xlabel="angle to the mean direction, degrees",
+        ylabel="density",
+        title="the three tightest clusters",
+    )
     right.legend(fontsize=8)
     figure.savefig(path, dpi=120)
 
