@@ -45,17 +45,22 @@ class Points(NamedTuple):
     region: np.ndarray
     truth: dict[str, np.ndarray]
 
+    def select(self, inside: np.ndarray) -> Points:
+        truth = {name: column[inside] for name, column in self.truth.items()}
+        return Points(self.v[inside], self.x[inside], self.region[inside], truth)
+
     def tensors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         return torch.tensor(self.v, dtype=dtype), torch.tensor(self.x, dtype=dtype)
 
 
 def points(dtype: torch.dtype, where: Callable[..., np.ndarray] | None = None) -> Points:
     """All points of the table, or those where ``where(v, x)`` holds."""
-    keep = np.ones(len(_table["v"]), bool) if dtype is torch.float64 else _table["f32"]
+    truth = dict(_table)
+    everything = Points(truth.pop("v"), truth.pop("x"), truth.pop("region"), truth)
+    inside = np.ones(len(_table["v"]), bool) if dtype is torch.float64 else _table["f32"]
     if where is not None:
-        keep = keep & where(_table["v"], _table["x"])
-    kept = {name: column[keep] for name, column in _table.items()}
-    return Points(kept.pop("v"), kept.pop("x"), kept.pop("region"), kept)
+        inside = inside & where(_table["v"], _table["x"])
+    return everything.select(inside)
 
 
 def logarithm_error(got: Tensor, name: str, at: Points) -> np.ndarray:
@@ -71,10 +76,9 @@ def relative_error(got: Tensor, key: str, at: Points, floor: np.ndarray | float 
     """|error| / (eps max(|truth|, floor)); a subnormal truth counts as the least normal."""
     eps, tiny = _limits(got.dtype)
     hi = at.truth[key]
-    with np.errstate(invalid="ignore"):  # inf - inf where the truth overflows too
-        off = np.abs(got.double().numpy() - hi)
     scale = np.maximum(np.maximum(np.abs(hi), floor), tiny)
-    return _report(off / (eps * scale), got, hi)
+    with np.errstate(invalid="ignore"):  # inf where the truth overflows, or where got is wrong
+        return _report(np.abs(got.double().numpy() - hi) / scale / eps, got, hi)
 
 
 def _limits(dtype: torch.dtype) -> tuple[float, float]:

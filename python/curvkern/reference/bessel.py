@@ -300,7 +300,8 @@ def _log_gamma(v: Tensor) -> Tensor:
     w = torch.where(small, v + 10, v)
     stirling = w * (w.log() - 1) + 0.5 * (w.log() + math.log(2 * math.pi))
     stirling = stirling + _horner(STIRLING, 1 / (w * w)) / w - product.log()
-    return torch.lgamma(v + 1).detach() + (stirling - stirling.detach())
+    nothing = (stirling - stirling.detach()).nan_to_num()  # inf - inf at v = 1e308
+    return torch.lgamma(v + 1).detach() + nothing
 
 
 def _temme(v: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
