@@ -35,7 +35,7 @@ CURVKERN_HD R series_tail(R v, R quarter_square, int terms) {
 
 // log(I_v(x) Gamma(v+1) (2/x)^v) = log 0F1(; v+1; x^2/4), relative accuracy as x -> 0.
 template <class R>
-CURVKERN_HD R log_series(R v, R x) {
+CURVKERN_SHARED R log_series(R v, R x) {
     R half = c<R>(0.5) * x, quarter_square = half * half;
     R z = quarter_square / (v + c<R>(1));
     return log1p(z * series_tail(v, quarter_square, series_terms<R>(largest(x))));
@@ -54,23 +54,60 @@ CURVKERN_HD R log_half(R x) {
 }
 
 template <class R>
-CURVKERN_HD R log_iv_low_order(R v, R x, R shift) {  // v <= 1
+CURVKERN_HD R log_iv_low_order(R v, R x) {  // v <= 1
     R prefactor = v * log_half(x) - lgamma1p_unit(v);
-    return prefactor + (log_series(v, x) - shift);
+    return prefactor + log_series(v, x);
 }
 
 template <class R>
-CURVKERN_HD R log_iv_high_order(R v, R x, R shift) {  // v > 1
+CURVKERN_HD R log_iv_high_order(R v, R x) {  // v > 1
     Pair<R> log_x = log_ratio<all_pairs<R>>(Pair<R>{x, c<R>(0)}, c<R>(2), c<R>(0));
     Pair<R> prefactor = add(mul(log_x, v), negate(lgamma1p_pair(v)));
-    prefactor = add(prefactor, -shift);
     prefactor = add(prefactor, log_series(v, x));
     return prefactor.hi + prefactor.lo;
 }
 
+// log I - x: the logarithm of the series reaches x and must keep its lower digits.
+template <bool HighOrder, class R>
+CURVKERN_HD R log_ive_series(R v, R x) {
+    R half = c<R>(0.5) * x, quarter_square = half * half;
+    R z = quarter_square / (v + c<R>(1));
+    R grown = z * series_tail(v, quarter_square, series_terms<R>(largest(x)));
+    Pair<R> whole = two_sum(grown, c<R>(1));
+    Pair<R> y = log_split(whole.hi, c<R>(0));
+    y.lo = y.lo + whole.lo / whole.hi;
+    auto small = grown < c<R>(0.25);
+    y = {select(small, log1p(grown), y.hi), select(small, c<R>(0), y.lo)};
+    y = add(y, -x);
+    if constexpr (HighOrder) {
+        Pair<R> log_x = log_ratio<all_pairs<R>>(Pair<R>{x, c<R>(0)}, c<R>(2), c<R>(0));
+        y = add(add(mul(log_x, v), negate(lgamma1p_pair(v))), y);
+    } else {
+        y = add(y, v * log_half(x) - lgamma1p_unit(v));
+    }
+    return y.hi + y.lo;
+}
+
+// d2/dvdx log I = (2v/x) int_0^x I^2 dt/t / I^2 from the series of I^2 (DLMF 10.31.3), positive
+// term by term: I^2 ~ sum b_k, b_k/b_{k-1} = (v+k-1/2) x^2 / ((v+k)(2v+k) k), weights v/(v+k).
+template <class R>
+CURVKERN_SHARED R mixed_derivative(R v, R x) {
+    const int terms = is_double<R> ? 16 + static_cast<int>(largest(x) * Scalar<R>(2.9))
+                                   : 10 + static_cast<int>(largest(x) * Scalar<R>(2.7));
+    R term = c<R>(1), sum = c<R>(1), part = c<R>(1);
+    for (int k = 1; k <= terms; ++k) {
+        R up = v + c<R>(k - 0.5), down = v + c<R>(k);
+        R ratio = (x * x) * up / (down * (c<R>(2) * v + c<R>(k)) * c<R>(k));
+        term = term * ratio;
+        sum = sum + term;
+        part = part + term * (v / down);
+    }
+    return part / (x * sum);
+}
+
 // psi(v+1) and psi'(v+1), v >= 0
 template <class R>
-CURVKERN_HD Taylor<R, 1> digamma1p(R v) {
+CURVKERN_SHARED Taylor<R, 1> digamma1p(R v) {
     constexpr int shift = is_double<R> ? 14 : 6;
     // for v <= 1 a polynomial, else shift up and use the asymptotic series (DLMF 5.11.2)
     auto unit = horner(Taylor<R, 1>::variable(v - c<R>(0.5)), tables::digamma1p);
@@ -94,7 +131,7 @@ CURVKERN_HD Taylor<R, 1> digamma1p(R v) {
 
 // sum_k t_k(v) and its derivatives in v; t_k = (x^2/4)^k / (k! (v+1)_k)
 template <int N, class R>
-CURVKERN_HD Taylor<R, N> series_jet(R v, R x) {
+CURVKERN_SHARED Taylor<R, N> series_jet(R v, R x) {
     R quarter_square = c<R>(0.25) * x * x;
     const int terms = series_terms<R>(largest(x));
     auto sum = Taylor<R, N>::constant(c<R>(1));
@@ -112,7 +149,7 @@ CURVKERN_HD Taylor<R, N> series_jet(R v, R x) {
 // the even and odd parts in v: a = b + v o, delta = d + v e. Then E' = v sum (o d + b e).
 // e_k = -sum_{j>k} 1/(j^2 - v^2) is summed from its small end.
 template <class R>
-CURVKERN_HD R even_part_slope(R v, R x) {
+CURVKERN_SHARED R even_part_slope(R v, R x) {
     constexpr int most = is_double<R> ? 56 : 28;
     const int terms = series_terms<R>(largest(x));
     R w = v * v;

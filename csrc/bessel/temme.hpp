@@ -23,6 +23,8 @@ struct SmallK {
     Taylor<R, N> kappa;       // K_v (x/2)^n
     Taylor<R, N> above;       // K_{v+1} (x/2)^{n+1}
     Taylor<R, N> below;       // K_{v-1} (x/2)^{n-1}, divided by (x/2)^2 where n = 0
+    Taylor<R, N> even;        // x/2 (K_{f+1} + K_{f-1}), even in f
+    Taylor<R, N> ratio;       // above/kappa from its own recurrence, exact to the last derivative
     R n;
     R log_two_over_x;
 };
@@ -55,7 +57,7 @@ CURVKERN_HD Taylor<R, N> sinh_over(R f, Pair<R> log_two_over_x, R sinh_s, R cosh
 }
 
 template <int N, class R>
-CURVKERN_HD SmallK<R, N> temme(R v, R x) {
+CURVKERN_SHARED SmallK<R, N> temme(R v, R x) {
     using T = Taylor<R, N>;
     R n = (v + c<R>(Float<R>::round_magic)) - c<R>(Float<R>::round_magic);
     R f = v - n;
@@ -94,7 +96,7 @@ CURVKERN_HD SmallK<R, N> temme(R v, R x) {
         down_t.d[2] = -l * down_t.d[1];
     }
     T p = up_t * gamma_plus, q = down_t * gamma_minus;
-    T sum = fk, sum_up = p, sum_down = q;
+    T sum = fk, sum_up = p, sum_down = q, sum_even = P;
     constexpr int terms = is_double<R> ? 12 : 7;
     for (int k = 1; k <= terms; ++k) {
         T inverse = reciprocal(T::constant(c<R>(double(k) * k)) - w);
@@ -108,12 +110,17 @@ CURVKERN_HD SmallK<R, N> temme(R v, R x) {
         sum = sum + ck * fk;
         sum_up = sum_up + ck * (p - c<R>(k) * fk);
         sum_down = sum_down + ck * (q - c<R>(k) * fk);
+        sum_even = sum_even + ck * (P - c<R>(2 * k) * fk);
     }
-    SmallK<R, N> y{sum, sum_up, sum_down, n, l};
+    SmallK<R, N> y{sum, sum_up, sum_down, sum_even, sum_up * reciprocal(sum), n, l};
     const int steps = static_cast<int>(largest(n));
     for (int j = 1; j <= steps; ++j) {
         auto active = n >= c<R>(j);
         T next = y.above * (order + c<R>(j)) + quarter_square * y.kappa;
+        if constexpr (N > 0) {
+            T next_ratio = quarter_square * reciprocal(y.ratio) + (order + c<R>(j));
+            y.ratio = select(active, next_ratio, y.ratio);
+        }
         y.below = select(active, y.kappa, y.below);
         y.kappa = select(active, y.above, y.kappa);
         y.above = select(active, next, y.above);

@@ -42,7 +42,7 @@ CURVKERN_RULE(true, false, high_float)
 
 // HighOrder: v > 1. Exponents reach 40 there and must be exact to 2^-53, so they are pairs.
 template <bool HighOrder, int Order, class R>
-CURVKERN_HD Moments<R> integrate_kv(R v, R x) {
+CURVKERN_SHARED Moments<R> integrate_kv(R v, R x) {
     using Nodes = Rule<HighOrder, is_double<R>>;
     constexpr double step = Nodes::step;
     R peak = c<R>(0), t_peak = c<R>(0), cosh_peak = c<R>(0);

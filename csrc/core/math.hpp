@@ -331,7 +331,7 @@ CURVKERN_HD R stirling_tail(R w) {
 
 // log Gamma(v + 1), v >= 0, as a pair. Shift up by a product, then Stirling.
 template <class R>
-CURVKERN_HD Pair<R> lgamma1p_pair(R v) {
+CURVKERN_SHARED Pair<R> lgamma1p_pair(R v) {
     constexpr int shift = is_double<R> ? 15 : 7;
     auto large = v > c<R>(shift);
     R base = select(large, c<R>(0), v);
