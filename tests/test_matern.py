@@ -162,6 +162,16 @@ def test_gradients_at_zero_distance(nu, slope):
     assert gradients[1] == gradients[2] == 0
 
 
+@pytest.mark.parametrize("nu", [0.2, 0.5, 0.8, 1.0, 1.1, 2.5, 30.0])
+def test_second_derivatives_in_order_and_scale_vanish_at_zero_distance(nu):
+    parameters = torch.tensor([nu, 0.7], dtype=F64)
+    for r in (0.0, torch.zeros(2, dtype=F64)):
+        hessian = torch.autograd.functional.hessian(
+            lambda p, r=r: torch.as_tensor(matern(r, p[0], p[1])).sum(), parameters
+        )
+        assert (hessian == 0).all()
+
+
 @pytest.mark.parametrize("nu", [1.5, 2.5, 7.3, 30.0])
 def test_curvature_at_zero_distance(nu):
     """M'' (0) = -nu / (nu - 1), the variance of the derivative of the process."""

@@ -52,6 +52,9 @@ class GaussianProcess(torch.nn.Module):
         lengthscale, amplitude, noise, *nu = self.log_parameters.exp()
         return lengthscale, amplitude, noise, nu[0] if nu else self.fixed_nu
 
+    def smoothness(self) -> float:
+        return self.fixed_nu or self.log_parameters[3].exp().item()
+
     def factor(self) -> torch.Tensor:
         lengthscale, amplitude, noise, nu = self.parameters_of_kernel()
         covariance = amplitude**2 * matern(self.distances, nu, lengthscale)
@@ -77,7 +80,7 @@ class GaussianProcess(torch.nn.Module):
             optimizer.zero_grad()
             loss = -self.log_likelihood()
             loss.backward()
-            history.append((float(self.parameters_of_kernel()[3]), -loss.item()))
+            history.append((self.smoothness(), -loss.item()))
             return loss
 
         optimizer.step(closure)
@@ -125,13 +128,14 @@ def main() -> None:
         history = model.fit()
         name = "learned" if nu is None else f"nu = {nu:g}"
         models[name], histories[name] = model, history
-        lengthscale, _, noise, order = (float(p) for p in model.parameters_of_kernel())
+        with torch.no_grad():
+            lengthscale, _, noise, order = (float(p) for p in model.parameters_of_kernel())
         print(
             f"{name:10}{order:7.3f}{lengthscale:14.4f}{noise:9.4f}{history[-1][1]:16.2f}"
             f"{time.perf_counter() - began:9.2f}"
         )
 
-    learned = float(models["learned"].parameters_of_kernel()[3])
+    learned = models["learned"].smoothness()
     error = standard_error(models["learned"])
     low, high = learned * math.exp(-2 * error), learned * math.exp(2 * error)
     inside = "inside" if low <= args.nu <= high else "outside"

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from .. import special
+from .._masks import all_of
 
 GAUSS_STEPS = 24  # Gauss's fraction; A^2 < 0.62 where it is used, so its seed weighs below 1e-5
 PERRON_STEPS = 30  # Perron's fraction; truncation below 1e-17 from kappa = max(2d, 20) on
@@ -66,6 +67,8 @@ def resultant(kappa: Tensor, dim: int) -> Resultant:
     """Mean resultant length and its kin, by the continued fraction that suits each kappa."""
     cut = _large(dim)
     small = kappa <= cut
+    if all_of(small):
+        return _resultant_gauss(kappa, order(dim))
     low = _resultant_gauss(torch.where(small, kappa, cut), order(dim))
     high = _resultant_perron(torch.where(small, cut, kappa), order(dim))
     return Resultant(*(torch.where(small, a, b) for a, b in zip(low, high, strict=True)))

@@ -153,7 +153,7 @@ def solve(rbar: Tensor, complement: Tensor, dim: int) -> Tensor:
             high = torch.where(miss > 0, kappa, high)
             step = kappa * torch.exp(-miss / (kappa * at.slope))
             step = torch.where((step >= low) & (step <= high), step, (low + high) / 2)
-            done = (step - kappa).abs() <= 1e-15 * kappa
+            done = (step - kappa).abs() <= 1e-9 * kappa  # the error is the square of this
             kappa = step
             if bool((done | ~torch.isfinite(kappa) | (kappa == 0)).all()):
                 break
