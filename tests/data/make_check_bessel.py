@@ -107,6 +107,10 @@ def truths(v: float, x: float) -> dict[str, mp.mpf]:
     tolerance = mp.mpf("1e-45")
     assert abs(x * (left + right) - 1) < tolerance, (v, x)
     assert abs(x * slope) < tolerance * (1 + abs(one["log_iv_dv"])), (v, x)
+    if v == 0:  # exponentially small: the mean of the digammas cancels against log(x/2)
+        exact = -mp.exp(two["log_kv"] - one["log_iv"])
+        assert abs(exact - one["log_iv_dv"]) < tolerance, x
+        one["log_iv_dv"] = exact
     ratios = {
         "iv_ratio": mp.exp(one_up["log_iv"] - one["log_iv"]),
         "kv_ratio": mp.exp(two_up["log_kv"] - two["log_kv"]),
