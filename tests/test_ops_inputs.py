@@ -248,6 +248,16 @@ def test_native_argument_check(op: Elementwise, order: int) -> None:
         native(ones)
 
 
+@every_operation
+def test_cuda_module_refuses_cpu_tensors(op: Elementwise) -> None:
+    try:
+        native = getattr(_runtime.cuda_module(), op.name)
+    except NotImplementedError as error:
+        pytest.skip(str(error))
+    with pytest.raises(ValueError, match=f"{op.name}: v must be on cuda, got cpu"):
+        native(torch.ones(3), torch.ones(3), torch.ones(3), 0)
+
+
 # NumPy --------------------------------------------------------------------------------------
 
 ARRAYS: dict[str, Callable[[np.ndarray], np.ndarray]] = {

@@ -12,6 +12,7 @@ import threading
 import time
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
@@ -37,6 +38,31 @@ def test_import_leaves_torch_alone(run_python: Any) -> None:
         assert "torch" not in sys.modules
         """
     )
+
+
+def test_native_module_serves_numpy_without_torch(run_python: Any) -> None:
+    """Arrays have no exchange table; they come through __dlpack__."""
+    finished = run_python(
+        """
+        import sys
+        import numpy as np
+        from curvkern import _cpu
+        v, x = np.linspace(0.5, 20, 5000), np.linspace(30, 1, 5000)
+        out = np.empty_like(x)
+        _cpu.log_iv(v, x, out)
+        print(out.tobytes().hex())
+        assert _cpu.build_info()["openmp"] == ""
+        try:
+            _cpu.log_iv(v, x, out[:-1])
+        except ValueError as error:
+            assert str(error) == "log_iv: out has shape (4999,) but v has shape (5000,)"
+        else:
+            raise AssertionError
+        assert "torch" not in sys.modules
+        """
+    )
+    expected = special.log_iv(np.linspace(0.5, 20, 5000), np.linspace(30, 1, 5000))
+    assert finished.stdout.strip() == expected.tobytes().hex()
 
 
 def test_import_has_no_side_effects(run_python: Any) -> None:

@@ -75,7 +75,7 @@ CURVKERN_HD void riccati_hess(R v, R x, R rho, Slope<R> slope, R vv, R* out) {
 // cancelled by hand, u = (r - v)/(2v).
 template <int Terms, class R>
 CURVKERN_HD R debye_hyp(R v, R x) {
-    Polar<R> z = polar(v, x);
+    Polar<R> z = polar<few_pairs<R>>(v, x);
     R u = c<R>(0.5) * (x / v) * (x / (z.r + v));
     R s = debye_sum<Terms, 0>(z.p, z.a * z.a).s;
     R q = x / v;
@@ -100,20 +100,20 @@ CURVKERN_HD R trigamma_tail(R v) {  // psi'(v+1) - 1/v + 1/(2v^2)
     return (square / v) * horner(square, t);
 }
 
-template <Function F, int Order, int Terms, class R>
+template <Function F, int Order, int Terms, int Pairs, class R>
 CURVKERN_HD void evaluate_debye(R v, R x, R* out) {
     constexpr bool k = is_k(F);
     if constexpr (Order == 0) {
         if constexpr (is_hyp(F)) {
             out[0] = debye_hyp<Terms>(v, x);
         } else if constexpr (is_ratio(F)) {
-            out[0] = debye_ratio<F, Terms>(v, x, polar(v, x));
+            out[0] = debye_ratio<F, Terms>(v, x, polar<few_pairs<R>>(v, x));
         } else {
-            out[0] = debye_value<Terms, k>(v, x, is_scaled(F) ? flip<k>(x) : c<R>(0));
+            out[0] = debye_value<Terms, k, Pairs>(v, x, is_scaled(F) ? flip<k>(x) : c<R>(0));
         }
         return;
     }
-    Polar<R> z = polar(v, x);
+    Polar<R> z = polar<few_pairs<R>>(v, x);
     if constexpr (Order == 1) {
         if constexpr (is_ratio(F)) {
             Slope<R> s = debye_ratio_slope<F, Terms>(x, z);
@@ -324,25 +324,25 @@ CURVKERN_HD void evaluate_special(R v, R x, R* out) {
     constexpr int terms = Limits<R>::terms(0);
     if constexpr (is_hyp(F)) {
         if constexpr (Order == 0) {
-            R rest = debye_value<terms, false>(v, x, c<R>(0));
+            R rest = debye_value<terms, false, few_pairs<R>>(v, x, c<R>(0));
             out[0] = (rest - v * log_half(x)) + lgamma1p_pair(v).hi;
             return;
         }
-        evaluate_debye<Function::log_iv, Order, terms>(v, x, out);
+        evaluate_debye<Function::log_iv, Order, terms, few_pairs<R>>(v, x, out);
         Taylor<R, 1> psi = digamma1p(v);
         if constexpr (Order == 1) {
             out[0] = out[0] + (psi.d[0] - log_half(x));
-            Polar<R> z = polar(v, x);
+            Polar<R> z = polar<few_pairs<R>>(v, x);
             out[1] = debye_ratio<Function::iv_ratio, terms>(v, x, z);
         } else {
-            Slope<R> s = debye_ratio_slope<Function::iv_ratio, terms>(x, polar(v, x));
+            Slope<R> s = debye_ratio_slope<Function::iv_ratio, terms>(x, polar<few_pairs<R>>(v, x));
             out[0] = out[0] + psi.d[1];
             out[1] = s.dv;
             out[2] = s.dx;
         }
     } else {
-        evaluate_debye<F, Order, terms>(v, x, out);
-        Polar<R> z = polar(v, x);
+        evaluate_debye<F, Order, terms, few_pairs<R>>(v, x, out);
+        Polar<R> z = polar<few_pairs<R>>(v, x);
         R tau = z.a * z.a;
         R odd = debye_sum<terms, 0>(-z.p, tau).s - debye_sum<terms, 0>(z.p, tau).s;
         R k_over_i = c<R>(pi) * exp(c<R>(-2) * z.main.hi) * exp(odd - c<R>(2) * z.main.lo);
@@ -364,7 +364,7 @@ CURVKERN_HD void evaluate_wide_series(R v, R x, R* out) {
         }
         out[0] = log1p(z * sum);
     } else {
-        Polar<R> p = polar(v, x);
+        Polar<R> p = polar<few_pairs<R>>(v, x);
         constexpr int terms = Limits<R>::terms(0);
         auto sum = Taylor<R, Order>::constant(c<R>(1));
         auto term = sum;
@@ -395,8 +395,12 @@ CURVKERN_HD void evaluate(R v, R x, R* out) {
         }
     } else if constexpr (Code == wide_series) {
         if constexpr (is_hyp(F)) evaluate_wide_series<F, Order>(v, x, out);
+    } else if constexpr (Code == zero_band) {
+        if constexpr (has_zero_band(F, Order)) {
+            evaluate_debye<F, Order, Limits<R>::terms(Limits<R>::tiers - 1), all_pairs<R>>(v, x, out);
+        }
     } else if constexpr (Code >= debye && Code < debye + Limits<R>::tiers) {
-        evaluate_debye<F, Order, Limits<R>::terms(Code - debye)>(v, x, out);
+        evaluate_debye<F, Order, Limits<R>::terms(Code - debye), few_pairs<R>>(v, x, out);
     } else if constexpr (Code >= small_low && Code <= middle_high) {
         if constexpr (is_k(F)) {
             evaluate_k_small<F, Order, Code>(v, x, out);

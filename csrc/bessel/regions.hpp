@@ -36,9 +36,10 @@ enum Region {
     small_high = 7,
     middle_low = 8,  // between Limits::small and the Debye region
     middle_high = 9,
-    special = 10,  // see special_case()
+    special = 10,  // see evaluate_special()
     wide_series = 11,
-    region_count = 12
+    zero_band = 12,  // large v where r - v asinh(v/x) all but vanishes, x/v near 0.66274
+    region_count = 13
 };
 
 constexpr bool is_k(Function f) {
@@ -48,6 +49,10 @@ constexpr bool is_hyp(Function f) { return f == Function::log_hyp0f1; }
 constexpr bool is_ratio(Function f) { return f == Function::iv_ratio || f == Function::kv_ratio; }
 constexpr bool is_scaled(Function f) { return f == Function::log_ive || f == Function::log_kve; }
 
+constexpr bool has_zero_band(Function f, int order) {
+    return order == 0 && !is_ratio(f) && !is_hyp(f) && !is_scaled(f);
+}
+
 template <Function F, int Order, class R>
 CURVKERN_HD R region_of(R v, R x) {
     using L = Limits<R>;
@@ -56,6 +61,12 @@ CURVKERN_HD R region_of(R v, R x) {
     R code = c<R>(debye);
     for (int tier = 1; tier < L::tiers; ++tier) {
         code = code + select(r2 >= c<R>(L::radius(tier) * L::radius(tier)), c<R>(1), c<R>(0));
+    }
+    if constexpr (has_zero_band(F, Order)) {
+        R off = abs(x - c<R>(0.66274341934918) * v);
+        auto band = (v > c<R>(is_double<R> ? 0x1p17 : 0x1p9)) &
+                    (off < v * c<R>(is_double<R> ? 0x1p-14 : 0x1p-7));
+        code = select(band, c<R>(zero_band), code);
     }
     if constexpr (slope_of_i && Order == 1) {
         // the recessive solution K shows in d/dv log I: v/x against pi e^-2x

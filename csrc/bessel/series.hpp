@@ -61,7 +61,7 @@ CURVKERN_HD R log_iv_low_order(R v, R x, R shift) {  // v <= 1
 
 template <class R>
 CURVKERN_HD R log_iv_high_order(R v, R x, R shift) {  // v > 1
-    Pair<R> log_x = log_ratio(Pair<R>{x, c<R>(0)}, c<R>(2), c<R>(0));
+    Pair<R> log_x = log_ratio<all_pairs<R>>(Pair<R>{x, c<R>(0)}, c<R>(2), c<R>(0));
     Pair<R> prefactor = add(mul(log_x, v), negate(lgamma1p_pair(v)));
     prefactor = add(prefactor, -shift);
     prefactor = add(prefactor, log_series(v, x));

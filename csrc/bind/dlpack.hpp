@@ -54,7 +54,7 @@ struct ExchangeApi {
     void* managed_tensor_allocator;
     void* managed_tensor_from_object;
     void* managed_tensor_to_object;
-    // Fills `out` with a view that lives as long as `object`; 0 on success, else a Python error.
+    // Fills `out` with a view that lives as long as `object`; 0, or else a Python error.
     int (*tensor_from_object)(void* object, Tensor* out);
     void* current_work_stream;
 };

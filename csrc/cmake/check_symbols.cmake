@@ -1,6 +1,7 @@
 # cmake -D NM=... -D NAMESPACE=... -D OBJECTS=... -D STAMP=... -P check_symbols.cmake
 #
-# Fails if an object defines a weak or unique symbol outside the namespace of its instruction set.
+# Fails if an object defines a weak or unique symbol outside the namespace of its instruction
+# set.
 foreach(object IN LISTS OBJECTS)
     execute_process(COMMAND ${NM} --defined-only ${object}
         OUTPUT_VARIABLE table COMMAND_ERROR_IS_FATAL ANY)

@@ -1,5 +1,5 @@
 # Decides whether _cuda is built.
-#   CURVKERN_CUDA=AUTO  builds it when a CUDA compiler is on PATH or in CUDACXX, else goes without
+#   CURVKERN_CUDA=AUTO  builds it where a CUDA compiler is on PATH or in CUDACXX, else not
 #                 ON    fails when there is none
 #                 OFF   never builds it
 # pyproject.toml passes the environment variable of that name on.

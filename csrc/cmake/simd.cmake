@@ -4,8 +4,9 @@
 # (CURVKERN_ISA_NAMESPACE = v2, v3, v4; one "baseline" where the processor is not x86-64),
 # and gathers the objects in the interface library <target>.
 #
-# An inline function outside these namespaces would be emitted once per instruction set under one
-# name, and the linker could hand the AVX-512 copy to everybody: check_symbols.cmake refuses it.
+# An inline function outside these namespaces would be emitted once per instruction set under
+# one name, and the linker could hand the AVX-512 copy to everybody: check_symbols.cmake refuses
+# it.
 #
 # -fno-math-errno and -fno-trapping-math let the compiler vectorise without touching IEEE
 # results; -ffast-math would change results and set flush-to-zero for the whole process.

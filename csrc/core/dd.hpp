@@ -44,12 +44,11 @@ CURVKERN_HD Pair<R> two_prod(R a, R b) {
 #endif
 }
 
+// Absolute error below 4 u^2 (|a| + |b|): no better than that where a and b cancel.
 template <class R>
 CURVKERN_HD Pair<R> add(Pair<R> a, Pair<R> b) {
     Pair<R> s = two_sum(a.hi, b.hi);
-    Pair<R> t = two_sum(a.lo, b.lo);
-    s = fast_two_sum(s.hi, s.lo + t.hi);
-    return fast_two_sum(s.hi, s.lo + t.lo);
+    return fast_two_sum(s.hi, s.lo + (a.lo + b.lo));
 }
 
 template <class R>
@@ -77,18 +76,11 @@ CURVKERN_HD Pair<R> mul(Pair<R> a, R b) {
 
 template <class R>
 CURVKERN_HD Pair<R> div(Pair<R> a, Pair<R> b) {
-    R q = a.hi / b.hi;
+    R inverse = c<R>(1) / b.hi;
+    R q = a.hi * inverse;
     Pair<R> p = two_prod(q, b.hi);
     R rest = ((a.hi - p.hi) - p.lo) + (a.lo - q * b.lo);
-    return fast_two_sum(q, rest / b.hi);
-}
-
-template <class R>
-CURVKERN_HD Pair<R> sqrt(Pair<R> a) {  // a > 0
-    R s = sqrt(a.hi);
-    Pair<R> p = two_prod(s, s);
-    R rest = ((a.hi - p.hi) - p.lo) + a.lo;
-    return fast_two_sum(s, rest / (s + s));
+    return fast_two_sum(q, rest * inverse);
 }
 
 }

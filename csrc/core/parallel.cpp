@@ -24,7 +24,7 @@ struct OpenMP {
     int (*in_parallel)();
 };
 
-// dlsym on torch's handle searches torch's dependencies: this is the runtime torch itself calls.
+// dlsym on torch's handle searches torch's dependencies: the runtime torch itself calls.
 bool find(OpenMP& openmp) {
     void* torch = dlopen("libtorch_cpu.so", RTLD_LAZY | RTLD_NOLOAD);
     if (torch == nullptr) return false;
@@ -105,7 +105,8 @@ bool in_forked_child() { return forked.load(std::memory_order_relaxed); }
 bool detail::run_chunks(std::int64_t n, std::int64_t chunk, InterruptCheck interrupted,
                         Chunk run, void* body) {
     Job job{n, chunk, n / chunk + (n % chunk != 0), interrupted, run, body};
-    const auto threads = std::min<std::int64_t>(job.chunks > 1 ? thread_count() : 1, job.chunks);
+    const int available = job.chunks > 1 ? thread_count() : 1;
+    const auto threads = std::min<std::int64_t>(available, job.chunks);
     if (threads > 1) {
         openmp()->parallel(work, &job, static_cast<unsigned>(threads), 0);
     } else {

@@ -1,7 +1,7 @@
 // Philox4x32-10, a counter-based random number generator.
 //
 // Salmon, Moraes, Dror, Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3" (SC 2011), section
-// 3.3: ten rounds of two 32 x 32 -> 64 bit products. Output block i of a stream is a function of
+// 3.3: ten rounds of two 32 x 32 -> 64 bit products. Block i of a stream is a function of
 // (key, i) alone, so host, device and any number of threads draw the same numbers.
 #pragma once
 
@@ -26,8 +26,10 @@ CURVKERN_HD PhiloxCounter philox4x32(PhiloxCounter counter, PhiloxKey key) {
         const std::uint64_t product1 = std::uint64_t{0xCD9E8D57u} * counter.word[2];
         const auto high0 = static_cast<std::uint32_t>(product0 >> 32);
         const auto high1 = static_cast<std::uint32_t>(product1 >> 32);
-        counter = {{high1 ^ counter.word[1] ^ key.word[0], static_cast<std::uint32_t>(product1),
-                    high0 ^ counter.word[3] ^ key.word[1], static_cast<std::uint32_t>(product0)}};
+        const auto low0 = static_cast<std::uint32_t>(product0);
+        const auto low1 = static_cast<std::uint32_t>(product1);
+        counter = {{high1 ^ counter.word[1] ^ key.word[0], low1,
+                    high0 ^ counter.word[3] ^ key.word[1], low0}};
         key.word[0] += 0x9E3779B9u;  // golden ratio
         key.word[1] += 0xBB67AE85u;  // sqrt(3) - 1
     }

@@ -114,7 +114,10 @@ def _one_device(function: str, v: Any, x: Any, dtype: torch.dtype) -> tuple[Tens
             x = x.to(v.device)
         else:
             raise ValueError(f"{function}: v is on {v.device} but x is on {x.device}")
-    return v.to(dtype), x.to(dtype)
+    return (
+        v if v.dtype is dtype else v.to(dtype),
+        x if x.dtype is dtype else x.to(dtype),
+    )
 
 
 def _broadcast(function: str, v: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
 from torch import Tensor
 
 from . import _arguments, _autograd, _runtime
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     #: What the functions take, and what they give.
     Real: TypeAlias = Tensor | npt.NDArray[Any] | np.generic | float
     Result: TypeAlias = Any

@@ -259,7 +259,7 @@ class _Uniform:
         """log Gamma(v+1) by Stirling where v > 10, so that its large terms cancel by hand."""
         large = self.v > 10
         few = torch.where(large, 1.0, self.v)
-        gamma = torch.lgamma(few + 1) - few * (self.x.log() - _LOG_2)
+        gamma = _log_gamma(few) - few * (self.x.log() - _LOG_2)
         direct = self.log_ive() + self.x + gamma
         many = torch.where(large, self.v, 20.0)
         rise = self.x * (self.x4 / (self.r4 + self.v4))  # r - v
@@ -284,7 +284,24 @@ def _series_tail(v: Tensor, x: Tensor, terms: int) -> Tensor:
 
 def _series_log(v: Tensor, x: Tensor, terms: int) -> Tensor:
     power = v * (x.log() - _LOG_2)
-    return power - torch.lgamma(v + 1) + torch.log1p(_series_tail(v, x, terms))
+    return power - _log_gamma(v) + torch.log1p(_series_tail(v, x, terms))
+
+
+def _log_gamma(v: Tensor) -> Tensor:
+    """log Gamma(v+1); its derivatives by Stirling, below v = 10 through Gamma(v+11).
+
+    torch.lgamma alone would do, were its second derivative torch.polygamma(1, .) not off by
+    8e-10.
+    """
+    small = v < 10
+    product = torch.ones_like(v)
+    for j in range(1, 11):
+        product = torch.where(small, product * (v + j), product)
+    w = torch.where(small, v + 10, v)
+    stirling = w * (w.log() - 1) + 0.5 * (w.log() + math.log(2 * math.pi))
+    stirling = stirling + _horner(STIRLING, 1 / (w * w)) / w - product.log()
+    nothing = (stirling - stirling.detach()).nan_to_num()  # inf - inf at v = 1e308
+    return torch.lgamma(v + 1).detach() + nothing
 
 
 def _temme(v: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
