@@ -277,7 +277,7 @@ CURVKERN_HD KSlopes<R> k_slopes_temme(R v, R x) {
     auto flat = k.n == c<R>(0);
     R half_square = c<R>(0.5) * x * x;
     R below = select(flat, c<R>(2), half_square) * (k.below.d[0] * inverse.d[0]);
-    y.ratio = (c<R>(2) * k.above.d[0]) / (x * k.kappa.d[0]);
+    y.ratio = c<R>(2) * k.ratio.d[0] / x;
     y.dx = -(v + below) / x;
     y.dxx = kv_curvature(v, x, below);
     if constexpr (Order > 0) {

@@ -76,14 +76,14 @@ CURVKERN_SHARED SmallK<R, N> temme(R v, R x) {
     T w = order * order;
     T g_even = horner(w + c<R>(-0.125), tables::rgamma_even);
     T g_odd = horner(w + c<R>(-0.125), tables::rgamma_odd);
-    T gamma_plus = reciprocal(g_even - order * g_odd);   // Gamma(1+f)
-    T gamma_minus = reciprocal(g_even + order * g_odd);  // Gamma(1-f)
+    // every term below is divided by Gamma(1+f) Gamma(1-f): that saves three reciprocals, and the
+    // ratios do not need the factor at all
     T both = horner(w + c<R>(-0.125), tables::gamma_product);
     T sinh_t = sinh_over<N>(f, log_two_over_x, sinh_s, cosh_s), cosh_t = T::constant(cosh_s);
     if constexpr (N > 0) cosh_t.d[1] = l * (f * sinh_t.d[0]);
     if constexpr (N > 1) cosh_t.d[2] = l * l * cosh_s;
-    T fk = (cosh_t * g_odd + sinh_t * g_even) * both;
-    T D = fk, P = (cosh_t * g_even + w * (sinh_t * g_odd)) * both;
+    T fk = cosh_t * g_odd + sinh_t * g_even;
+    T D = fk, P = cosh_t * g_even + w * (sinh_t * g_odd);
 
     R quarter_square = c<R>(0.25) * x * x, ck = c<R>(1);
     T up_t = T::constant(c<R>(0.5) * up), down_t = T::constant(c<R>(0.5) * down);
@@ -95,7 +95,7 @@ CURVKERN_SHARED SmallK<R, N> temme(R v, R x) {
         up_t.d[2] = l * up_t.d[1];
         down_t.d[2] = -l * down_t.d[1];
     }
-    T p = up_t * gamma_plus, q = down_t * gamma_minus;
+    T p = up_t * (g_even + order * g_odd), q = down_t * (g_even - order * g_odd);
     T sum = fk, sum_up = p, sum_down = q, sum_even = P;
     constexpr int terms = is_double<R> ? 12 : 7;
     for (int k = 1; k <= terms; ++k) {
@@ -112,15 +112,15 @@ CURVKERN_SHARED SmallK<R, N> temme(R v, R x) {
         sum_down = sum_down + ck * (q - c<R>(k) * fk);
         sum_even = sum_even + ck * (P - c<R>(2 * k) * fk);
     }
-    SmallK<R, N> y{sum, sum_up, sum_down, sum_even, sum_up * reciprocal(sum), n, l};
+    T ratio = sum_up * reciprocal(sum);
+    ratio.d[0] = sum_up.d[0] / sum.d[0];
+    SmallK<R, N> y{sum * both, sum_up * both, sum_down * both, sum_even * both, ratio, n, l};
     const int steps = static_cast<int>(largest(n));
     for (int j = 1; j <= steps; ++j) {
         auto active = n >= c<R>(j);
         T next = y.above * (order + c<R>(j)) + quarter_square * y.kappa;
-        if constexpr (N > 0) {
-            T next_ratio = quarter_square * reciprocal(y.ratio) + (order + c<R>(j));
-            y.ratio = select(active, next_ratio, y.ratio);
-        }
+        T next_ratio = quarter_square * reciprocal(y.ratio) + (order + c<R>(j));
+        y.ratio = select(active, next_ratio, y.ratio);
         y.below = select(active, y.kappa, y.below);
         y.kappa = select(active, y.above, y.kappa);
         y.above = select(active, next, y.above);
