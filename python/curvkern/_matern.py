@@ -76,7 +76,7 @@ def matern(r: Any, nu: Any, lengthscale: Any = 1.0) -> Any:
     Computed in float64 whatever the dtype. Arguments outside the domain give NaN. All three
     have gradients, twice. At r = 0 the derivative in r is the one from the right: -inf below
     nu = 1/2, -1/l there, 0 above; those in nu and l are 0. The largest absolute error found
-    against ball arithmetic is 8e-15 (6000 random points, 1e-3 <= nu <= 300), just below nu = 14.
+    against ball arithmetic is 8e-15 (6000 random points, 1e-3 <= nu <= 300), below nu = 14.
 
     Examples
     --------
