@@ -6,9 +6,9 @@
 //   log I_v(x) =  (r - v L) - log(2 pi r)/2 + S(p),      S(q) = sum_{k=1..K} d_k(tau) q^k
 //   log K_v(x) = -(r - v L) + log(pi / (2 r))/2 + S(-p)
 // Truncation is below 2^-55 (2^-26 in float32) for r >= radius(K), for every v >= 0 and x > 0;
-// the radii are those of regions.hpp. r - vL passes through zero where the other terms are small,
-// so it is computed as a pair. Everything runs on v, x scaled by a power of two: v^2 never
-// overflows.
+// the radii are those of regions.hpp. r - vL passes through zero where the other terms are
+// small, so it is computed as a pair. Everything runs on v, x scaled by a power of two: v^2
+// never overflows.
 #pragma once
 
 #include "bessel.hpp"
@@ -66,9 +66,9 @@ CURVKERN_HD DebyeSum<R> debye_sum(R q, R tau) {
 
 template <class R>
 struct Polar {
-    R r, p, a, b;          // sqrt(v^2 + x^2), 1/r, v/r, x/r
-    Pair<R> angle;         // asinh(v/x)
-    Pair<R> main;          // r - v asinh(v/x)
+    R r, p, a, b;   // sqrt(v^2 + x^2), 1/r, v/r, x/r
+    Pair<R> angle;  // asinh(v/x)
+    Pair<R> main;   // r - v asinh(v/x)
     Pair<R> log_r;
 };
 
@@ -187,5 +187,5 @@ CURVKERN_HD Curvature<R> debye_curvature_small(const Polar<R>& z) {
             p2 * ((tau - sigma) * B - sigma * (pBp + two * tau * Bt))};
 }
 
-}
+}  // namespace isa
 }  // namespace curvkern::bessel

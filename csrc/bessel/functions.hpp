@@ -71,8 +71,8 @@ CURVKERN_HD void riccati_hess(R v, R x, R rho, Slope<R> slope, R vv, R* out) {
     out[2] = twice * slope.dx - order * (slope.dx - rho / x);
 }
 
-// log 0F1 for v >= 15 (7): log Gamma(v+1) - v log(x/2) + log I_v(x) with everything that cancels
-// cancelled by hand, u = (r - v)/(2v).
+// log 0F1 for v >= 15 (7): log Gamma(v+1) - v log(x/2) + log I_v(x) with everything that
+// cancels cancelled by hand, u = (r - v)/(2v).
 template <int Terms, class R>
 CURVKERN_HD R debye_hyp(R v, R x) {
     Polar<R> z = polar<Terms, few_pairs<R>>(v, x);
@@ -86,16 +86,16 @@ CURVKERN_HD R debye_hyp(R v, R x) {
 
 template <class R>
 CURVKERN_HD R digamma_tail(R v) {  // log v + 1/(2v) - psi(v+1), v >= 15 (7)
-    constexpr double t[] = {1.0 / 12, -1.0 / 120, 1.0 / 252, -1.0 / 240, 1.0 / 132, -691.0 / 32760,
-                            1.0 / 12};
+    constexpr double t[] = {1.0 / 12,  -1.0 / 120,     1.0 / 252, -1.0 / 240,
+                            1.0 / 132, -691.0 / 32760, 1.0 / 12};
     R square = (c<R>(1) / v) / v;
     return square * horner(square, t);
 }
 
 template <class R>
 CURVKERN_HD R trigamma_tail(R v) {  // psi'(v+1) - 1/v + 1/(2v^2)
-    constexpr double t[] = {1.0 / 6, -1.0 / 30, 1.0 / 42, -1.0 / 30, 5.0 / 66, -691.0 / 2730,
-                            7.0 / 6};
+    constexpr double t[] = {1.0 / 6,  -1.0 / 30,     1.0 / 42, -1.0 / 30,
+                            5.0 / 66, -691.0 / 2730, 7.0 / 6};
     R square = (c<R>(1) / v) / v;
     return (square / v) * horner(square, t);
 }
@@ -133,8 +133,8 @@ CURVKERN_HD void evaluate_debye(R v, R x, R* out) {
         }
     } else if constexpr (is_ratio(F)) {
         Slope<R> s = debye_ratio_slope<F, Terms>(x, z);
-        riccati_hess<F>(v, x, debye_ratio<F, Terms>(v, x, z), s, debye_ratio_vv<F, Terms>(v, x, z),
-                        out);
+        riccati_hess<F>(v, x, debye_ratio<F, Terms>(v, x, z), s,
+                        debye_ratio_vv<F, Terms>(v, x, z), out);
     } else {
         Curvature<R> s = debye_curvature_small<Terms, k>(z);
         if constexpr (is_hyp(F)) {
@@ -151,7 +151,8 @@ CURVKERN_HD void evaluate_debye(R v, R x, R* out) {
     }
 }
 
-// ---- below the Debye region -------------------------------------------------------------------
+// ---- below the Debye region
+// -------------------------------------------------------------------
 
 // d/dv log I from K and the ratios through the Wronskian, I_v K_{v+1} + I_{v+1} K_v = 1/x:
 // log I = -log x - log K - log(kappa + rho), kappa = K_{v+1}/K_v, rho = I_{v+1}/I_v.
@@ -159,7 +160,7 @@ template <int N, class R>
 struct FromWronskian {
     Ratio<R, N> ratio;
     Moments<R> m;
-    R sum;       // kappa + rho
+    R sum;  // kappa + rho
     R dv, dvv;
 };
 
@@ -259,8 +260,8 @@ CURVKERN_HD void evaluate_i_small(R v, R x, R* out) {
 // What log K and the ratio K_{v+1}/K_v are made of below the Debye region.
 template <class R>
 struct KSlopes {
-    R dv, dx, dvv, dvx, dxx;           // of log K
-    R ratio, ratio_v, ratio_vv;        // kappa = v/x - dx, its derivatives in v
+    R dv, dx, dvv, dvx, dxx;     // of log K
+    R ratio, ratio_v, ratio_vv;  // kappa = v/x - dx, its derivatives in v
 };
 
 // y'' = 1 + v^2/x^2 - y'/x - y'^2 with y' = -(v + below)/x, below = x K_{v-1}/K_v
@@ -339,7 +340,8 @@ CURVKERN_HD void evaluate_k_small(R v, R x, R* out) {
 }
 
 // K where (x/2)^{2v} vanishes beside 1: the first of the two series of DLMF 10.27.4, 10.25.2,
-//   K_v(x) = Gamma(v)/2 (2/x)^v (1 + s),  s = sum_{1 <= k < v} q^k / (k! (1-v)..(k-v)), q = x^2/4.
+//   K_v(x) = Gamma(v)/2 (2/x)^v (1 + s),  s = sum_{1 <= k < v} q^k / (k! (1-v)..(k-v)), q =
+//   x^2/4.
 template <Function F, int Order, class R>
 CURVKERN_HD void evaluate_k_power(R v, R x, R* out) {
     using T = Taylor<R, Order>;
@@ -385,7 +387,8 @@ CURVKERN_HD void evaluate_k_power(R v, R x, R* out) {
     write_k<F, Order>(v, x, y, out);
 }
 
-// ---- special: d/dv log I where pi e^-2x matters, log 0F1 of low order --------------------------
+// ---- special: d/dv log I where pi e^-2x matters, log 0F1 of low order
+// --------------------------
 
 template <Function F, int Order, class R>
 CURVKERN_HD void evaluate_special(R v, R x, R* out) {
@@ -403,7 +406,8 @@ CURVKERN_HD void evaluate_special(R v, R x, R* out) {
             Polar<R> z = polar<terms, few_pairs<R>>(v, x);
             out[1] = debye_ratio<Function::iv_ratio, terms>(v, x, z);
         } else {
-            Slope<R> s = debye_ratio_slope<Function::iv_ratio, terms>(x, polar<terms, few_pairs<R>>(v, x));
+            Slope<R> s = debye_ratio_slope<Function::iv_ratio, terms>(
+                x, polar<terms, few_pairs<R>>(v, x));
             out[0] = out[0] + psi.d[1];
             out[1] = s.dv;
             out[2] = s.dx;
@@ -446,7 +450,8 @@ CURVKERN_HD void evaluate_wide_series(R v, R x, R* out) {
         R quarter_square = c<R>(0.25) * x * x;
         for (int k = 1; k <= 30; ++k) {
             auto inverse = reciprocal(Taylor<R, Order>::variable(v) + c<R>(k));
-            term = (quarter_square * (Scalar<R>(1) / static_cast<Scalar<R>>(k))) * (term * inverse);
+            term = (quarter_square * (Scalar<R>(1) / static_cast<Scalar<R>>(k))) *
+                   (term * inverse);
             sum = sum + term;
         }
         R slope = sum.d[1] / sum.d[0];
@@ -474,7 +479,8 @@ CURVKERN_HD void evaluate(R v, R x, R* out) {
         if constexpr (is_hyp(F)) evaluate_wide_series<F, Order>(v, x, out);
     } else if constexpr (Code == zero_band) {
         if constexpr (has_zero_band(F, Order)) {
-            evaluate_debye<F, Order, Limits<R>::terms(Limits<R>::tiers - 1), all_pairs<R>>(v, x, out);
+            evaluate_debye<F, Order, Limits<R>::terms(Limits<R>::tiers - 1), all_pairs<R>>(v, x,
+                                                                                           out);
         }
     } else if constexpr (Code >= debye && Code < debye + Limits<R>::tiers) {
         evaluate_debye<F, Order, Limits<R>::terms(Code - debye), few_pairs<R>>(v, x, out);
@@ -487,5 +493,5 @@ CURVKERN_HD void evaluate(R v, R x, R* out) {
     }
 }
 
-}
+}  // namespace isa
 }  // namespace curvkern::bessel

@@ -1,8 +1,8 @@
 // I_{v+1}(x) / I_v(x) from its continued fraction (DLMF 10.33.1), backwards, for v and x below
 // the Debye region:
 //   rho_v = x / (2 (v+1) + x rho_{v+1}),
-// all terms positive, and each step shrinks the error of the tail by rho^2. The tail starts from
-// Amos' bound, x / (w + sqrt(w^2 + x^2)) with w = v + n + 1/2 (Math. Comp. 28, 1974).
+// all terms positive, and each step shrinks the error of the tail by rho^2. The tail starts
+// from Amos' bound, x / (w + sqrt(w^2 + x^2)) with w = v + n + 1/2 (Math. Comp. 28, 1974).
 #pragma once
 
 #include "taylor.hpp"
@@ -18,8 +18,8 @@ struct Ratio {
 
 template <int N, class R>
 CURVKERN_SHARED Ratio<R, N> iv_ratio_fraction(R v, R x) {
-    const int steps = is_double<R> ? 12 + static_cast<int>(largest(x))
-                                   : 6 + static_cast<int>(largest(x));
+    const int steps =
+        is_double<R> ? 12 + static_cast<int>(largest(x)) : 6 + static_cast<int>(largest(x));
     R w = v + c<R>(steps + 0.5);
     R root = sqrt(w * w + x * x);
     auto rho = Taylor<R, N>::constant(x / (w + root));
@@ -38,5 +38,5 @@ CURVKERN_SHARED Ratio<R, N> iv_ratio_fraction(R v, R x) {
     return {rho, rho_x};
 }
 
-}
+}  // namespace isa
 }  // namespace curvkern::bessel

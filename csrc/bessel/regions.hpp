@@ -1,13 +1,13 @@
-// Which formula serves a point (v, x). Kernels sort a block of points by region first, so that no
-// point pays for a formula it does not need.
+// Which formula serves a point (v, x). Kernels sort a block of points by region first, so that
+// no point pays for a formula it does not need.
 //
 // The Debye radii come from the exact coefficients: the first terms dropped are below 2^-55
 // (2^-26) for every v/x. The longest sum starts a little later where v > x: its coefficients
 // alternate there and would cost digits.
 #pragma once
 
-#include "bessel.hpp"
 #include "../core/math.hpp"
+#include "bessel.hpp"
 
 namespace curvkern::bessel {
 CURVKERN_PER_ISA {
@@ -45,9 +45,15 @@ enum Region {
 constexpr bool is_k(Function f) {
     return f == Function::log_kv || f == Function::log_kve || f == Function::kv_ratio;
 }
-constexpr bool is_hyp(Function f) { return f == Function::log_hyp0f1; }
-constexpr bool is_ratio(Function f) { return f == Function::iv_ratio || f == Function::kv_ratio; }
-constexpr bool is_scaled(Function f) { return f == Function::log_ive || f == Function::log_kve; }
+constexpr bool is_hyp(Function f) {
+    return f == Function::log_hyp0f1;
+}
+constexpr bool is_ratio(Function f) {
+    return f == Function::iv_ratio || f == Function::kv_ratio;
+}
+constexpr bool is_scaled(Function f) {
+    return f == Function::log_ive || f == Function::log_kve;
+}
 
 constexpr bool is_slope_of_i(Function f, int order) {
     return order > 0 && !is_k(f) && !is_ratio(f) && !is_hyp(f);
@@ -74,7 +80,8 @@ CURVKERN_HD R region_of(R v, R x) {
     if constexpr (slope_of_i) {
         // the recessive solution K shows in d/dv log I: v/x against pi e^-2x
         auto near = (v < c<R>(5)) & (x < c<R>(is_double<R> ? 40.0 : 20.0));
-        auto tiny = (v < c<R>(is_double<R> ? 1e-14 : 1e-6)) & (x < c<R>(is_double<R> ? 400.0 : 60.0));
+        auto tiny =
+            (v < c<R>(is_double<R> ? 1e-14 : 1e-6)) & (x < c<R>(is_double<R> ? 400.0 : 60.0));
         code = select(near | tiny, c<R>(special), code);
     }
     if constexpr (is_hyp(F)) {
@@ -95,5 +102,5 @@ CURVKERN_HD R region_of(R v, R x) {
     return select(regular, code, c<R>(edge));
 }
 
-}
+}  // namespace isa
 }  // namespace curvkern::bessel

@@ -2,9 +2,10 @@
 //
 //   I_v(x) = (x/2)^v / Gamma(v+1) (1 + z f),  z = (x/2)^2 / (v+1),
 //   f = sum over k >= 2 of the remaining terms, all positive.
-// The prefactor v log(x/2) - log Gamma(v+1) cancels against log(1 + z f) on the curve log I = 0,
-// so for v > 1 it is a pair. The derivative in v of the logarithm cancels almost entirely for
-// small v and large x (at v = 0 it is -K_0/I_0): small_order_slope() sums a difference quotient.
+// The prefactor v log(x/2) - log Gamma(v+1) cancels against log(1 + z f) on the curve log I =
+// 0, so for v > 1 it is a pair. The derivative in v of the logarithm cancels almost entirely
+// for small v and large x (at v = 0 it is -K_0/I_0): small_order_slope() sums a difference
+// quotient.
 #pragma once
 
 #include "tables.hpp"
@@ -20,8 +21,8 @@ CURVKERN_HD int series_terms(Scalar<R> x) {
                         : 7 + static_cast<int>(x * Scalar<R>(1.7));
 }
 
-// f above, by Horner's rule on a fraction: numerator and denominator grow like binomials, and no
-// division is needed before the end.
+// f above, by Horner's rule on a fraction: numerator and denominator grow like binomials, and
+// no division is needed before the end.
 template <class R>
 CURVKERN_HD R series_tail(R v, R quarter_square, int terms) {
     R numerator = c<R>(1), denominator = c<R>(1);
@@ -119,10 +120,10 @@ CURVKERN_SHARED Taylor<R, 1> digamma1p(R v) {
     }
     R w = v + c<R>(shift + 1);
     R inverse = c<R>(1) / w, square = inverse * inverse;
-    constexpr double t[] = {-1.0 / 12, 1.0 / 120, -1.0 / 252, 1.0 / 240, -1.0 / 132,
-                            691.0 / 32760, -1.0 / 12};
-    constexpr double t1[] = {1.0 / 6, -1.0 / 30, 1.0 / 42, -1.0 / 30, 5.0 / 66, -691.0 / 2730,
-                             7.0 / 6};
+    constexpr double t[] = {-1.0 / 12,  1.0 / 120,     -1.0 / 252, 1.0 / 240,
+                            -1.0 / 132, 691.0 / 32760, -1.0 / 12};
+    constexpr double t1[] = {1.0 / 6,  -1.0 / 30,     1.0 / 42, -1.0 / 30,
+                             5.0 / 66, -691.0 / 2730, 7.0 / 6};
     R psi = (log(w) - sum) - (c<R>(0.5) * inverse - square * horner(square, t));
     R psi1 = sum2 + (inverse + square * (c<R>(0.5) + inverse * horner(square, t1)));
     auto low = v <= c<R>(1);
@@ -171,7 +172,8 @@ CURVKERN_SHARED R even_part_slope(R v, R x) {
     }
     R centred = w - c<R>(0.125);
     R log_x = log_half(x), s = v * log_x;
-    R g_even = horner(centred, tables::rgamma_even), g_odd = horner(centred, tables::rgamma_odd);
+    R g_even = horner(centred, tables::rgamma_even),
+      g_odd = horner(centred, tables::rgamma_odd);
     R grown = expm1(s), shrunk = -grown / (c<R>(1) + grown);  // e^s - 1, e^-s - 1
     R cosh_s = c<R>(1) + c<R>(0.5) * (grown + shrunk);
     R sinh_over_v = select(v == c<R>(0), log_x, c<R>(0.5) * (grown - shrunk) / v);
@@ -191,5 +193,5 @@ CURVKERN_SHARED R even_part_slope(R v, R x) {
     return -sum;
 }
 
-}
+}  // namespace isa
 }  // namespace curvkern::bessel

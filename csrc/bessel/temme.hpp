@@ -2,8 +2,8 @@
 //
 // N. M. Temme, "On the numerical evaluation of the modified Bessel function of the third kind",
 // J. Comput. Phys. 19 (1975). With sigma = f log(2/x), 1/Gamma(1+-f) = G_even -+ f G_odd:
-// with P_k = p_k + q_k, D_k = (p_k - q_k)/f carried beside Temme's p_k, q_k: K_f is then made of
-// terms even in f, and d/df log K is as exact near f = 0 as elsewhere:
+// with P_k = p_k + q_k, D_k = (p_k - q_k)/f carried beside Temme's p_k, q_k: K_f is then made
+// of terms even in f, and d/df log K is as exact near f = 0 as elsewhere:
 //   p_0 = e^sigma Gamma(1+f)/2,  q_0 = e^-sigma Gamma(1-f)/2,  p_k = p_{k-1}/(k-f),  q_k = ..
 //   f_0 = D_0 = [cosh(sigma) G_odd + (sinh(sigma)/f) G_even] / (G_even^2 - f^2 G_odd^2)
 //   P_0 = [cosh(sigma) G_even + f^2 (sinh(sigma)/f) G_odd] / (G_even^2 - f^2 G_odd^2)
@@ -20,11 +20,11 @@ CURVKERN_PER_ISA {
 
 template <class R, int N>
 struct SmallK {
-    Taylor<R, N> kappa;       // K_v (x/2)^n
-    Taylor<R, N> above;       // K_{v+1} (x/2)^{n+1}
-    Taylor<R, N> below;       // K_{v-1} (x/2)^{n-1}, divided by (x/2)^2 where n = 0
-    Taylor<R, N> even;        // x/2 (K_{f+1} + K_{f-1}), even in f
-    Taylor<R, N> ratio;       // above/kappa from its own recurrence, exact to the last derivative
+    Taylor<R, N> kappa;  // K_v (x/2)^n
+    Taylor<R, N> above;  // K_{v+1} (x/2)^{n+1}
+    Taylor<R, N> below;  // K_{v-1} (x/2)^{n-1}, divided by (x/2)^2 where n = 0
+    Taylor<R, N> even;   // x/2 (K_{f+1} + K_{f-1}), even in f
+    Taylor<R, N> ratio;  // above/kappa from its own recurrence, exact to the last derivative
     R n;
     R log_two_over_x;
 };
@@ -35,12 +35,21 @@ CURVKERN_HD Taylor<R, N> sinh_over(R f, Pair<R> log_two_over_x, R sinh_s, R cosh
     R l = log_two_over_x.hi, s = f * l, s2 = s * s;
     auto series = s2 < c<R>(1);
     // shc(s) = sinh(s)/s = sum s^2k/(2k+1)!, and its derivatives divided by s, and again
-    constexpr double t[] = {1.0, 1.0 / 6, 1.0 / 120, 1.0 / 5040, 1.0 / 362880, 1.0 / 39916800,
-                            1.0 / 6227020800, 1.0 / 1307674368000, 1.0 / 355687428096000};
-    constexpr double t1[] = {2.0 / 6, 4.0 / 120, 6.0 / 5040, 8.0 / 362880, 10.0 / 39916800,
-                             12.0 / 6227020800, 14.0 / 1307674368000, 16.0 / 355687428096000};
-    constexpr double t2[] = {2.0 / 6, 12.0 / 120, 30.0 / 5040, 56.0 / 362880, 90.0 / 39916800,
-                             132.0 / 6227020800, 182.0 / 1307674368000, 240.0 / 355687428096000};
+    constexpr double t[] = {1.0,
+                            1.0 / 6,
+                            1.0 / 120,
+                            1.0 / 5040,
+                            1.0 / 362880,
+                            1.0 / 39916800,
+                            1.0 / 6227020800,
+                            1.0 / 1307674368000,
+                            1.0 / 355687428096000};
+    constexpr double t1[] = {
+        2.0 / 6,         4.0 / 120,         6.0 / 5040,           8.0 / 362880,
+        10.0 / 39916800, 12.0 / 6227020800, 14.0 / 1307674368000, 16.0 / 355687428096000};
+    constexpr double t2[] = {
+        2.0 / 6,         12.0 / 120,         30.0 / 5040,           56.0 / 362880,
+        90.0 / 39916800, 132.0 / 6227020800, 182.0 / 1307674368000, 240.0 / 355687428096000};
     R inverse = c<R>(1) / select(series, c<R>(1), s);
     Taylor<R, N> y;
     y.d[0] = select(series, l * horner(s2, t) + log_two_over_x.lo * cosh_s,
@@ -76,8 +85,8 @@ CURVKERN_SHARED SmallK<R, N> temme(R v, R x) {
     T w = order * order;
     T g_even = horner(w + c<R>(-0.125), tables::rgamma_even);
     T g_odd = horner(w + c<R>(-0.125), tables::rgamma_odd);
-    // every term below is divided by Gamma(1+f) Gamma(1-f): that saves three reciprocals, and the
-    // ratios do not need the factor at all
+    // every term below is divided by Gamma(1+f) Gamma(1-f): that saves three reciprocals, and
+    // the ratios do not need the factor at all
     T both = horner(w + c<R>(-0.125), tables::gamma_product);
     T sinh_t = sinh_over<N>(f, log_two_over_x, sinh_s, cosh_s), cosh_t = T::constant(cosh_s);
     if constexpr (N > 0) cosh_t.d[1] = l * (f * sinh_t.d[0]);
@@ -134,5 +143,5 @@ CURVKERN_HD R log_kv_small(R v, R x, bool scaled) {
     return (log(k.kappa.d[0]) + (scaled ? x : c<R>(0))) + k.n * k.log_two_over_x;
 }
 
-}
+}  // namespace isa
 }  // namespace curvkern::bessel
