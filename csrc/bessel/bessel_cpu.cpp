@@ -1,7 +1,8 @@
 // The CPU loops: sort a block of points by region, evaluate each region on full vectors.
 //
-// Compiled once per instruction set with CURVKERN_ISA_NAMESPACE = v2, v3, v4. Everything here but
-// kernels() has internal linkage or is always inlined, so no symbol can leak between the builds.
+// Compiled once per instruction set with CURVKERN_ISA_NAMESPACE = v2, v3, v4. Everything here
+// but kernels() has internal linkage or is always inlined, so no symbol can leak between the
+// builds.
 #include "edges.hpp"
 #include "functions.hpp"
 
@@ -50,9 +51,7 @@ struct Dispatch {
     using Run = void (*)(const T*, const T*, T* const*, int);
     Run run[region_count];
 
-    constexpr Dispatch() : run{} {
-        fill<1>();
-    }
+    constexpr Dispatch() : run{} { fill<1>(); }
     template <int Code>
     constexpr void fill() {
         if constexpr (Code < region_count) {
@@ -124,7 +123,8 @@ void run(const T* v, const T* x, T* const* out, std::int64_t n) {
     for (std::int64_t i = 0; i < n; i += block) {
         T* const target[3] = {out[0] + i, Order > 0 ? out[1] + i : nullptr,
                               Order > 1 ? out[2] + i : nullptr};
-        run_block<F, Order>(v + i, x + i, target, static_cast<int>(n - i < block ? n - i : block));
+        run_block<F, Order>(v + i, x + i, target,
+                            static_cast<int>(n - i < block ? n - i : block));
     }
 }
 

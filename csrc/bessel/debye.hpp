@@ -6,9 +6,9 @@
 //   log I_v(x) =  (r - v L) - log(2 pi r)/2 + S(p),      S(q) = sum_{k=1..K} d_k(tau) q^k
 //   log K_v(x) = -(r - v L) + log(pi / (2 r))/2 + S(-p)
 // Truncation is below 2^-55 (2^-26 in float32) for r >= radius(K), for every v >= 0 and x > 0;
-// the radii are those of regions.hpp. r - vL passes through zero where the other terms are small,
-// so it is computed as a pair. Everything runs on v, x scaled by a power of two: v^2 never
-// overflows.
+// the radii are those of regions.hpp. r - vL passes through zero where the other terms are
+// small, so it is computed as a pair. Everything runs on v, x scaled by a power of two: v^2
+// never overflows.
 #pragma once
 
 #include "bessel.hpp"
@@ -25,7 +25,7 @@ struct DebyeSum {
 };
 
 template <int K, int Order, class R>
-CURVKERN_HD DebyeSum<R> debye_sum(R q, R tau) {
+CURVKERN_HD DebyeSum<R> debye_sum_inline(R q, R tau) {
     DebyeSum<R> y{};
     for (int k = K; k >= 1; --k) {
         R e{}, e1{}, e2{};  // d_k(tau), its first derivative, half its second
@@ -49,11 +49,26 @@ CURVKERN_HD DebyeSum<R> debye_sum(R q, R tau) {
     return y;
 }
 
+template <int K, int Order, class R>
+CURVKERN_SHARED DebyeSum<R> debye_sum_called(R q, R tau) {
+    return debye_sum_inline<K, Order>(q, tau);
+}
+
+// Short sums serve large arguments, the common case of big arrays, and are worth inlining.
+template <int K>
+inline constexpr bool is_short = K < 10;
+
+template <int K, int Order, class R>
+CURVKERN_HD DebyeSum<R> debye_sum(R q, R tau) {
+    if constexpr (is_short<K>) return debye_sum_inline<K, Order>(q, tau);
+    return debye_sum_called<K, Order>(q, tau);
+}
+
 template <class R>
 struct Polar {
-    R r, p, a, b;          // sqrt(v^2 + x^2), 1/r, v/r, x/r
-    Pair<R> angle;         // asinh(v/x)
-    Pair<R> main;          // r - v asinh(v/x)
+    R r, p, a, b;   // sqrt(v^2 + x^2), 1/r, v/r, x/r
+    Pair<R> angle;  // asinh(v/x)
+    Pair<R> main;   // r - v asinh(v/x)
     Pair<R> log_r;
 };
 
@@ -63,7 +78,7 @@ template <class R>
 inline constexpr int few_pairs = is_double<R> ? 4 : 2;
 
 template <int Pairs, class R>
-CURVKERN_HD Polar<R> polar(R v, R x) {
+CURVKERN_HD Polar<R> polar_inline(R v, R x) {
     using F = Float<R>;
     // scale = 2^(1-e) with 2^e <= max(v, x) < 2^(e+1)
     Bits<R> biased = bits(max(v, x)) >> F::significand_bits;
@@ -99,6 +114,17 @@ CURVKERN_HD Polar<R> polar(R v, R x) {
     return y;
 }
 
+template <int Pairs, class R>
+CURVKERN_SHARED Polar<R> polar_called(R v, R x) {
+    return polar_inline<Pairs>(v, x);
+}
+
+template <int Terms, int Pairs, class R>
+CURVKERN_HD Polar<R> polar(R v, R x) {
+    if constexpr (is_short<Terms>) return polar_inline<Pairs>(v, x);
+    return polar_called<Pairs>(v, x);
+}
+
 template <bool K, class R>
 CURVKERN_HD R flip(R y) {  // the sign that distinguishes K from I
     return K ? -y : y;
@@ -107,7 +133,7 @@ CURVKERN_HD R flip(R y) {  // the sign that distinguishes K from I
 // log I or log K; shift is subtracted from the large part before it is rounded.
 template <int Terms, bool K, int Pairs, class R>
 CURVKERN_HD R debye_value(R v, R x, R shift) {
-    Polar<R> z = polar<Pairs>(v, x);
+    Polar<R> z = polar<Terms, Pairs>(v, x);
     R s = debye_sum<Terms, 0>(flip<K>(z.p), z.a * z.a).s;
     Pair<R> main = {flip<K>(z.main.hi), flip<K>(z.main.lo)};
     main = add(main, -shift);
@@ -161,5 +187,5 @@ CURVKERN_HD Curvature<R> debye_curvature_small(const Polar<R>& z) {
             p2 * ((tau - sigma) * B - sigma * (pBp + two * tau * Bt))};
 }
 
-}
+}  // namespace isa
 }  // namespace curvkern::bessel

@@ -15,8 +15,10 @@ CURVKERN_HD void evaluate_edge(T v, T x, T* out) {
     const bool k = is_k(F), hyp = is_hyp(F);
     if constexpr (Order == 0) {
         if (is_ratio(F)) {
-            if (x == inf) out[0] = 1;
-            else out[0] = k ? inf : T(0);
+            if (x == inf)
+                out[0] = 1;
+            else
+                out[0] = k ? inf : T(0);
         } else if (hyp) {
             out[0] = x == inf ? inf : T(0);
         } else if (v == inf) {
@@ -66,5 +68,5 @@ CURVKERN_HD void evaluate_edge(T v, T x, T* out) {
     }
 }
 
-}
+}  // namespace isa
 }  // namespace curvkern::bessel

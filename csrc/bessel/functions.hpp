@@ -38,7 +38,7 @@ CURVKERN_HD Slope<R> debye_ratio_slope(R x, const Polar<R>& z) {
 
 // Second derivatives in v of the ratios: the same formula in Taylor arithmetic.
 template <Function F, int Terms, class R>
-CURVKERN_HD R debye_ratio_vv(R v, R x, const Polar<R>& z) {
+CURVKERN_SHARED R debye_ratio_vv(R v, R x, const Polar<R>& z) {
     using T = Taylor<R, 2>;
     T order = T::variable(v);
     T r = {z.r, z.a, z.b * z.b * z.p};
@@ -71,11 +71,11 @@ CURVKERN_HD void riccati_hess(R v, R x, R rho, Slope<R> slope, R vv, R* out) {
     out[2] = twice * slope.dx - order * (slope.dx - rho / x);
 }
 
-// log 0F1 for v >= 15 (7): log Gamma(v+1) - v log(x/2) + log I_v(x) with everything that cancels
-// cancelled by hand, u = (r - v)/(2v).
+// log 0F1 for v >= 15 (7): log Gamma(v+1) - v log(x/2) + log I_v(x) with everything that
+// cancels cancelled by hand, u = (r - v)/(2v).
 template <int Terms, class R>
 CURVKERN_HD R debye_hyp(R v, R x) {
-    Polar<R> z = polar<few_pairs<R>>(v, x);
+    Polar<R> z = polar<Terms, few_pairs<R>>(v, x);
     R u = c<R>(0.5) * (x / v) * (x / (z.r + v));
     R s = debye_sum<Terms, 0>(z.p, z.a * z.a).s;
     R q = x / v;
@@ -86,16 +86,16 @@ CURVKERN_HD R debye_hyp(R v, R x) {
 
 template <class R>
 CURVKERN_HD R digamma_tail(R v) {  // log v + 1/(2v) - psi(v+1), v >= 15 (7)
-    constexpr double t[] = {1.0 / 12, -1.0 / 120, 1.0 / 252, -1.0 / 240, 1.0 / 132, -691.0 / 32760,
-                            1.0 / 12};
+    constexpr double t[] = {1.0 / 12,  -1.0 / 120,     1.0 / 252, -1.0 / 240,
+                            1.0 / 132, -691.0 / 32760, 1.0 / 12};
     R square = (c<R>(1) / v) / v;
     return square * horner(square, t);
 }
 
 template <class R>
 CURVKERN_HD R trigamma_tail(R v) {  // psi'(v+1) - 1/v + 1/(2v^2)
-    constexpr double t[] = {1.0 / 6, -1.0 / 30, 1.0 / 42, -1.0 / 30, 5.0 / 66, -691.0 / 2730,
-                            7.0 / 6};
+    constexpr double t[] = {1.0 / 6,  -1.0 / 30,     1.0 / 42, -1.0 / 30,
+                            5.0 / 66, -691.0 / 2730, 7.0 / 6};
     R square = (c<R>(1) / v) / v;
     return (square / v) * horner(square, t);
 }
@@ -107,13 +107,13 @@ CURVKERN_HD void evaluate_debye(R v, R x, R* out) {
         if constexpr (is_hyp(F)) {
             out[0] = debye_hyp<Terms>(v, x);
         } else if constexpr (is_ratio(F)) {
-            out[0] = debye_ratio<F, Terms>(v, x, polar<few_pairs<R>>(v, x));
+            out[0] = debye_ratio<F, Terms>(v, x, polar<Terms, few_pairs<R>>(v, x));
         } else {
             out[0] = debye_value<Terms, k, Pairs>(v, x, is_scaled(F) ? flip<k>(x) : c<R>(0));
         }
         return;
     }
-    Polar<R> z = polar<few_pairs<R>>(v, x);
+    Polar<R> z = polar<Terms, few_pairs<R>>(v, x);
     if constexpr (Order == 1) {
         if constexpr (is_ratio(F)) {
             Slope<R> s = debye_ratio_slope<F, Terms>(x, z);
@@ -128,18 +128,18 @@ CURVKERN_HD void evaluate_debye(R v, R x, R* out) {
             out[1] = x / (v + z.r) + s.dx_small;
         } else {
             out[0] = s.dv;
-            R main = is_scaled(F) ? v * (v / (x * (z.r + x))) : z.r / x;
+            R main = is_scaled(F) ? (v / x) * (v / (z.r + x)) : z.r / x;
             out[1] = flip<k>(main) + s.dx_small;
         }
     } else if constexpr (is_ratio(F)) {
         Slope<R> s = debye_ratio_slope<F, Terms>(x, z);
-        riccati_hess<F>(v, x, debye_ratio<F, Terms>(v, x, z), s, debye_ratio_vv<F, Terms>(v, x, z),
-                        out);
+        riccati_hess<F>(v, x, debye_ratio<F, Terms>(v, x, z), s,
+                        debye_ratio_vv<F, Terms>(v, x, z), out);
     } else {
         Curvature<R> s = debye_curvature_small<Terms, k>(z);
         if constexpr (is_hyp(F)) {
             R above = c<R>(1) + z.a;
-            R vv = z.b * (x / (v * (z.r + v))) - c<R>(0.5) / v / v + trigamma_tail(v);
+            R vv = z.b * ((x / v) / (z.r + v)) - c<R>(0.5) / v / v + trigamma_tail(v);
             out[0] = vv + s.vv;
             out[1] = s.vx - z.b * z.p / above;
             out[2] = z.a * z.p / above + s.xx;
@@ -151,7 +151,8 @@ CURVKERN_HD void evaluate_debye(R v, R x, R* out) {
     }
 }
 
-// ---- below the Debye region -------------------------------------------------------------------
+// ---- below the Debye region
+// -------------------------------------------------------------------
 
 // d/dv log I from K and the ratios through the Wronskian, I_v K_{v+1} + I_{v+1} K_v = 1/x:
 // log I = -log x - log K - log(kappa + rho), kappa = K_{v+1}/K_v, rho = I_{v+1}/I_v.
@@ -159,7 +160,7 @@ template <int N, class R>
 struct FromWronskian {
     Ratio<R, N> ratio;
     Moments<R> m;
-    R sum;       // kappa + rho
+    R sum;  // kappa + rho
     R dv, dvv;
 };
 
@@ -223,8 +224,11 @@ CURVKERN_HD void evaluate_i_small(R v, R x, R* out) {
             out[2] = ratio.dx;
         }
     } else if constexpr (Order == 0) {
-        R shift = is_scaled(F) ? x : c<R>(0);
-        out[0] = low ? log_iv_low_order(v, x, shift) : log_iv_high_order(v, x, shift);
+        if constexpr (is_scaled(F)) {
+            out[0] = log_ive_series<!low>(v, x);
+        } else {
+            out[0] = low ? log_iv_low_order(v, x) : log_iv_high_order(v, x);
+        }
     } else {
         R dv, dvv{};
         Ratio<R, Order> ratio;
@@ -247,9 +251,74 @@ CURVKERN_HD void evaluate_i_small(R v, R x, R* out) {
             out[1] = v * inverse + (is_scaled(F) ? ratio.rho.d[0] - c<R>(1) : ratio.rho.d[0]);
         } else {
             out[0] = dvv;
-            out[1] = inverse + ratio.rho.d[1];
+            out[1] = mixed_derivative(v, x);
             out[2] = ratio.dx - (v / x) / x;
         }
+    }
+}
+
+// What log K and the ratio K_{v+1}/K_v are made of below the Debye region.
+template <class R>
+struct KSlopes {
+    R dv, dx, dvv, dvx, dxx;     // of log K
+    R ratio, ratio_v, ratio_vv;  // kappa = v/x - dx, its derivatives in v
+};
+
+// y'' = 1 + v^2/x^2 - y'/x - y'^2 with y' = -(v + below)/x, below = x K_{v-1}/K_v
+template <class R>
+CURVKERN_HD R kv_curvature(R v, R x, R below) {
+    return c<R>(1) + ((v + below - c<R>(2) * v * below - below * below) / x) / x;
+}
+
+template <int Order, class R>
+CURVKERN_HD KSlopes<R> k_slopes_temme(R v, R x) {
+    KSlopes<R> y{};
+    SmallK<R, Order> k = temme<Order>(v, x);
+    auto inverse = reciprocal(k.kappa);
+    auto flat = k.n == c<R>(0);
+    R half_square = c<R>(0.5) * x * x;
+    R below = select(flat, c<R>(2), half_square) * (k.below.d[0] * inverse.d[0]);
+    y.ratio = c<R>(2) * k.ratio.d[0] / x;
+    y.dx = -(v + below) / x;
+    y.dxx = kv_curvature(v, x, below);
+    if constexpr (Order > 0) {
+        y.dv = k.kappa.d[1] * inverse.d[0];
+        // for n = 0 log K is even in v: d/dx log K = -even/(x K)
+        R even_v = (k.even * inverse).d[1];
+        y.ratio_v = select(flat, c<R>(1) + even_v, c<R>(2) * k.ratio.d[1]) / x;
+        y.dvx = select(flat, -even_v, c<R>(1) - c<R>(2) * k.ratio.d[1]) / x;
+    }
+    if constexpr (Order > 1) {
+        y.dvv = k.kappa.d[2] * inverse.d[0] - y.dv * y.dv;
+        y.ratio_vv = select(flat, (k.even * inverse).d[2], c<R>(2) * k.ratio.d[2]) / x;
+    }
+    return y;
+}
+
+template <bool HighOrder, int Order, class R>
+CURVKERN_HD KSlopes<R> k_slopes_integral(R v, R x) {
+    Moments<R> m = integrate_kv<HighOrder, (Order > 0 ? Order : 1)>(v, x);
+    R up = c<R>(1) + m.cosh;
+    return {m.t, -up, m.tt, -m.tcosh, m.coshcosh, v / x + up, c<R>(1) / x + m.tcosh, m.ttcosh};
+}
+
+template <Function F, int Order, class R>
+CURVKERN_HD void write_k(R v, R x, const KSlopes<R>& y, R* out) {
+    if constexpr (is_ratio(F)) {
+        Slope<R> slope = {y.ratio_v, -(v / x) / x - y.dxx};
+        if constexpr (Order == 0) out[0] = y.ratio;
+        if constexpr (Order == 1) {
+            out[0] = slope.dv;
+            out[1] = slope.dx;
+        }
+        if constexpr (Order == 2) riccati_hess<F>(v, x, y.ratio, slope, y.ratio_vv, out);
+    } else if constexpr (Order == 1) {
+        out[0] = y.dv;
+        out[1] = is_scaled(F) ? y.dx + c<R>(1) : y.dx;
+    } else if constexpr (Order == 2) {
+        out[0] = y.dvv;
+        out[1] = y.dvx;
+        out[2] = y.dxx;
     }
 }
 
@@ -260,64 +329,66 @@ CURVKERN_HD void evaluate_k_small(R v, R x, R* out) {
     if constexpr (Order == 0 && !is_ratio(F)) {
         out[0] = near_zero ? log_kv_small(v, x, is_scaled(F))
                            : log_kv_integral<high>(v, x, is_scaled(F));
-        return;
-    }
-    // m: -d/dx log K - v/x = K_{v-1}/K_v
-    R kappa, kappa_v{}, kappa_vv{}, dv{}, dx, dvv{}, dvx{}, dxx{};
-    if constexpr (near_zero) {
-        SmallK<R, Order> k = temme<Order>(v, x);
-        auto inverse = reciprocal(k.kappa);
-        auto up = k.above * inverse;
-        kappa = (c<R>(2) * k.above.d[0]) / (x * k.kappa.d[0]);
-        R half_square = c<R>(0.5) * x * x;
-        R factor = select(k.n == c<R>(0), c<R>(2), half_square);
-        auto down = k.below * inverse;
-        dx = -(v + factor * down.d[0]) / x;
-        if constexpr (Order > 0) {
-            kappa_v = c<R>(2) * up.d[1] / x;
-            dv = k.kappa.d[1] * inverse.d[0];
-            dvx = c<R>(1) / x - kappa_v;
-        }
-        if constexpr (Order > 1) {
-            dvv = k.kappa.d[2] * inverse.d[0] - dv * dv;
-            kappa_vv = c<R>(2) * up.d[2] / x;
-        }
-        R below = factor * down.d[0];  // x K_{v-1}/K_v
-        // y'' = 1 + v^2/x^2 - y'/x - y'^2 with y' = -(v + below)/x, divided by x twice at the end
-        dxx = c<R>(1) + ((v + below - c<R>(2) * v * below - below * below) / x) / x;
+    } else if constexpr (near_zero) {
+        // the curvature of the ratio needs the second derivatives of log K
+        write_k<F, Order>(v, x, k_slopes_temme<Order>(v, x), out);
     } else {
-        Moments<R> m = integrate_kv<high, (Order > 0 ? Order : 1)>(v, x);
-        kappa = v / x + (c<R>(1) + m.cosh);
-        dv = m.t;
-        dx = -(c<R>(1) + m.cosh);
-        dvx = -m.tcosh;
-        kappa_v = c<R>(1) / x - dvx;
-        dvv = m.tt;
-        kappa_vv = m.ttcosh;
-        dxx = m.coshcosh;
-    }
-    if constexpr (is_ratio(F)) {
-        if constexpr (Order == 0) out[0] = kappa;
-        // kappa' = kappa^2 - (2v+1) kappa/x - 1
-        R slope = kappa * (kappa - (c<R>(2) * v + c<R>(1)) / x) - c<R>(1);
-        if constexpr (Order == 1) {
-            out[0] = kappa_v;
-            out[1] = slope;
-        }
-        if constexpr (Order == 2) {
-            riccati_hess<F>(v, x, kappa, Slope<R>{kappa_v, slope}, kappa_vv, out);
-        }
-    } else if constexpr (Order == 1) {
-        out[0] = dv;
-        out[1] = is_scaled(F) ? dx + c<R>(1) : dx;
-    } else if constexpr (Order == 2) {
-        out[0] = dvv;
-        out[1] = dvx;
-        out[2] = dxx;
+        // d/dx kappa is a variance: one order more than the ratio itself
+        constexpr int moments = is_ratio(F) && Order == 1 ? 2 : Order;
+        write_k<F, Order>(v, x, k_slopes_integral<high, moments>(v, x), out);
     }
 }
 
-// ---- special: d/dv log I where pi e^-2x matters, log 0F1 of low order --------------------------
+// K where (x/2)^{2v} vanishes beside 1: the first of the two series of DLMF 10.27.4, 10.25.2,
+//   K_v(x) = Gamma(v)/2 (2/x)^v (1 + s),  s = sum_{1 <= k < v} q^k / (k! (1-v)..(k-v)), q =
+//   x^2/4.
+template <Function F, int Order, class R>
+CURVKERN_HD void evaluate_k_power(R v, R x, R* out) {
+    using T = Taylor<R, Order>;
+    R q = (c<R>(0.5) * x) * (c<R>(0.5) * x);
+    T sum = T::constant(c<R>(0)), weighted = sum;  // s, q ds/dq
+    T term = T::constant(c<R>(1));
+    for (int k = 1; k <= 6; ++k) {
+        auto wanted = v > c<R>(k + 0.1);
+        T order = T::variable(select(wanted, v, c<R>(k + 0.5)));
+        term = (q * (Scalar<R>(-1) / static_cast<Scalar<R>>(k))) *
+               (term * reciprocal(order + c<R>(-k)));
+        term = select(wanted, term, T::constant(c<R>(0)));
+        sum = sum + term;
+        weighted = weighted + c<R>(k) * term;
+    }
+    T total = reciprocal(sum + c<R>(1));
+    T below = c<R>(-2) * (weighted * total);  // x K_{v-1}/K_v
+    Pair<R> log_x = log_split(x, c<R>(-1));
+    if constexpr (Order == 0 && !is_ratio(F)) {
+        // log Gamma(v) - log 2 = log Gamma(v+1) - log(2v)
+        Pair<R> y = add(lgamma1p_pair(v), negate(log_split(v, c<R>(1))));
+        y = add(y, negate(mul(log_x, v)));
+        y = add(y, log1p(sum.d[0]) + (is_scaled(F) ? x : c<R>(0)));
+        out[0] = y.hi + y.lo;
+        return;
+    }
+    KSlopes<R> y{};
+    y.ratio = (c<R>(2) * v + below.d[0]) / x;
+    y.dx = -(v + below.d[0]) / x;
+    y.dxx = kv_curvature(v, x, below.d[0]);
+    if constexpr (Order > 0) {
+        Taylor<R, 1> psi = digamma1p(v);
+        R inverse = c<R>(1) / v;
+        R slope = sum.d[1] * total.d[0];
+        y.dv = ((psi.d[0] - inverse) - log_x.hi) + slope;
+        y.ratio_v = (c<R>(2) + below.d[1]) / x;
+        y.dvx = -(c<R>(1) + below.d[1]) / x;
+        if constexpr (Order > 1) {
+            y.dvv = (psi.d[1] + inverse * inverse) + (sum.d[2] * total.d[0] - slope * slope);
+            y.ratio_vv = below.d[2] / x;
+        }
+    }
+    write_k<F, Order>(v, x, y, out);
+}
+
+// ---- special: d/dv log I where pi e^-2x matters, log 0F1 of low order
+// --------------------------
 
 template <Function F, int Order, class R>
 CURVKERN_HD void evaluate_special(R v, R x, R* out) {
@@ -332,21 +403,29 @@ CURVKERN_HD void evaluate_special(R v, R x, R* out) {
         Taylor<R, 1> psi = digamma1p(v);
         if constexpr (Order == 1) {
             out[0] = out[0] + (psi.d[0] - log_half(x));
-            Polar<R> z = polar<few_pairs<R>>(v, x);
+            Polar<R> z = polar<terms, few_pairs<R>>(v, x);
             out[1] = debye_ratio<Function::iv_ratio, terms>(v, x, z);
         } else {
-            Slope<R> s = debye_ratio_slope<Function::iv_ratio, terms>(x, polar<few_pairs<R>>(v, x));
+            Slope<R> s = debye_ratio_slope<Function::iv_ratio, terms>(
+                x, polar<terms, few_pairs<R>>(v, x));
             out[0] = out[0] + psi.d[1];
             out[1] = s.dv;
             out[2] = s.dx;
         }
     } else {
         evaluate_debye<F, Order, terms, few_pairs<R>>(v, x, out);
-        Polar<R> z = polar<few_pairs<R>>(v, x);
+        Polar<R> z = polar<terms, few_pairs<R>>(v, x);
         R tau = z.a * z.a;
         R odd = debye_sum<terms, 0>(-z.p, tau).s - debye_sum<terms, 0>(z.p, tau).s;
         R k_over_i = c<R>(pi) * exp(c<R>(-2) * z.main.hi) * exp(odd - c<R>(2) * z.main.lo);
         CosSin<R> turn = cos_sin_pi(v);
+        if constexpr (Order == 2) {
+            // d/dx (K/I) = -1/(x I^2) = -(K/I) (kappa + rho)
+            R sum = c<R>(2) * z.r / x + (debye_slopes<terms, false>(z).dx_small -
+                                         debye_slopes<terms, true>(z).dx_small);
+            out[1] = out[1] + turn.cos * k_over_i * sum;
+            return;
+        }
         R sine = turn.sin * c<R>(1 / pi);
         out[0] = out[0] - k_over_i * (turn.cos + sine * (z.angle.hi - out[0]));
     }
@@ -364,14 +443,15 @@ CURVKERN_HD void evaluate_wide_series(R v, R x, R* out) {
         }
         out[0] = log1p(z * sum);
     } else {
-        Polar<R> p = polar<few_pairs<R>>(v, x);
         constexpr int terms = Limits<R>::terms(0);
+        Polar<R> p = polar<terms, few_pairs<R>>(v, x);
         auto sum = Taylor<R, Order>::constant(c<R>(1));
         auto term = sum;
         R quarter_square = c<R>(0.25) * x * x;
         for (int k = 1; k <= 30; ++k) {
             auto inverse = reciprocal(Taylor<R, Order>::variable(v) + c<R>(k));
-            term = (quarter_square * (Scalar<R>(1) / static_cast<Scalar<R>>(k))) * (term * inverse);
+            term = (quarter_square * (Scalar<R>(1) / static_cast<Scalar<R>>(k))) *
+                   (term * inverse);
             sum = sum + term;
         }
         R slope = sum.d[1] / sum.d[0];
@@ -390,14 +470,17 @@ CURVKERN_HD void evaluate_wide_series(R v, R x, R* out) {
 template <Function F, int Order, int Code, class R>
 CURVKERN_HD void evaluate(R v, R x, R* out) {
     if constexpr (Code == special) {
-        if constexpr (is_hyp(F) || (Order == 1 && !is_k(F) && !is_ratio(F))) {
+        if constexpr (is_k(F)) {
+            evaluate_k_power<F, Order>(v, x, out);
+        } else if constexpr (is_hyp(F) || is_slope_of_i(F, Order)) {
             evaluate_special<F, Order>(v, x, out);
         }
     } else if constexpr (Code == wide_series) {
         if constexpr (is_hyp(F)) evaluate_wide_series<F, Order>(v, x, out);
     } else if constexpr (Code == zero_band) {
         if constexpr (has_zero_band(F, Order)) {
-            evaluate_debye<F, Order, Limits<R>::terms(Limits<R>::tiers - 1), all_pairs<R>>(v, x, out);
+            evaluate_debye<F, Order, Limits<R>::terms(Limits<R>::tiers - 1), all_pairs<R>>(v, x,
+                                                                                           out);
         }
     } else if constexpr (Code >= debye && Code < debye + Limits<R>::tiers) {
         evaluate_debye<F, Order, Limits<R>::terms(Code - debye), few_pairs<R>>(v, x, out);
@@ -410,5 +493,5 @@ CURVKERN_HD void evaluate(R v, R x, R* out) {
     }
 }
 
-}
+}  // namespace isa
 }  // namespace curvkern::bessel

@@ -1,4 +1,4 @@
-"""Write tables.hpp: the constants of the log-Bessel formulas, from exact or 60-digit arithmetic.
+"""Write tables.hpp: the constants of the log-Bessel formulas, exact or from 60 digits.
 
 Run ``python csrc/bessel/make_tables.py`` from the repository root (needs mpmath). The output is
 committed, so that a build needs neither this script nor mpmath.
@@ -116,8 +116,11 @@ def array(name: str, values: list[float], comment: str) -> str:
 
 
 def write(path: Path) -> None:
-    parts = ["// Written by make_tables.py; do not edit. clang-format off\n#pragma once\n"]
-    parts.append('#include "../core/hd.hpp"\n\nnamespace curvkern::bessel::tables {\nCURVKERN_PER_ISA {\n')
+    parts = ["// Written by make_tables.py; do not edit.\n// clang-format off\n#pragma once\n"]
+    parts.append(
+        '#include "../core/hd.hpp"\n\n'
+        "namespace curvkern::bessel::tables {\nCURVKERN_PER_ISA {\n"
+    )
     d = debye_logarithm(DEBYE_TERMS)
     rows = [[float(a) for a in row] + [0.0] * (DEBYE_TERMS + 1 - len(row)) for row in d]
     body = ",\n".join("    {" + ", ".join(repr(a) for a in row) + "}" for row in rows)
@@ -140,14 +143,18 @@ def write(path: Path) -> None:
         centre, table = polynomial(f, 0, 1, 24)
         parts.append(array(name, table, f"{note} in powers of v - {centre}, 0 <= v <= 1"))
     rows = ",\n".join(
-        "    {" + ", ".join(repr(c) for c in row) + "}" for row in inverse_square_tail(TAIL_TERMS)
+        "    {" + ", ".join(repr(c) for c in row) + "}"
+        for row in inverse_square_tail(TAIL_TERMS)
     )
     parts.append("// inverse_square_tail[a][i]: coefficient of s^-(2a+1) w^i\n")
     parts.append(
-        f"CURVKERN_TABLE double inverse_square_tail[{TAIL_TERMS}][{TAIL_TERMS}] = {{\n{rows}}};\n"
+        f"CURVKERN_TABLE double inverse_square_tail[{TAIL_TERMS}][{TAIL_TERMS}]"
+        f" = {{\n{rows}}};\n"
     )
     for kind, (step, count) in RULES.items():
-        nodes = [mp.cosh(mp.mpf(step.numerator) * j / step.denominator) - 1 for j in range(count)]
+        nodes = [
+            mp.cosh(mp.mpf(step.numerator) * j / step.denominator) - 1 for j in range(count)
+        ]
         pairs = [split(x, kind) for x in nodes]
         parts.append(f"inline constexpr double step_{kind} = {float(step)!r};\n")
         parts.append(f"inline constexpr int nodes_{kind} = {count};\n")

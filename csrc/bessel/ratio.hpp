@@ -1,8 +1,8 @@
 // I_{v+1}(x) / I_v(x) from its continued fraction (DLMF 10.33.1), backwards, for v and x below
 // the Debye region:
 //   rho_v = x / (2 (v+1) + x rho_{v+1}),
-// all terms positive, and each step shrinks the error of the tail by rho^2. The tail starts from
-// Amos' bound, x / (w + sqrt(w^2 + x^2)) with w = v + n + 1/2 (Math. Comp. 28, 1974).
+// all terms positive, and each step shrinks the error of the tail by rho^2. The tail starts
+// from Amos' bound, x / (w + sqrt(w^2 + x^2)) with w = v + n + 1/2 (Math. Comp. 28, 1974).
 #pragma once
 
 #include "taylor.hpp"
@@ -17,9 +17,9 @@ struct Ratio {
 };
 
 template <int N, class R>
-CURVKERN_HD Ratio<R, N> iv_ratio_fraction(R v, R x) {
-    const int steps = is_double<R> ? 12 + static_cast<int>(largest(x))
-                                   : 6 + static_cast<int>(largest(x));
+CURVKERN_SHARED Ratio<R, N> iv_ratio_fraction(R v, R x) {
+    const int steps =
+        is_double<R> ? 12 + static_cast<int>(largest(x)) : 6 + static_cast<int>(largest(x));
     R w = v + c<R>(steps + 0.5);
     R root = sqrt(w * w + x * x);
     auto rho = Taylor<R, N>::constant(x / (w + root));
@@ -27,14 +27,16 @@ CURVKERN_HD Ratio<R, N> iv_ratio_fraction(R v, R x) {
     if constexpr (N > 1) rho.d[2] = (rho.d[0] - rho.d[1] * w) / (root * root);
     R rho_x = (w / root) * (rho.d[0] / x);
     auto order = Taylor<R, N>::variable(v);
-    R inverse = c<R>(1) / x;
     for (int k = steps; k >= 1; --k) {
-        R partial = c<R>(2) * (v + c<R>(k)) * inverse;
+        R following = rho.d[0];
         rho = x * reciprocal(c<R>(2) * (order + c<R>(k)) + x * rho);
-        if constexpr (N > 0) rho_x = rho.d[0] * rho.d[0] * (partial * inverse - rho_x);
+        if constexpr (N > 0) {
+            R now = rho.d[0];
+            rho_x = (now / x) * (c<R>(1) - now * following) - now * now * rho_x;
+        }
     }
     return {rho, rho_x};
 }
 
-}
+}  // namespace isa
 }  // namespace curvkern::bessel

@@ -1,13 +1,13 @@
-// Which formula serves a point (v, x). Kernels sort a block of points by region first, so that no
-// point pays for a formula it does not need.
+// Which formula serves a point (v, x). Kernels sort a block of points by region first, so that
+// no point pays for a formula it does not need.
 //
 // The Debye radii come from the exact coefficients: the first terms dropped are below 2^-55
 // (2^-26) for every v/x. The longest sum starts a little later where v > x: its coefficients
 // alternate there and would cost digits.
 #pragma once
 
-#include "bessel.hpp"
 #include "../core/math.hpp"
+#include "bessel.hpp"
 
 namespace curvkern::bessel {
 CURVKERN_PER_ISA {
@@ -45,10 +45,19 @@ enum Region {
 constexpr bool is_k(Function f) {
     return f == Function::log_kv || f == Function::log_kve || f == Function::kv_ratio;
 }
-constexpr bool is_hyp(Function f) { return f == Function::log_hyp0f1; }
-constexpr bool is_ratio(Function f) { return f == Function::iv_ratio || f == Function::kv_ratio; }
-constexpr bool is_scaled(Function f) { return f == Function::log_ive || f == Function::log_kve; }
+constexpr bool is_hyp(Function f) {
+    return f == Function::log_hyp0f1;
+}
+constexpr bool is_ratio(Function f) {
+    return f == Function::iv_ratio || f == Function::kv_ratio;
+}
+constexpr bool is_scaled(Function f) {
+    return f == Function::log_ive || f == Function::log_kve;
+}
 
+constexpr bool is_slope_of_i(Function f, int order) {
+    return order > 0 && !is_k(f) && !is_ratio(f) && !is_hyp(f);
+}
 constexpr bool has_zero_band(Function f, int order) {
     return order == 0 && !is_ratio(f) && !is_hyp(f) && !is_scaled(f);
 }
@@ -56,7 +65,7 @@ constexpr bool has_zero_band(Function f, int order) {
 template <Function F, int Order, class R>
 CURVKERN_HD R region_of(R v, R x) {
     using L = Limits<R>;
-    const bool slope_of_i = Order > 0 && !is_k(F) && !is_ratio(F) && !is_hyp(F);
+    constexpr bool slope_of_i = is_slope_of_i(F, Order);
     R x2 = x * x, v2 = v * v, r2 = x2 + v2;
     R code = c<R>(debye);
     for (int tier = 1; tier < L::tiers; ++tier) {
@@ -68,23 +77,30 @@ CURVKERN_HD R region_of(R v, R x) {
                     (off < v * c<R>(is_double<R> ? 0x1p-14 : 0x1p-7));
         code = select(band, c<R>(zero_band), code);
     }
-    if constexpr (slope_of_i && Order == 1) {
+    if constexpr (slope_of_i) {
         // the recessive solution K shows in d/dv log I: v/x against pi e^-2x
         auto near = (v < c<R>(5)) & (x < c<R>(is_double<R> ? 40.0 : 20.0));
-        auto tiny = (v < c<R>(is_double<R> ? 1e-14 : 1e-6)) & (x < c<R>(is_double<R> ? 400.0 : 60.0));
+        auto tiny =
+            (v < c<R>(is_double<R> ? 1e-14 : 1e-6)) & (x < c<R>(is_double<R> ? 400.0 : 60.0));
         code = select(near | tiny, c<R>(special), code);
     }
     if constexpr (is_hyp(F)) {
-        code = select(v < c<R>(is_double<R> ? 15.0 : 7.0), c<R>(special), code);
+        code = select(v < c<R>(is_double<R> ? 11.0 : 5.0), c<R>(special), code);
         code = select(x2 < c<R>(16) * (v + c<R>(1)), c<R>(wide_series), code);
     }
     auto inner = x2 + c<R>(0.8) * v2 < c<R>(L::radius(0) * L::radius(0));
     R low = select(v <= c<R>(slope_of_i ? 0.5 : 1.0), c<R>(0), c<R>(1));
     R kind = select(x < c<R>(L::small(is_k(F))), c<R>(small_low), c<R>(middle_low));
     code = select(inner, kind + low, code);
+    if constexpr (is_k(F)) {
+        // (x/2)^{2v} below 2^-64 (2^-34): log2 from the exponent bits, an octave to spare
+        R octaves = fold(x).exponent - c<R>(1);
+        auto power = (v * octaves < c<R>(is_double<R> ? -33.0 : -18.0)) & (x < c<R>(0.06));
+        code = select(inner & power, c<R>(special), code);
+    }
     auto regular = (x > c<R>(0)) & (x < infinity<R>()) & (v >= c<R>(0)) & (v < infinity<R>());
     return select(regular, code, c<R>(edge));
 }
 
-}
+}  // namespace isa
 }  // namespace curvkern::bessel

@@ -2,9 +2,10 @@
 //
 //   I_v(x) = (x/2)^v / Gamma(v+1) (1 + z f),  z = (x/2)^2 / (v+1),
 //   f = sum over k >= 2 of the remaining terms, all positive.
-// The prefactor v log(x/2) - log Gamma(v+1) cancels against log(1 + z f) on the curve log I = 0,
-// so for v > 1 it is a pair. The derivative in v of the logarithm cancels almost entirely for
-// small v and large x (at v = 0 it is -K_0/I_0): small_order_slope() sums a difference quotient.
+// The prefactor v log(x/2) - log Gamma(v+1) cancels against log(1 + z f) on the curve log I =
+// 0, so for v > 1 it is a pair. The derivative in v of the logarithm cancels almost entirely
+// for small v and large x (at v = 0 it is -K_0/I_0): small_order_slope() sums a difference
+// quotient.
 #pragma once
 
 #include "tables.hpp"
@@ -20,8 +21,8 @@ CURVKERN_HD int series_terms(Scalar<R> x) {
                         : 7 + static_cast<int>(x * Scalar<R>(1.7));
 }
 
-// f above, by Horner's rule on a fraction: numerator and denominator grow like binomials, and no
-// division is needed before the end.
+// f above, by Horner's rule on a fraction: numerator and denominator grow like binomials, and
+// no division is needed before the end.
 template <class R>
 CURVKERN_HD R series_tail(R v, R quarter_square, int terms) {
     R numerator = c<R>(1), denominator = c<R>(1);
@@ -35,7 +36,7 @@ CURVKERN_HD R series_tail(R v, R quarter_square, int terms) {
 
 // log(I_v(x) Gamma(v+1) (2/x)^v) = log 0F1(; v+1; x^2/4), relative accuracy as x -> 0.
 template <class R>
-CURVKERN_HD R log_series(R v, R x) {
+CURVKERN_SHARED R log_series(R v, R x) {
     R half = c<R>(0.5) * x, quarter_square = half * half;
     R z = quarter_square / (v + c<R>(1));
     return log1p(z * series_tail(v, quarter_square, series_terms<R>(largest(x))));
@@ -54,23 +55,60 @@ CURVKERN_HD R log_half(R x) {
 }
 
 template <class R>
-CURVKERN_HD R log_iv_low_order(R v, R x, R shift) {  // v <= 1
+CURVKERN_HD R log_iv_low_order(R v, R x) {  // v <= 1
     R prefactor = v * log_half(x) - lgamma1p_unit(v);
-    return prefactor + (log_series(v, x) - shift);
+    return prefactor + log_series(v, x);
 }
 
 template <class R>
-CURVKERN_HD R log_iv_high_order(R v, R x, R shift) {  // v > 1
+CURVKERN_HD R log_iv_high_order(R v, R x) {  // v > 1
     Pair<R> log_x = log_ratio<all_pairs<R>>(Pair<R>{x, c<R>(0)}, c<R>(2), c<R>(0));
     Pair<R> prefactor = add(mul(log_x, v), negate(lgamma1p_pair(v)));
-    prefactor = add(prefactor, -shift);
     prefactor = add(prefactor, log_series(v, x));
     return prefactor.hi + prefactor.lo;
 }
 
+// log I - x: the logarithm of the series reaches x and must keep its lower digits.
+template <bool HighOrder, class R>
+CURVKERN_HD R log_ive_series(R v, R x) {
+    R half = c<R>(0.5) * x, quarter_square = half * half;
+    R z = quarter_square / (v + c<R>(1));
+    R grown = z * series_tail(v, quarter_square, series_terms<R>(largest(x)));
+    Pair<R> whole = two_sum(grown, c<R>(1));
+    Pair<R> y = log_split(whole.hi, c<R>(0));
+    y.lo = y.lo + whole.lo / whole.hi;
+    auto small = grown < c<R>(0.25);
+    y = {select(small, log1p(grown), y.hi), select(small, c<R>(0), y.lo)};
+    y = add(y, -x);
+    if constexpr (HighOrder) {
+        Pair<R> log_x = log_ratio<all_pairs<R>>(Pair<R>{x, c<R>(0)}, c<R>(2), c<R>(0));
+        y = add(add(mul(log_x, v), negate(lgamma1p_pair(v))), y);
+    } else {
+        y = add(y, v * log_half(x) - lgamma1p_unit(v));
+    }
+    return y.hi + y.lo;
+}
+
+// d2/dvdx log I = (2v/x) int_0^x I^2 dt/t / I^2 from the series of I^2 (DLMF 10.31.3), positive
+// term by term: I^2 ~ sum b_k, b_k/b_{k-1} = (v+k-1/2) x^2 / ((v+k)(2v+k) k), weights v/(v+k).
+template <class R>
+CURVKERN_SHARED R mixed_derivative(R v, R x) {
+    const int terms = is_double<R> ? 16 + static_cast<int>(largest(x) * Scalar<R>(2.9))
+                                   : 10 + static_cast<int>(largest(x) * Scalar<R>(2.7));
+    R term = c<R>(1), sum = c<R>(1), part = c<R>(1);
+    for (int k = 1; k <= terms; ++k) {
+        R up = v + c<R>(k - 0.5), down = v + c<R>(k);
+        R ratio = (x * x) * up / (down * (c<R>(2) * v + c<R>(k)) * c<R>(k));
+        term = term * ratio;
+        sum = sum + term;
+        part = part + term * (v / down);
+    }
+    return part / (x * sum);
+}
+
 // psi(v+1) and psi'(v+1), v >= 0
 template <class R>
-CURVKERN_HD Taylor<R, 1> digamma1p(R v) {
+CURVKERN_SHARED Taylor<R, 1> digamma1p(R v) {
     constexpr int shift = is_double<R> ? 14 : 6;
     // for v <= 1 a polynomial, else shift up and use the asymptotic series (DLMF 5.11.2)
     auto unit = horner(Taylor<R, 1>::variable(v - c<R>(0.5)), tables::digamma1p);
@@ -82,10 +120,10 @@ CURVKERN_HD Taylor<R, 1> digamma1p(R v) {
     }
     R w = v + c<R>(shift + 1);
     R inverse = c<R>(1) / w, square = inverse * inverse;
-    constexpr double t[] = {-1.0 / 12, 1.0 / 120, -1.0 / 252, 1.0 / 240, -1.0 / 132,
-                            691.0 / 32760, -1.0 / 12};
-    constexpr double t1[] = {1.0 / 6, -1.0 / 30, 1.0 / 42, -1.0 / 30, 5.0 / 66, -691.0 / 2730,
-                             7.0 / 6};
+    constexpr double t[] = {-1.0 / 12,  1.0 / 120,     -1.0 / 252, 1.0 / 240,
+                            -1.0 / 132, 691.0 / 32760, -1.0 / 12};
+    constexpr double t1[] = {1.0 / 6,  -1.0 / 30,     1.0 / 42, -1.0 / 30,
+                             5.0 / 66, -691.0 / 2730, 7.0 / 6};
     R psi = (log(w) - sum) - (c<R>(0.5) * inverse - square * horner(square, t));
     R psi1 = sum2 + (inverse + square * (c<R>(0.5) + inverse * horner(square, t1)));
     auto low = v <= c<R>(1);
@@ -94,7 +132,7 @@ CURVKERN_HD Taylor<R, 1> digamma1p(R v) {
 
 // sum_k t_k(v) and its derivatives in v; t_k = (x^2/4)^k / (k! (v+1)_k)
 template <int N, class R>
-CURVKERN_HD Taylor<R, N> series_jet(R v, R x) {
+CURVKERN_SHARED Taylor<R, N> series_jet(R v, R x) {
     R quarter_square = c<R>(0.25) * x * x;
     const int terms = series_terms<R>(largest(x));
     auto sum = Taylor<R, N>::constant(c<R>(1));
@@ -112,7 +150,7 @@ CURVKERN_HD Taylor<R, N> series_jet(R v, R x) {
 // the even and odd parts in v: a = b + v o, delta = d + v e. Then E' = v sum (o d + b e).
 // e_k = -sum_{j>k} 1/(j^2 - v^2) is summed from its small end.
 template <class R>
-CURVKERN_HD R even_part_slope(R v, R x) {
+CURVKERN_SHARED R even_part_slope(R v, R x) {
     constexpr int most = is_double<R> ? 56 : 28;
     const int terms = series_terms<R>(largest(x));
     R w = v * v;
@@ -134,7 +172,8 @@ CURVKERN_HD R even_part_slope(R v, R x) {
     }
     R centred = w - c<R>(0.125);
     R log_x = log_half(x), s = v * log_x;
-    R g_even = horner(centred, tables::rgamma_even), g_odd = horner(centred, tables::rgamma_odd);
+    R g_even = horner(centred, tables::rgamma_even),
+      g_odd = horner(centred, tables::rgamma_odd);
     R grown = expm1(s), shrunk = -grown / (c<R>(1) + grown);  // e^s - 1, e^-s - 1
     R cosh_s = c<R>(1) + c<R>(0.5) * (grown + shrunk);
     R sinh_over_v = select(v == c<R>(0), log_x, c<R>(0.5) * (grown - shrunk) / v);
@@ -154,5 +193,5 @@ CURVKERN_HD R even_part_slope(R v, R x) {
     return -sum;
 }
 
-}
+}  // namespace isa
 }  // namespace curvkern::bessel

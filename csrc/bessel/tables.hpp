@@ -1,4 +1,5 @@
-// Written by make_tables.py; do not edit. clang-format off
+// Written by make_tables.py; do not edit.
+// clang-format off
 #pragma once
 
 #include "../core/hd.hpp"

@@ -45,7 +45,8 @@ CURVKERN_HD Taylor<R, N> operator*(Taylor<R, N> a, Taylor<R, N> b) {
     Taylor<R, N> y;
     y.d[0] = a.d[0] * b.d[0];
     if constexpr (N > 0) y.d[1] = a.d[1] * b.d[0] + a.d[0] * b.d[1];
-    if constexpr (N > 1) y.d[2] = a.d[2] * b.d[0] + c<R>(2) * (a.d[1] * b.d[1]) + a.d[0] * b.d[2];
+    if constexpr (N > 1)
+        y.d[2] = a.d[2] * b.d[0] + c<R>(2) * (a.d[1] * b.d[1]) + a.d[0] * b.d[2];
     return y;
 }
 
@@ -83,5 +84,5 @@ CURVKERN_HD Taylor<R, N> select(auto mask, Taylor<R, N> yes, Taylor<R, N> no) {
     return yes;
 }
 
-}
+}  // namespace isa
 }  // namespace curvkern::bessel

@@ -2,8 +2,8 @@
 //
 // N. M. Temme, "On the numerical evaluation of the modified Bessel function of the third kind",
 // J. Comput. Phys. 19 (1975). With sigma = f log(2/x), 1/Gamma(1+-f) = G_even -+ f G_odd:
-// with P_k = p_k + q_k, D_k = (p_k - q_k)/f carried beside Temme's p_k, q_k: K_f is then made of
-// terms even in f, and d/df log K is as exact near f = 0 as elsewhere:
+// with P_k = p_k + q_k, D_k = (p_k - q_k)/f carried beside Temme's p_k, q_k: K_f is then made
+// of terms even in f, and d/df log K is as exact near f = 0 as elsewhere:
 //   p_0 = e^sigma Gamma(1+f)/2,  q_0 = e^-sigma Gamma(1-f)/2,  p_k = p_{k-1}/(k-f),  q_k = ..
 //   f_0 = D_0 = [cosh(sigma) G_odd + (sinh(sigma)/f) G_even] / (G_even^2 - f^2 G_odd^2)
 //   P_0 = [cosh(sigma) G_even + f^2 (sinh(sigma)/f) G_odd] / (G_even^2 - f^2 G_odd^2)
@@ -20,9 +20,11 @@ CURVKERN_PER_ISA {
 
 template <class R, int N>
 struct SmallK {
-    Taylor<R, N> kappa;       // K_v (x/2)^n
-    Taylor<R, N> above;       // K_{v+1} (x/2)^{n+1}
-    Taylor<R, N> below;       // K_{v-1} (x/2)^{n-1}, divided by (x/2)^2 where n = 0
+    Taylor<R, N> kappa;  // K_v (x/2)^n
+    Taylor<R, N> above;  // K_{v+1} (x/2)^{n+1}
+    Taylor<R, N> below;  // K_{v-1} (x/2)^{n-1}, divided by (x/2)^2 where n = 0
+    Taylor<R, N> even;   // x/2 (K_{f+1} + K_{f-1}), even in f
+    Taylor<R, N> ratio;  // above/kappa from its own recurrence, exact to the last derivative
     R n;
     R log_two_over_x;
 };
@@ -33,12 +35,21 @@ CURVKERN_HD Taylor<R, N> sinh_over(R f, Pair<R> log_two_over_x, R sinh_s, R cosh
     R l = log_two_over_x.hi, s = f * l, s2 = s * s;
     auto series = s2 < c<R>(1);
     // shc(s) = sinh(s)/s = sum s^2k/(2k+1)!, and its derivatives divided by s, and again
-    constexpr double t[] = {1.0, 1.0 / 6, 1.0 / 120, 1.0 / 5040, 1.0 / 362880, 1.0 / 39916800,
-                            1.0 / 6227020800, 1.0 / 1307674368000, 1.0 / 355687428096000};
-    constexpr double t1[] = {2.0 / 6, 4.0 / 120, 6.0 / 5040, 8.0 / 362880, 10.0 / 39916800,
-                             12.0 / 6227020800, 14.0 / 1307674368000, 16.0 / 355687428096000};
-    constexpr double t2[] = {2.0 / 6, 12.0 / 120, 30.0 / 5040, 56.0 / 362880, 90.0 / 39916800,
-                             132.0 / 6227020800, 182.0 / 1307674368000, 240.0 / 355687428096000};
+    constexpr double t[] = {1.0,
+                            1.0 / 6,
+                            1.0 / 120,
+                            1.0 / 5040,
+                            1.0 / 362880,
+                            1.0 / 39916800,
+                            1.0 / 6227020800,
+                            1.0 / 1307674368000,
+                            1.0 / 355687428096000};
+    constexpr double t1[] = {
+        2.0 / 6,         4.0 / 120,         6.0 / 5040,           8.0 / 362880,
+        10.0 / 39916800, 12.0 / 6227020800, 14.0 / 1307674368000, 16.0 / 355687428096000};
+    constexpr double t2[] = {
+        2.0 / 6,         12.0 / 120,         30.0 / 5040,           56.0 / 362880,
+        90.0 / 39916800, 132.0 / 6227020800, 182.0 / 1307674368000, 240.0 / 355687428096000};
     R inverse = c<R>(1) / select(series, c<R>(1), s);
     Taylor<R, N> y;
     y.d[0] = select(series, l * horner(s2, t) + log_two_over_x.lo * cosh_s,
@@ -55,7 +66,7 @@ CURVKERN_HD Taylor<R, N> sinh_over(R f, Pair<R> log_two_over_x, R sinh_s, R cosh
 }
 
 template <int N, class R>
-CURVKERN_HD SmallK<R, N> temme(R v, R x) {
+CURVKERN_SHARED SmallK<R, N> temme(R v, R x) {
     using T = Taylor<R, N>;
     R n = (v + c<R>(Float<R>::round_magic)) - c<R>(Float<R>::round_magic);
     R f = v - n;
@@ -74,14 +85,14 @@ CURVKERN_HD SmallK<R, N> temme(R v, R x) {
     T w = order * order;
     T g_even = horner(w + c<R>(-0.125), tables::rgamma_even);
     T g_odd = horner(w + c<R>(-0.125), tables::rgamma_odd);
-    T gamma_plus = reciprocal(g_even - order * g_odd);   // Gamma(1+f)
-    T gamma_minus = reciprocal(g_even + order * g_odd);  // Gamma(1-f)
+    // every term below is divided by Gamma(1+f) Gamma(1-f): that saves three reciprocals, and
+    // the ratios do not need the factor at all
     T both = horner(w + c<R>(-0.125), tables::gamma_product);
     T sinh_t = sinh_over<N>(f, log_two_over_x, sinh_s, cosh_s), cosh_t = T::constant(cosh_s);
     if constexpr (N > 0) cosh_t.d[1] = l * (f * sinh_t.d[0]);
     if constexpr (N > 1) cosh_t.d[2] = l * l * cosh_s;
-    T fk = (cosh_t * g_odd + sinh_t * g_even) * both;
-    T D = fk, P = (cosh_t * g_even + w * (sinh_t * g_odd)) * both;
+    T fk = cosh_t * g_odd + sinh_t * g_even;
+    T D = fk, P = cosh_t * g_even + w * (sinh_t * g_odd);
 
     R quarter_square = c<R>(0.25) * x * x, ck = c<R>(1);
     T up_t = T::constant(c<R>(0.5) * up), down_t = T::constant(c<R>(0.5) * down);
@@ -93,8 +104,8 @@ CURVKERN_HD SmallK<R, N> temme(R v, R x) {
         up_t.d[2] = l * up_t.d[1];
         down_t.d[2] = -l * down_t.d[1];
     }
-    T p = up_t * gamma_plus, q = down_t * gamma_minus;
-    T sum = fk, sum_up = p, sum_down = q;
+    T p = up_t * (g_even + order * g_odd), q = down_t * (g_even - order * g_odd);
+    T sum = fk, sum_up = p, sum_down = q, sum_even = P;
     constexpr int terms = is_double<R> ? 12 : 7;
     for (int k = 1; k <= terms; ++k) {
         T inverse = reciprocal(T::constant(c<R>(double(k) * k)) - w);
@@ -108,12 +119,17 @@ CURVKERN_HD SmallK<R, N> temme(R v, R x) {
         sum = sum + ck * fk;
         sum_up = sum_up + ck * (p - c<R>(k) * fk);
         sum_down = sum_down + ck * (q - c<R>(k) * fk);
+        sum_even = sum_even + ck * (P - c<R>(2 * k) * fk);
     }
-    SmallK<R, N> y{sum, sum_up, sum_down, n, l};
+    T ratio = sum_up * reciprocal(sum);
+    ratio.d[0] = sum_up.d[0] / sum.d[0];
+    SmallK<R, N> y{sum * both, sum_up * both, sum_down * both, sum_even * both, ratio, n, l};
     const int steps = static_cast<int>(largest(n));
     for (int j = 1; j <= steps; ++j) {
         auto active = n >= c<R>(j);
         T next = y.above * (order + c<R>(j)) + quarter_square * y.kappa;
+        T next_ratio = quarter_square * reciprocal(y.ratio) + (order + c<R>(j));
+        y.ratio = select(active, next_ratio, y.ratio);
         y.below = select(active, y.kappa, y.below);
         y.kappa = select(active, y.above, y.kappa);
         y.above = select(active, next, y.above);
@@ -127,5 +143,5 @@ CURVKERN_HD R log_kv_small(R v, R x, bool scaled) {
     return (log(k.kappa.d[0]) + (scaled ? x : c<R>(0))) + k.n * k.log_two_over_x;
 }
 
-}
+}  // namespace isa
 }  // namespace curvkern::bessel

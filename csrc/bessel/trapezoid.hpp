@@ -1,11 +1,12 @@
 // K_v(x) from its integral (DLMF 10.32.9) by the trapezoidal rule, for v and x below the Debye
-// region and x >= temme_limit.
+// region and x >= Limits::small.
 //
 //   K_v(x) = e^-x int_0^inf exp(-x (cosh t - 1)) cosh(v t) dt
-// The integrand is entire and decays doubly exponentially, so the rule with step h errs by about
-// exp(-2 pi y/h) K_v(x cos y)/K_v(x), the least over y < pi/2, relative to K (Trefethen, Weideman
-// 2014, theorem 5.1); the nodes and their cosh are constants. Every derivative is a moment of the same positive weights, so d/dv log K =
-// E[t tanh(vt)] keeps its relative accuracy down to v = 0.
+// The integrand is entire and decays doubly exponentially, so the rule with step h errs by
+// about exp(-2 pi y/h) K_v(x cos y)/K_v(x), the least over y < pi/2, relative to K (Trefethen,
+// Weideman 2014, theorem 5.1); the nodes and their cosh are constants. Every derivative is a
+// moment of the same positive weights, so d/dv log K = E[t tanh(vt)] keeps its relative
+// accuracy down to v = 0.
 #pragma once
 
 #include "tables.hpp"
@@ -16,22 +17,22 @@ CURVKERN_PER_ISA {
 
 template <class R>
 struct Moments {
-    R log_scale;              // log K = log_scale + log(total)
+    R log_scale;  // log K = log_scale + log(total)
     R total;
-    R t, cosh;                // E[t tanh(vt)], E[cosh t - 1]
-    R tt, tcosh, coshcosh;    // variance of t (signed), covariance, variance
-    R ttcosh;                 // third cumulant with cosh
+    R t, cosh;              // E[t tanh(vt)], E[cosh t - 1]
+    R tt, tcosh, coshcosh;  // variance of t (signed), covariance, variance
+    R ttcosh;               // third cumulant with cosh
 };
 
 // The rule of a precision and a range of orders: cosh(j step) - 1 as a pair.
 template <bool HighOrder, bool Double>
 struct Rule;
-#define CURVKERN_RULE(high, wide, kind)                                      \
-    template <>                                                              \
-    struct Rule<high, wide> {                                                \
-        static constexpr double step = tables::step_##kind;                  \
-        static constexpr int nodes = tables::nodes_##kind;                   \
-        static CURVKERN_HD double cosh(int j) { return tables::cosh_##kind[j]; } \
+#define CURVKERN_RULE(high, wide, kind)                                               \
+    template <>                                                                       \
+    struct Rule<high, wide> {                                                         \
+        static constexpr double step = tables::step_##kind;                           \
+        static constexpr int nodes = tables::nodes_##kind;                            \
+        static CURVKERN_HD double cosh(int j) { return tables::cosh_##kind[j]; }      \
         static CURVKERN_HD double rest(int j) { return tables::cosh_rest_##kind[j]; } \
     };
 CURVKERN_RULE(false, true, low_double)
@@ -42,7 +43,7 @@ CURVKERN_RULE(true, false, high_float)
 
 // HighOrder: v > 1. Exponents reach 40 there and must be exact to 2^-53, so they are pairs.
 template <bool HighOrder, int Order, class R>
-CURVKERN_HD Moments<R> integrate_kv(R v, R x) {
+CURVKERN_SHARED Moments<R> integrate_kv(R v, R x) {
     using Nodes = Rule<HighOrder, is_double<R>>;
     constexpr double step = Nodes::step;
     R peak = c<R>(0), t_peak = c<R>(0), cosh_peak = c<R>(0);
@@ -87,7 +88,8 @@ CURVKERN_HD Moments<R> integrate_kv(R v, R x) {
         if constexpr (Order > 0) {
             // moments about the peak: what is subtracted afterwards is small
             R odd = weight * less, ch = chm1 - cosh_peak;
-            R first = HighOrder ? even * (t - t_peak) - (c<R>(2) * t) * (weight * power) : odd * t;
+            R first =
+                HighOrder ? even * (t - t_peak) - (c<R>(2) * t) * (weight * power) : odd * t;
             m.t = m.t + first;
             Pair<R> grown = two_sum(sum_cosh.hi, even * ch);
             sum_cosh = {grown.hi, sum_cosh.lo + grown.lo};
@@ -118,7 +120,8 @@ CURVKERN_HD Moments<R> integrate_kv(R v, R x) {
             m.coshcosh = m.coshcosh + origin * (cosh_peak * cosh_peak);
         }
         R inverse = c<R>(1) / m.total;
-        R t = m.t * inverse, ch = m.cosh * inverse, tch = m.tcosh * inverse, tt = m.tt * inverse;
+        R t = m.t * inverse, ch = m.cosh * inverse, tch = m.tcosh * inverse,
+          tt = m.tt * inverse;
         m.t = t_peak + t;
         m.cosh = cosh_peak + ch;
         m.tcosh = tch - t * ch;
@@ -143,5 +146,5 @@ CURVKERN_HD R log_kv_integral(R v, R x, bool scaled) {
     return y.hi + y.lo;
 }
 
-}
+}  // namespace isa
 }  // namespace curvkern::bessel

@@ -31,8 +31,16 @@ endif()
 
 if(CURVKERN_WITH_CUDA)
     if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
-        # Machine code for A100 and H100/H200; every other card since Turing compiles the PTX.
-        set(CMAKE_CUDA_ARCHITECTURES 75-virtual 80-real 90-real)
+        find_program(CURVKERN_NVIDIA_SMI nvidia-smi)
+        if(CURVKERN_CUDA STREQUAL "ON")
+            # Machine code for A100 and H100/H200; every other card since Turing compiles the PTX.
+            set(CMAKE_CUDA_ARCHITECTURES 75-virtual 80-real 90-real)
+        elseif(CURVKERN_NVIDIA_SMI)
+            set(CMAKE_CUDA_ARCHITECTURES native)
+        else()
+            # A compiler and no card: PTX alone, which any card compiles when it loads it.
+            set(CMAKE_CUDA_ARCHITECTURES 75-virtual)
+        endif()
     endif()
     enable_language(CUDA)
     find_package(CUDAToolkit REQUIRED)

@@ -1,9 +1,10 @@
-// Double-double and float-float numbers: a value as an unevaluated sum hi + lo, |lo| <= ulp(hi)/2.
+// Double-double and float-float numbers: a value as an unevaluated sum hi + lo, |lo| <=
+// ulp(hi)/2.
 //
-// Dekker, "A floating-point technique for extending the available precision" (1971); Knuth, TAOCP
-// vol. 2, 4.2.2; error bounds in Joldes, Muller, Popescu, "Tight and rigorous error bounds for
-// basic building blocks of double-word arithmetic" (2017). Products here drop lo*lo: relative
-// error below 8 u^2, u = 2^-53 or 2^-24.
+// Dekker, "A floating-point technique for extending the available precision" (1971); Knuth,
+// TAOCP vol. 2, 4.2.2; error bounds in Joldes, Muller, Popescu, "Tight and rigorous error
+// bounds for basic building blocks of double-word arithmetic" (2017). Products here drop lo*lo:
+// relative error below 8 u^2, u = 2^-53 or 2^-24.
 #pragma once
 
 #include "simd.hpp"
@@ -83,5 +84,5 @@ CURVKERN_HD Pair<R> div(Pair<R> a, Pair<R> b) {
     return fast_two_sum(q, rest * inverse);
 }
 
-}
+}  // namespace isa
 }  // namespace curvkern

@@ -1,18 +1,23 @@
-// One macro for code that runs on the host and on the device, one namespace per instruction set.
+// One macro for code that runs on the host and on the device, one namespace per instruction
+// set.
 //
-// Headers under csrc/<family>/ are compiled several times: once per x86-64 level and once by nvcc.
-// Everything they define lives in the inline namespace CURVKERN_ISA_NAMESPACE, so that a symbol
-// built for AVX-512 can never be picked for the baseline by the linker.
+// Headers under csrc/<family>/ are compiled several times: once per x86-64 level and once by
+// nvcc. Everything they define lives in the inline namespace CURVKERN_ISA_NAMESPACE, so that a
+// symbol built for AVX-512 can never be picked for the baseline by the linker.
 #pragma once
 
-// nvcc sees the formulas as device code only: nothing on the host calls them from a .cu file, and
-// tables then need no second copy.
+// CURVKERN_HD is inlined into its caller. CURVKERN_SHARED is called: for the long formulas that
+// several functions use, where a copy in each would cost minutes of compile time.
+// nvcc sees the formulas as device code only: nothing on the host calls them from a .cu file,
+// and tables then need no second copy.
 #if defined(__CUDACC__)
 #define CURVKERN_HD __device__ __forceinline__
+#define CURVKERN_SHARED static __device__ __noinline__
 #define CURVKERN_TABLE static __device__ constexpr
 #define CURVKERN_UNROLL _Pragma("unroll")
 #else
 #define CURVKERN_HD inline __attribute__((always_inline))
+#define CURVKERN_SHARED static __attribute__((noinline))
 #define CURVKERN_TABLE inline constexpr
 #define CURVKERN_UNROLL _Pragma("GCC unroll 32")
 #endif

@@ -72,8 +72,8 @@ CURVKERN_HD R horner(R x, const double (&table)[N]) {
 
 template <class R>
 struct Reduced {
-    R remainder;    // |r| <= ln(2)/2
-    Bits<R> n;      // low bits: the integer n, x = n ln 2 + r
+    R remainder;  // |r| <= ln(2)/2
+    Bits<R> n;    // low bits: the integer n, x = n ln 2 + r
     R n_as_number;
 };
 
@@ -94,12 +94,23 @@ CURVKERN_HD R power_of_two(Bits<R> n) {  // 2^n, n within the normal exponents
 template <class R>
 CURVKERN_HD R expm1_quotient(R r) {
     if constexpr (is_double<R>) {
-        constexpr double t[] = {1.0, 1.0 / 2, 1.0 / 6, 1.0 / 24, 1.0 / 120, 1.0 / 720, 1.0 / 5040,
-                                1.0 / 40320, 1.0 / 362880, 1.0 / 3628800, 1.0 / 39916800,
-                                1.0 / 479001600, 1.0 / 6227020800};
+        constexpr double t[] = {1.0,
+                                1.0 / 2,
+                                1.0 / 6,
+                                1.0 / 24,
+                                1.0 / 120,
+                                1.0 / 720,
+                                1.0 / 5040,
+                                1.0 / 40320,
+                                1.0 / 362880,
+                                1.0 / 3628800,
+                                1.0 / 39916800,
+                                1.0 / 479001600,
+                                1.0 / 6227020800};
         return horner(r, t);
     } else {
-        constexpr double t[] = {1.0, 1.0 / 2, 1.0 / 6, 1.0 / 24, 1.0 / 120, 1.0 / 720, 1.0 / 5040};
+        constexpr double t[] = {1.0,       1.0 / 2,   1.0 / 6,   1.0 / 24,
+                                1.0 / 120, 1.0 / 720, 1.0 / 5040};
         return horner(r, t);
     }
 }
@@ -135,7 +146,8 @@ CURVKERN_HD R expm1(R x) {
     Reduced<R> red = reduce_by_ln2(clamped);
     R r = red.remainder;
     R tail = r * expm1_quotient(r);
-    R scale = power_of_two<R>(red.n - 1u);  // half of 2^n: n may be one past the largest exponent
+    R scale =
+        power_of_two<R>(red.n - 1u);  // half of 2^n: n may be one past the largest exponent
     R y = c<R>(2) * (scale * tail + (scale - c<R>(0.5)));
     return select(x == c<R>(0), x, y);
 }
@@ -144,7 +156,8 @@ CURVKERN_HD R expm1(R x) {
 
 template <class R>
 struct Folded {
-    R significand, exponent;  // x = significand * 2^exponent, significand in [sqrt(1/2), sqrt(2))
+    R significand,
+        exponent;  // x = significand * 2^exponent, significand in [sqrt(1/2), sqrt(2))
 };
 
 template <class R>
@@ -155,7 +168,8 @@ CURVKERN_HD Folded<R> fold(R x) {  // x > 0 and finite
     const auto offset = F::one - F::sqrt_half;
     Bits<R> shifted = bits(y) + offset;
     Bits<R> biased = shifted >> F::significand_bits;
-    R exponent = from_bits<R>(biased | bits(c<R>(F::integer_magic))) - c<R>(F::integer_magic + F::bias);
+    R exponent =
+        from_bits<R>(biased | bits(c<R>(F::integer_magic))) - c<R>(F::integer_magic + F::bias);
     Bits<R> significand = bits(y) - (biased << F::significand_bits) + F::one;
     exponent = exponent - select(tiny, c<R>(F::subnormal_shift), c<R>(0));
     return {from_bits<R>(significand), exponent};
@@ -165,7 +179,7 @@ CURVKERN_HD Folded<R> fold(R x) {  // x > 0 and finite
 template <class R>
 CURVKERN_HD R atanh_tail(R z) {
     if constexpr (is_double<R>) {
-        constexpr double t[] = {0.0, 2.0 / 3, 2.0 / 5, 2.0 / 7, 2.0 / 9, 2.0 / 11,
+        constexpr double t[] = {0.0,      2.0 / 3,  2.0 / 5,  2.0 / 7,  2.0 / 9, 2.0 / 11,
                                 2.0 / 13, 2.0 / 15, 2.0 / 17, 2.0 / 19, 2.0 / 21};
         return horner(z, t);
     } else {
@@ -220,7 +234,8 @@ CURVKERN_HD R log1p(R x) {
 
 // ---- log to twice the precision -------------------------------------------------------------
 
-// sum_{k < N} low[k] z^k + z^N sum: powers from Pairs on in working precision, the first as pairs.
+// sum_{k < N} low[k] z^k + z^N sum: powers from Pairs on in working precision, the first as
+// pairs.
 template <int Pairs, int N, class R>
 CURVKERN_HD Pair<R> pair_series(Pair<R> z, Pair<R> sum, const double (&low)[N][2]) {
     CURVKERN_UNROLL
@@ -236,8 +251,8 @@ CURVKERN_HD Pair<R> pair_series(Pair<R> z, Pair<R> sum, const double (&low)[N][2
 }
 
 // 2 atanh(s) + exponent ln 2, |s| <= 0.18. Pairs is the number of leading terms of the series
-// that are summed as pairs: the error is about 2^-53 0.0295^Pairs (2^-24 ..), never below 2^-100
-// (2^-46).
+// that are summed as pairs: the error is about 2^-53 0.0295^Pairs (2^-24 ..), never below
+// 2^-100 (2^-46).
 template <class R>
 inline constexpr int all_pairs = is_double<R> ? 10 : 5;
 
@@ -319,19 +334,19 @@ CURVKERN_HD Pair<R> log_pair(Pair<R> x) {  // x > 0, finite and normal
 
 // ---- gamma ----------------------------------------------------------------------------------
 
-// log Gamma(w) - [(w - 1/2) log w - w + log(2 pi)/2], the Stirling series (DLMF 5.11.1), w >= 15
-// (w >= 7 in float32). tail = 1/(12 w) - 1/(360 w^3) + ...
+// log Gamma(w) - [(w - 1/2) log w - w + log(2 pi)/2], the Stirling series (DLMF 5.11.1), w >=
+// 15 (w >= 7 in float32). tail = 1/(12 w) - 1/(360 w^3) + ...
 template <class R>
 CURVKERN_HD R stirling_tail(R w) {
-    constexpr double t[] = {1.0 / 12, -1.0 / 360, 1.0 / 1260, -1.0 / 1680, 1.0 / 1188, -691.0 / 360360,
-                            1.0 / 156};
+    constexpr double t[] = {1.0 / 12,   -1.0 / 360,      1.0 / 1260, -1.0 / 1680,
+                            1.0 / 1188, -691.0 / 360360, 1.0 / 156};
     R inverse = c<R>(1) / w;
     return inverse * horner(inverse * inverse, t);
 }
 
 // log Gamma(v + 1), v >= 0, as a pair. Shift up by a product, then Stirling.
 template <class R>
-CURVKERN_HD Pair<R> lgamma1p_pair(R v) {
+CURVKERN_SHARED Pair<R> lgamma1p_pair(R v) {
     constexpr int shift = is_double<R> ? 15 : 7;
     auto large = v > c<R>(shift);
     R base = select(large, c<R>(0), v);
@@ -355,7 +370,8 @@ CURVKERN_HD R lgamma(R x) {  // x > 0
     return select(x == infinity<R>(), x, y.hi + y.lo);
 }
 
-// ---- trigonometry -----------------------------------------------------------------------------
+// ---- trigonometry
+// -----------------------------------------------------------------------------
 
 template <class R>
 struct CosSin {
@@ -371,14 +387,29 @@ CURVKERN_HD CosSin<R> cos_sin_pi(R v) {
     R odd = half - ((half + c<R>(F::round_magic)) - c<R>(F::round_magic));  // 0 or +-1/2
     R sign = c<R>(1) - c<R>(8) * odd * odd;
     R angle = (v - n) * c<R>(pi), square = angle * angle;
-    constexpr double even[] = {1.0, -1.0 / 2, 1.0 / 24, -1.0 / 720, 1.0 / 40320, -1.0 / 3628800,
-                               1.0 / 479001600, -1.0 / 87178291200, 1.0 / 20922789888000,
-                               -1.0 / 6402373705728000, 1.0 / 2432902008176640000};
-    constexpr double odd_terms[] = {1.0, -1.0 / 6, 1.0 / 120, -1.0 / 5040, 1.0 / 362880,
-                                    -1.0 / 39916800, 1.0 / 6227020800, -1.0 / 1307674368000,
-                                    1.0 / 355687428096000, -1.0 / 121645100408832000};
+    constexpr double even[] = {1.0,
+                               -1.0 / 2,
+                               1.0 / 24,
+                               -1.0 / 720,
+                               1.0 / 40320,
+                               -1.0 / 3628800,
+                               1.0 / 479001600,
+                               -1.0 / 87178291200,
+                               1.0 / 20922789888000,
+                               -1.0 / 6402373705728000,
+                               1.0 / 2432902008176640000};
+    constexpr double odd_terms[] = {1.0,
+                                    -1.0 / 6,
+                                    1.0 / 120,
+                                    -1.0 / 5040,
+                                    1.0 / 362880,
+                                    -1.0 / 39916800,
+                                    1.0 / 6227020800,
+                                    -1.0 / 1307674368000,
+                                    1.0 / 355687428096000,
+                                    -1.0 / 121645100408832000};
     return {sign * horner(square, even), sign * (angle * horner(square, odd_terms))};
 }
 
-}
+}  // namespace isa
 }  // namespace curvkern

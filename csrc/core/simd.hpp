@@ -1,4 +1,5 @@
-// The number type of the formula headers: a scalar (CUDA, and every test by hand) or a SIMD vector.
+// The number type of the formula headers: a scalar (CUDA, and every test by hand) or a SIMD
+// vector.
 //
 // Formulas are templates on R. On the CPU R is a GCC vector type as wide as a register of the
 // instruction set, so loops with a uniform trip count and long Horner chains stay in registers
@@ -6,10 +7,10 @@
 // Operators come from the language; this header adds what it lacks: select, fma, sqrt, bits.
 #pragma once
 
-#include "hd.hpp"
-
 #include <cmath>
 #include <cstdint>
+
+#include "hd.hpp"
 #if defined(__x86_64__) && !defined(__CUDACC__)
 #include <immintrin.h>
 #endif
@@ -107,19 +108,31 @@ CURVKERN_HD R max(R a, R b) {
     return select(a < b, b, a);
 }
 
-CURVKERN_HD double sqrt(double x) { return ::sqrt(x); }
-CURVKERN_HD float sqrt(float x) { return ::sqrtf(x); }
+CURVKERN_HD double sqrt(double x) {
+    return ::sqrt(x);
+}
+CURVKERN_HD float sqrt(float x) {
+    return ::sqrtf(x);
+}
 
 // fma_exact is for error-free transforms only; it exists where the hardware rounds once.
 #if defined(__FMA__) || defined(__CUDA_ARCH__)
 #define CURVKERN_HAS_FMA 1
-CURVKERN_HD double fma_exact(double a, double b, double d) { return __builtin_fma(a, b, d); }
-CURVKERN_HD float fma_exact(float a, float b, float d) { return __builtin_fmaf(a, b, d); }
+CURVKERN_HD double fma_exact(double a, double b, double d) {
+    return __builtin_fma(a, b, d);
+}
+CURVKERN_HD float fma_exact(float a, float b, float d) {
+    return __builtin_fmaf(a, b, d);
+}
 #endif
 
 #if defined(__AVX512F__) && !defined(__CUDACC__)
-CURVKERN_HD VectorDouble sqrt(VectorDouble x) { return (VectorDouble)_mm512_sqrt_pd((__m512d)x); }
-CURVKERN_HD VectorFloat sqrt(VectorFloat x) { return (VectorFloat)_mm512_sqrt_ps((__m512)x); }
+CURVKERN_HD VectorDouble sqrt(VectorDouble x) {
+    return (VectorDouble)_mm512_sqrt_pd((__m512d)x);
+}
+CURVKERN_HD VectorFloat sqrt(VectorFloat x) {
+    return (VectorFloat)_mm512_sqrt_ps((__m512)x);
+}
 CURVKERN_HD VectorDouble fma_exact(VectorDouble a, VectorDouble b, VectorDouble d) {
     return (VectorDouble)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)d);
 }
@@ -127,8 +140,12 @@ CURVKERN_HD VectorFloat fma_exact(VectorFloat a, VectorFloat b, VectorFloat d) {
     return (VectorFloat)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)d);
 }
 #elif defined(__AVX2__) && !defined(__CUDACC__)
-CURVKERN_HD VectorDouble sqrt(VectorDouble x) { return (VectorDouble)_mm256_sqrt_pd((__m256d)x); }
-CURVKERN_HD VectorFloat sqrt(VectorFloat x) { return (VectorFloat)_mm256_sqrt_ps((__m256)x); }
+CURVKERN_HD VectorDouble sqrt(VectorDouble x) {
+    return (VectorDouble)_mm256_sqrt_pd((__m256d)x);
+}
+CURVKERN_HD VectorFloat sqrt(VectorFloat x) {
+    return (VectorFloat)_mm256_sqrt_ps((__m256)x);
+}
 CURVKERN_HD VectorDouble fma_exact(VectorDouble a, VectorDouble b, VectorDouble d) {
     return (VectorDouble)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)d);
 }
@@ -136,8 +153,12 @@ CURVKERN_HD VectorFloat fma_exact(VectorFloat a, VectorFloat b, VectorFloat d) {
     return (VectorFloat)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)d);
 }
 #elif defined(__x86_64__) && !defined(__CUDACC__)
-CURVKERN_HD VectorDouble sqrt(VectorDouble x) { return (VectorDouble)_mm_sqrt_pd((__m128d)x); }
-CURVKERN_HD VectorFloat sqrt(VectorFloat x) { return (VectorFloat)_mm_sqrt_ps((__m128)x); }
+CURVKERN_HD VectorDouble sqrt(VectorDouble x) {
+    return (VectorDouble)_mm_sqrt_pd((__m128d)x);
+}
+CURVKERN_HD VectorFloat sqrt(VectorFloat x) {
+    return (VectorFloat)_mm_sqrt_ps((__m128)x);
+}
 #elif defined(__GNUC__) && !defined(__CUDACC__)
 template <class R>
 CURVKERN_HD R sqrt(R x) {
@@ -147,7 +168,9 @@ CURVKERN_HD R sqrt(R x) {
 #endif
 
 // Does the condition hold in any lane? The only place where lanes decide together: loop exits.
-CURVKERN_HD bool any(bool mask) { return mask; }
+CURVKERN_HD bool any(bool mask) {
+    return mask;
+}
 #if defined(__GNUC__) && !defined(__CUDACC__)
 template <class M>
 CURVKERN_HD bool any(M mask) {
@@ -169,5 +192,5 @@ CURVKERN_HD Scalar<R> largest(R x) {
     }
 }
 
-}
+}  // namespace isa
 }  // namespace curvkern

@@ -76,7 +76,7 @@ def matern(r: Any, nu: Any, lengthscale: Any = 1.0) -> Any:
     Computed in float64 whatever the dtype. Arguments outside the domain give NaN. All three
     have gradients, twice. At r = 0 the derivative in r is the one from the right: -inf below
     nu = 1/2, -1/l there, 0 above; those in nu and l are 0. The largest absolute error found
-    against ball arithmetic is 7e-15 for nu >= 1e-3, most of it near z = 1/4 and nu = 14.
+    against ball arithmetic is 8e-15 (6000 random points, 1e-3 <= nu <= 300), below nu = 14.
 
     Examples
     --------
@@ -166,8 +166,8 @@ def _origin(r: Tensor, nu: Tensor, lengthscale: Tensor) -> Tensor:
     """1 - Gamma(1-nu)/Gamma(1+nu) (z/2)^{2 nu} - (z/2)^2/(nu-1) at z = 0: one, with slopes."""
     half_z = r * torch.sqrt(nu / 2) / lengthscale
     bowl = half_z**2 / torch.where(nu == 1, torch.inf, nu - 1)
-    # The power is a function of r alone: at r = 0 all its derivatives in nu and the length scale
-    # are 0, but would be computed as 0 * inf. At nu = 1/2 it is linear.
+    # The power is a function of r alone: at r = 0 all its derivatives in nu and l are 0, but
+    # would be computed as 0 * inf. At nu = 1/2 it is linear.
     rate, inner = torch.sqrt(nu / 2) / lengthscale, torch.where(nu < 1, nu, 0.5)
     rate, inner = rate.detach(), inner.detach()
     weight = torch.exp(torch.lgamma(1 - inner) - torch.lgamma(1 + inner))
@@ -265,8 +265,10 @@ def _debye(distance: Tensor, nu: Tensor) -> Tensor:
     for _ in range(terms):
         powers.append(-powers[-1] / nu)
     coefficients = [
-        functools.reduce(torch.add, (c * powers[k] for k, c in row), torch.zeros_like(nu))
-        for row in _debye_rows(terms)
+        functools.reduce(
+            torch.add, (c * powers[k] for k, c in row if k <= terms), torch.zeros_like(nu)
+        )
+        for row in DEBYE_ROWS
     ]
     at_one = functools.reduce(torch.add, coefficients)
     total = coefficients[-1]
@@ -277,7 +279,6 @@ def _debye(distance: Tensor, nu: Tensor) -> Tensor:
     )
 
 
-@functools.cache
 def _debye_rows(terms: int) -> list[list[tuple[int, float]]]:
     """Row j holds the pairs (k, coefficient of t^j in u_k).
 
@@ -295,3 +296,6 @@ def _debye_rows(terms: int) -> list[list[tuple[int, float]]]:
             following[j + 3] -= c * (Fraction(j, 2) + Fraction(5, 8 * (j + 3)))
         u = following
     return rows
+
+
+DEBYE_ROWS = _debye_rows(DEBYE_MOST_TERMS)

@@ -1,0 +1,92 @@
+"""What a benchmark case is: contestants that do the same work, and the bars for ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+
+OURS = "curvkern"
+REFERENCE = "pure PyTorch"  # the twin in curvkern.reference
+
+Contestants = Mapping[str, Callable[[], object]]
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A promise: at most ``slower`` x a rival's time, or at least ``faster`` x faster."""
+
+    rival: str
+    slower: float | None = None
+    faster: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.slower is None) == (self.faster is None):
+            raise ValueError("Bar: expected exactly one of slower= and faster=")
+
+    def met(self, ratio: float) -> bool:
+        """Judge ``ratio`` = our time / the rival's time."""
+        if self.slower is not None:
+            return ratio <= self.slower
+        assert self.faster is not None
+        return ratio * self.faster <= 1
+
+    def describe(self, ratio: float) -> str:
+        """The ratio beside its bar, in words."""
+        if self.slower is not None:
+            return f"{ratio:.2f}x {self.rival}, bar <= {self.slower:g}x"
+        return f"{1 / ratio:.1f}x faster than {self.rival}, bar >= {self.faster:g}x"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One line of the table.
+
+    Attributes
+    ----------
+    family, op, region, mode, dtype
+        Together the name of the case; ``mode`` is "value", "value+grads", ...
+    where
+        What the short ``region`` stands for, in words.
+    setup
+        Called with the number of elements; returns the contestants by name, ready to be called:
+        "curvkern" first, then the yardstick and rivals that are installed.
+    yardstick
+        The contestant whose time is the unit, a well-known function of the same dtype.
+    bytes, flops
+        Per element: what any implementation has to move and the least arithmetic known for it;
+        with the machine's measured limits they give the time that nothing can beat.
+    elements
+        The size of the full run.
+    quick
+        Whether ``--quick`` includes it.
+    needs
+        Modules without which the case is left out, with a printed reason.
+    note
+        Shown under the table: an honest remark about the comparison.
+    """
+
+    family: str
+    op: str
+    region: str
+    mode: str
+    dtype: str
+    where: str
+    setup: Callable[[int], Contestants]
+    yardstick: str
+    bytes: float
+    flops: float
+    bars: tuple[Bar, ...] = field(default=())
+    elements: int = 2**18
+    quick: bool = False
+    needs: tuple[str, ...] = ()
+    note: str = ""
+
+    @property
+    def name(self) -> str:
+        """``op/region/dtype/mode``, unique within a family."""
+        return "/".join((self.op, self.region, self.dtype, self.mode))
+
+    def missing(self) -> list[str]:
+        """The needed modules that are not installed."""
+        return [name for name in self.needs if find_spec(name) is None]

@@ -1,0 +1,168 @@
+"""Times the contestants of a case in interleaved rounds within one process.
+
+A round calls every contestant once, starting with another one each time, so that a slow spell
+of the machine hits all of them; ratios are taken within a round, then their median.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from .case import OURS, Case, Contestants
+from .machine import floor_ns, threads
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How long to measure. A case ends after ``budget`` seconds and at least ``min_rounds``."""
+
+    elements: int | None = None  # None: each case's own size
+    budget: float = 6.0
+    min_rounds: int = 7
+    max_rounds: int = 60
+
+
+QUICK = Settings(elements=2**16, budget=0.5, min_rounds=3, max_rounds=25)
+QUICK_SECONDS = 40.0  # for the rounds of all cases together
+
+
+def measure(case: Case, settings: Settings, limits: dict[str, float]) -> dict:
+    """Measure one case; the result is plain data, ready for JSON."""
+    elements = settings.elements or case.elements
+    with threads(1), np.errstate(all="ignore"):
+        contestants, finite, errors, warm = _warm_up(case.setup(elements))
+        if OURS not in contestants:
+            raise RuntimeError(f"bench: {case.name}: curvkern failed: {errors.get(OURS)}")
+        times = _interleave(contestants, warm, settings)
+    per_element = {
+        name: {rnd: seconds / elements * 1e9 for rnd, seconds in rounds.items()}
+        for name, rounds in times.items()
+    }
+    ours = per_element[OURS]
+    ratios = {
+        name: statistics.median(ours[r] / theirs[r] for r in theirs if r in ours)
+        for name, theirs in per_element.items()
+        if name != OURS
+    }
+    median_ns = statistics.median(ours.values())
+    least, bound = floor_ns(case.bytes, case.flops, case.dtype, limits)
+    return {
+        "family": case.family,
+        "op": case.op,
+        "region": case.region,
+        "mode": case.mode,
+        "dtype": case.dtype,
+        "where": case.where,
+        "elements": elements,
+        "yardstick": case.yardstick,
+        "contestants": {
+            name: {
+                "median_ns": statistics.median(rounds.values()),
+                "min_ns": min(rounds.values()),
+                "rounds": len(rounds),
+                "finite": finite[name],
+            }
+            for name, rounds in per_element.items()
+        },
+        "errors": errors,
+        "ratio_to": ratios,  # our time / theirs
+        "all_threads": _all_threads(contestants, elements, median_ns),
+        "limit": {"ns": least, "bound": bound, "share": least / median_ns},
+        "bars": [
+            {
+                "rival": bar.rival,
+                "slower": bar.slower,
+                "faster": bar.faster,
+                "ratio": ratios[bar.rival],
+                "met": bar.met(ratios[bar.rival]),
+                "text": bar.describe(ratios[bar.rival]),
+            }
+            for bar in case.bars
+            if bar.rival in ratios
+        ],
+        "note": case.note,
+    }
+
+
+def _warm_up(contestants: Contestants) -> tuple[dict, dict, dict, dict]:
+    """Call each once: drop those that fail, note the share of finite results and the time."""
+    alive, finite, errors, seconds = {}, {}, {}, {}
+    for name, call in contestants.items():
+        try:
+            result = call()
+            start = time.perf_counter()
+            call()
+            seconds[name] = time.perf_counter() - start
+        except Exception as error:  # a rival's failure is a result, not the end of the run
+            errors[name] = f"{type(error).__name__}: {error}"
+            continue
+        alive[name], finite[name] = call, _finite_share(result)
+    return alive, finite, errors, seconds
+
+
+def _interleave(
+    contestants: Contestants, warm: dict[str, float], settings: Settings
+) -> dict[str, dict[int, float]]:
+    """Seconds by contestant and round; one that takes long sits out the later rounds."""
+    names = list(contestants)
+    times: dict[str, dict[int, float]] = {name: {} for name in names}
+    share = settings.budget / settings.min_rounds / len(names)
+    quick_names = [name for name in names if warm[name] <= share or name == OURS]
+    start = time.perf_counter()
+    with _no_garbage_collection():
+        for rnd in range(settings.max_rounds):
+            if rnd >= settings.min_rounds and time.perf_counter() - start > settings.budget:
+                break
+            playing = names if rnd < settings.min_rounds else quick_names
+            first = rnd % len(playing)
+            for name in (*playing[first:], *playing[:first]):
+                call = contestants[name]
+                before = time.perf_counter()
+                call()
+                times[name][rnd] = time.perf_counter() - before
+    return times
+
+
+def _all_threads(contestants: Contestants, elements: int, one_thread_ns: float) -> dict | None:
+    """Our own time on every thread torch would use, where there is more than one."""
+    count = torch.get_num_threads()
+    if count == 1:
+        return None
+    call, times = contestants[OURS], []
+    call()
+    with _no_garbage_collection():
+        for _ in range(7):
+            before = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - before)
+    ns = statistics.median(times) / elements * 1e9
+    return {"threads": count, "median_ns": ns, "speedup": one_thread_ns / ns}
+
+
+def _finite_share(result: object) -> float:
+    """The share of finite numbers in a tensor, an array or a sequence of them."""
+    if isinstance(result, (tuple, list)):
+        return min(map(_finite_share, result))
+    if isinstance(result, torch.Tensor):
+        result = result.detach().numpy()
+    return float(np.isfinite(np.asarray(result)).mean())
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

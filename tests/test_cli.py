@@ -1,0 +1,367 @@
+"""`python -m curvkern`: info (R51), the self-test's verdicts, the benchmark and its JSON."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mpmath as mp
+import pytest
+import torch
+
+import curvkern
+from curvkern import _check, special
+from curvkern.__main__ import main
+from curvkern._bench import main as bench
+from curvkern._bench import report, runner
+from curvkern._bench.case import OURS, Bar, Case
+from curvkern._console import Table
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = runner.Settings(elements=64, budget=0.0, min_rounds=2, max_rounds=2)
+LIMITS = {
+    "copy_GBps": 10.0,
+    "matmul_GFLOPS_float64": 50.0,
+    "matmul_GFLOPS_float32": 100.0,
+    "exp_ns_float64": 2.0,
+    "exp_ns_float32": 1.0,
+}
+
+
+def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "curvkern", *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def case(contestants: dict, **fields) -> Case:
+    """A case around ready-made calls."""
+    facts = {
+        "family": "toy",
+        "op": "copy",
+        "region": "all",
+        "mode": "value",
+        "dtype": "float64",
+        "where": "everywhere",
+        "yardstick": "sleep",
+        "bytes": 16.0,
+        "flops": 100.0,
+    }
+    return Case(**{**facts, **fields}, setup=lambda n: contestants)
+
+
+# info
+
+
+def test_info_names_the_versions():  # R51
+    done = command()
+    assert done.returncode == 0, done.stderr
+    assert curvkern.__version__ in done.stdout
+    assert torch.__version__ in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [("--json",), ("info", "--json"), ("--json", "info")])
+def test_info_as_json(arguments):  # R51
+    done = command(*arguments)
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert facts["curvkern"] == curvkern.__version__
+    assert facts["torch"]["version"] == torch.__version__
+    assert facts["isa"]["in_use"] in facts["isa"]["available"]
+    assert facts["threads"] >= 1
+    assert isinstance(facts["cuda"]["built"], bool)
+    assert facts["cuda"]["status"]
+    assert facts["backend"] in ("native", "reference")
+
+
+@pytest.mark.parametrize(
+    ("variable", "choice"), [("CURVKERN_ISA", "v2"), ("CURVKERN_BACKEND", "reference")]
+)
+def test_wrong_environment_is_refused_with_the_choices(variable, choice):
+    done = command(**{variable: "nonsense"})
+    assert done.returncode == 2
+    assert variable in done.stderr
+    assert choice in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# check
+
+
+def test_check_passes(capsys):
+    assert main(["check"]) == 0
+    output = capsys.readouterr().out
+    assert "passed" in output
+    assert "MISS" not in output
+
+
+def off_by_a_few_eps(v, x, right=special.log_iv):
+    return right(v, x) * (1 + 8 * torch.finfo(v.dtype).eps)
+
+
+def not_a_number(v, x, right=special.iv_ratio):
+    return torch.where(v > 1000, torch.nan, right(v, x))
+
+
+def no_gradient_in_the_order(v, x, right=special.log_kv):
+    return right(v.detach(), x) + 0 * v
+
+
+def raises(v, x):
+    raise RuntimeError("no such kernel")
+
+
+@pytest.mark.parametrize(
+    ("function", "wrong", "quantity"),
+    [
+        ("log_iv", off_by_a_few_eps, "value"),
+        ("iv_ratio", not_a_number, "value"),
+        ("log_kv", no_gradient_in_the_order, "d/dv"),
+        ("log_kve", raises, "value"),
+    ],
+)
+def test_check_fails_when_a_kernel_is_wrong(monkeypatch, capsys, function, wrong, quantity):
+    monkeypatch.setattr(special, function, wrong)
+    assert main(["check"]) == 1
+    output = capsys.readouterr().out
+    missed = [line.split() for line in output.splitlines() if "MISS" in line]
+    assert missed
+    assert {row[0] for row in missed} == {function}
+    assert quantity in {row[1] for row in missed}
+    assert function in output.splitlines()[-1]
+
+
+def test_check_table_agrees_with_mpmath():
+    """The table was made with its own formulas; mpmath's functions are the second opinion."""
+    path = Path(_check.__file__).with_name("bessel.json")
+    points = json.loads(path.read_text())["points"]
+    tested = [p for p in points if p["v"] < 200 and p["x"] < 2000]
+    assert len(tested) > 30
+    with mp.workdps(60):
+        for point in tested:
+            v, x = mp.mpf(point["v"]), mp.mpf(point["x"])
+            for name, truth in [
+                ("log_iv", mp.log(mp.besseli(v, x))),
+                ("log_kv", mp.log(mp.besselk(v, x))),
+                ("log_hyp0f1", mp.log(mp.hyp0f1(v + 1, x * x / 4))),
+                ("iv_ratio", mp.besseli(v + 1, x) / mp.besseli(v, x)),
+                ("kv_ratio", mp.besselk(v + 1, x) / mp.besselk(v, x)),
+                *([("log_iv_dv", -mp.besselk(0, x) / mp.besseli(0, x))] if v == 0 else []),
+            ]:
+                high, low = map(mp.mpf, point[name])
+                tolerance = abs(truth) * mp.mpf("1e-30") + mp.mpf("1e-330")  # underflow
+                assert abs(high + low - truth) <= tolerance, (name, v, x)
+
+
+# bench
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """The JSON of a tiny run through the command line."""
+    path = tmp_path_factory.mktemp("bench") / "out.json"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench, "_quick_settings", lambda count: TINY)
+        assert main(["bench", "--quick", "--family", "bessel", "--json", str(path)]) == 0
+    return json.loads(path.read_text())
+
+
+def test_bench_json_has_every_field(written):
+    assert written["schema"] == 1
+    assert written["settings"]["quick"] is True
+    assert {"cpu", "cores", "isa", "torch", "curvkern", "commit"} <= set(written["machine"])
+    assert set(written["limits"]) == set(LIMITS)
+    assert all(value > 0 for value in written["limits"].values())
+    regions = {(case["op"], case["region"]) for case in written["cases"]}
+    assert {(op, r) for op in ("log_iv", "log_kv") for r in "abcd"} <= regions
+    for measured in written["cases"]:
+        assert measured["errors"] == {}, measured["op"]
+        assert {OURS, measured["yardstick"], "pure PyTorch"} <= set(measured["contestants"])
+        for times in measured["contestants"].values():
+            assert times["rounds"] == TINY.min_rounds
+            assert 0 < times["min_ns"] <= times["median_ns"]
+        assert measured["limit"]["bound"] in ("memory", "compute")
+        for bar in measured["bars"]:
+            assert bar["ratio"] == measured["ratio_to"][bar["rival"]]
+
+
+def test_bench_leaves_nothing_of_ours_out(written):
+    ours = [m["contestants"][OURS]["finite"] for m in written["cases"]]
+    assert ours
+    assert min(ours) == 1.0
+
+
+def test_bench_table_has_a_line_per_case(written):
+    table = report.table(written)
+    assert sum(row is not None for row in table.rows) == len(written["cases"])
+    assert "lgamma" in table.plain()
+
+
+def test_bench_of_unknown_family_names_the_known(capsys):
+    assert main(["bench", "--family", "bessle"]) == 2
+    message = capsys.readouterr().err
+    assert "bessle" in message
+    assert "bessel" in message
+
+
+def test_losing_cases_are_listed():
+    fast, slow = (lambda: torch.zeros(4)), (lambda: time.sleep(0.002) or torch.zeros(4))
+    contestants = {OURS: slow, "sleep": fast, "rival": fast}
+    bars = (Bar("sleep", slower=1.5), Bar("rival", faster=2))
+    measured = runner.measure(case(contestants, bars=bars), TINY, LIMITS)
+    assert [bar["met"] for bar in measured["bars"]] == [False, False]
+    lost = report.losing({"cases": [measured]})
+    assert len(lost) == 3  # two bars, and the rival that is faster
+    assert "MISS 2 of 2" in report.row(measured)
+
+
+def test_bars_met_are_told():
+    contestants = {
+        OURS: lambda: torch.zeros(4),
+        "sleep": lambda: time.sleep(0.002) or torch.zeros(4),
+    }
+    bars = (Bar("sleep", slower=1.0), Bar("sleep", faster=2), Bar("absent", slower=1.0))
+    measured = runner.measure(case(contestants, bars=bars), TINY, LIMITS)
+    assert [bar["met"] for bar in measured["bars"]] == [True, True]
+    assert report.losing({"cases": [measured]}) == []
+    assert report.row(measured)[-1] == "2 met"
+
+
+def test_ratios_are_taken_within_a_round():
+    """When every second round is slow for everybody, the ratio does not move."""
+    calls = {OURS: 0, "sleep": 0}
+
+    def sleeper(name, seconds):
+        def call():
+            calls[name] += 1
+            time.sleep(seconds * (4 if calls[name] % 2 else 1))
+            return torch.zeros(1)
+
+        return call
+
+    contestants = {OURS: sleeper(OURS, 0.004), "sleep": sleeper("sleep", 0.002)}
+    settings = runner.Settings(elements=1, budget=0.0, min_rounds=6, max_rounds=6)
+    measured = runner.measure(case(contestants), settings, LIMITS)
+    assert measured["ratio_to"]["sleep"] == pytest.approx(2, rel=0.25)
+
+
+def test_slow_rival_sits_out_later_rounds_and_failing_rival_is_reported():
+    contestants = {
+        OURS: lambda: torch.zeros(4),
+        "sleep": lambda: time.sleep(0.02) or torch.zeros(4),
+        "broken": lambda: 1 / 0,
+        "partly": lambda: torch.tensor([1.0, float("inf")]),
+    }
+    settings = runner.Settings(elements=4, budget=0.05, min_rounds=3, max_rounds=10)
+    measured = runner.measure(case(contestants), settings, LIMITS)
+    assert measured["contestants"]["sleep"]["rounds"] == 3
+    assert measured["contestants"][OURS]["rounds"] >= 3
+    assert measured["errors"] == {"broken": "ZeroDivisionError: division by zero"}
+    assert measured["contestants"]["partly"]["finite"] == 0.5
+
+
+def test_our_own_failure_ends_the_run():
+    broken = {OURS: lambda: 1 / 0, "sleep": lambda: torch.zeros(4)}
+    with pytest.raises(RuntimeError, match=r"copy/all.*division by zero"):
+        runner.measure(case(broken), TINY, LIMITS)
+
+
+def test_runner_restores_the_number_of_threads():
+    before = torch.get_num_threads()
+    contestants = {OURS: lambda: torch.zeros(4), "sleep": lambda: 1 / 0}
+    runner.measure(case(contestants), TINY, LIMITS)
+    assert torch.get_num_threads() == before
+
+
+def test_limit_is_the_larger_of_memory_and_compute():
+    contestants = {OURS: lambda: torch.zeros(4)}
+    memory = runner.measure(case(contestants, bytes=160.0), TINY, LIMITS)["limit"]
+    compute = runner.measure(case(contestants, flops=5000.0), TINY, LIMITS)["limit"]
+    assert (memory["bound"], memory["ns"]) == ("memory", 16.0)
+    assert (compute["bound"], compute["ns"]) == ("compute", 100.0)
+
+
+def test_case_without_its_modules_is_left_out_with_a_reason(monkeypatch, capsys):
+    impossible = case({OURS: lambda: torch.zeros(4)}, needs=("no_such_module",))
+    possible = case({OURS: lambda: torch.zeros(4)}, op="other")
+    monkeypatch.setattr(bench, "load", lambda *_: [impossible, possible])
+    monkeypatch.setattr(bench.machine, "limits", lambda: LIMITS)
+    results = bench.run(family="toy", settings=TINY)
+    assert len(results["cases"]) == 1
+    assert results["skipped"] == {impossible.name: "needs no_such_module"}
+    assert "no_such_module" in capsys.readouterr().out
+
+
+def test_bar_is_one_sided():
+    with pytest.raises(ValueError, match="exactly one"):
+        Bar("rival")
+    with pytest.raises(ValueError, match="exactly one"):
+        Bar("rival", slower=1, faster=2)
+
+
+# console
+
+
+def test_tables_and_progress_without_rich(monkeypatch, capsys):
+    for name in ("rich", "rich.console", "rich.progress"):
+        monkeypatch.setitem(sys.modules, name, None)
+    from curvkern._console import progress
+
+    table = Table("title", ["name", "n"])
+    table.rows += [["long name", "1"], None, ["x", "100"]]
+    table.print()
+    assert list(progress([("first", 1), ("second", 2)], "work")) == [1, 2]
+    output = capsys.readouterr()
+    lines = output.out.splitlines()
+    assert lines[0] == "title"
+    assert "long name    1" in lines
+    assert "x          100" in lines
+    assert "work [2/2] second" in output.err
+
+
+def test_rich_table_is_not_cut_off_away_from_a_terminal(capsys):
+    pytest.importorskip("rich", reason="rich is not installed: plain tables only")
+    cells = [f"cell-{i}-{'x' * 30}" for i in range(8)]
+    Table("wide", [str(i) for i in range(8)], rows=[cells]).print()
+    output = capsys.readouterr().out
+    assert all(cell in output for cell in cells)
+
+
+# the README
+
+
+@pytest.fixture(scope="module")
+def readme_tool():
+    spec = importlib.util.spec_from_file_location("bench_report", ROOT / "bench" / "report.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_readme_table_is_what_the_results_say(readme_tool):
+    paths = sorted((ROOT / "bench" / "results").glob("*.json"))
+    documents = [json.loads(path.read_text()) for path in paths]
+    readme = (ROOT / "README.md").read_text()
+    assert readme == readme_tool.updated(readme, readme_tool.markdown(documents))
+
+
+def test_readme_table_shows_bars_and_losing_cases(readme_tool, written):
+    text = readme_tool.markdown([written])
+    assert text.count("| log_iv | ") >= 4
+    for line in report.losing(written):
+        assert line in text
+
+
+def test_plots_are_written(readme_tool, written, tmp_path):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed: no plots")
+    readme_tool.plot(written, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 10_000
