@@ -66,9 +66,10 @@ CURVKERN_HD DebyeSum<R> debye_sum(R q, R tau) {
 
 template <class R>
 struct Polar {
-    R r, p, a, b;   // sqrt(v^2 + x^2), 1/r, v/r, x/r
-    Pair<R> angle;  // asinh(v/x)
-    Pair<R> main;   // r - v asinh(v/x)
+    R r, p, a, b;         // sqrt(v^2 + x^2), 1/r, v/r, x/r
+    Pair<R> angle;        // asinh(v/x)
+    Pair<R> main;         // r - v asinh(v/x)
+    Pair<R> main_scaled;  // r - x - v asinh(v/x)
     Pair<R> log_r;
 };
 
@@ -96,11 +97,15 @@ CURVKERN_HD Polar<R> polar_inline(R v, R x) {
 
     Pair<R> top = two_sum(r.hi, vs);
     Pair<R> angle = log_ratio<Pairs>(fast_two_sum(top.hi, top.lo + r.lo), x, exponent);
-    // For small v/x the quotient is 1 + v/x and its logarithm has no correct digits left.
+    // For small v/x the quotient is 1 + v/x and its logarithm has no correct digits left:
+    // asinh(z) = z - z^3/6 + ..
     R z = v / x;
     auto flat = z < c<R>(is_double<R> ? 0x1p-17 : 0x1p-8);
-    angle.hi = select(flat, z * (c<R>(1) - z * z * c<R>(1.0 / 6)), angle.hi);
-    angle.lo = select(flat, c<R>(0), angle.lo);
+    Pair<R> quotient = two_prod(z, x * scale);
+    R rest = ((vs - quotient.hi) - quotient.lo) / (x * scale);
+    angle.hi = select(flat, z, angle.hi);
+    angle.lo = select(flat, rest - z * z * z * c<R>(1.0 / 6), angle.lo);
+    angle = fast_two_sum(angle.hi, angle.lo);
 
     Polar<R> y;
     y.r = r.hi * unscale;
@@ -110,6 +115,9 @@ CURVKERN_HD Polar<R> polar_inline(R v, R x) {
     y.angle = angle;
     Pair<R> main = add(r, negate(mul(angle, vs)));
     y.main = {main.hi * unscale, main.lo * unscale};
+    Pair<R> less = div(two_prod(vs, vs), add(r, xs));
+    less = add(less, negate(mul(angle, vs)));
+    y.main_scaled = {less.hi * unscale, less.lo * unscale};
     y.log_r = log_split(r.hi, exponent);
     return y;
 }
@@ -130,13 +138,13 @@ CURVKERN_HD R flip(R y) {  // the sign that distinguishes K from I
     return K ? -y : y;
 }
 
-// log I or log K; shift is subtracted from the large part before it is rounded.
-template <int Terms, bool K, int Pairs, class R>
-CURVKERN_HD R debye_value(R v, R x, R shift) {
+// log I or log K. Scaled: r - vL - x in place of r - vL, as v^2/(r + x) - vL.
+template <int Terms, bool K, bool Scaled, int Pairs, class R>
+CURVKERN_HD R debye_value(R v, R x) {
     Polar<R> z = polar<Terms, Pairs>(v, x);
     R s = debye_sum<Terms, 0>(flip<K>(z.p), z.a * z.a).s;
+    if constexpr (Scaled) z.main = z.main_scaled;
     Pair<R> main = {flip<K>(z.main.hi), flip<K>(z.main.lo)};
-    main = add(main, -shift);
     main = add(main, Pair<R>{c<R>(-0.5) * z.log_r.hi, c<R>(-0.5) * z.log_r.lo});
     const double log_factor = K ? 0.22579135264472744 : -half_log_2pi;  // log(pi/2)/2
     main = add(main, c<R>(log_factor));

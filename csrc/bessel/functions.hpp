@@ -109,7 +109,7 @@ CURVKERN_HD void evaluate_debye(R v, R x, R* out) {
         } else if constexpr (is_ratio(F)) {
             out[0] = debye_ratio<F, Terms>(v, x, polar<Terms, few_pairs<R>>(v, x));
         } else {
-            out[0] = debye_value<Terms, k, Pairs>(v, x, is_scaled(F) ? flip<k>(x) : c<R>(0));
+            out[0] = debye_value<Terms, k, is_scaled(F), Pairs>(v, x);
         }
         return;
     }
@@ -395,7 +395,7 @@ CURVKERN_HD void evaluate_special(R v, R x, R* out) {
     constexpr int terms = Limits<R>::terms(0);
     if constexpr (is_hyp(F)) {
         if constexpr (Order == 0) {
-            R rest = debye_value<terms, false, few_pairs<R>>(v, x, c<R>(0));
+            R rest = debye_value<terms, false, false, few_pairs<R>>(v, x);
             out[0] = (rest - v * log_half(x)) + lgamma1p_pair(v).hi;
             return;
         }

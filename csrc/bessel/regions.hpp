@@ -79,7 +79,7 @@ CURVKERN_HD R region_of(R v, R x) {
     }
     if constexpr (slope_of_i) {
         // the recessive solution K shows in d/dv log I: v/x against pi e^-2x
-        auto near = (v < c<R>(5)) & (x < c<R>(is_double<R> ? 40.0 : 20.0));
+        auto near = (v < c<R>(1)) & (x < c<R>(is_double<R> ? 40.0 : 20.0));
         auto tiny =
             (v < c<R>(is_double<R> ? 1e-14 : 1e-6)) & (x < c<R>(is_double<R> ? 400.0 : 60.0));
         code = select(near | tiny, c<R>(special), code);

@@ -76,8 +76,7 @@ CURVKERN_SHARED SmallK<R, N> temme(R v, R x) {
     R l = log_two_over_x.hi;
     Pair<R> sigma = two_prod(f, l);
     sigma.lo = sigma.lo + f * log_two_over_x.lo;
-    R up = exp_normal(sigma.hi);
-    up = up + up * sigma.lo;
+    R up = exp_normal(sigma);
     R down = c<R>(1) / up;
     R sinh_s = c<R>(0.5) * (up - down), cosh_s = c<R>(0.5) * (up + down);
 
@@ -91,9 +90,6 @@ CURVKERN_SHARED SmallK<R, N> temme(R v, R x) {
     T sinh_t = sinh_over<N>(f, log_two_over_x, sinh_s, cosh_s), cosh_t = T::constant(cosh_s);
     if constexpr (N > 0) cosh_t.d[1] = l * (f * sinh_t.d[0]);
     if constexpr (N > 1) cosh_t.d[2] = l * l * cosh_s;
-    T fk = cosh_t * g_odd + sinh_t * g_even;
-    T D = fk, P = cosh_t * g_even + w * (sinh_t * g_odd);
-
     R quarter_square = c<R>(0.25) * x * x, ck = c<R>(1);
     T up_t = T::constant(c<R>(0.5) * up), down_t = T::constant(c<R>(0.5) * down);
     if constexpr (N > 0) {
@@ -105,6 +101,11 @@ CURVKERN_SHARED SmallK<R, N> temme(R v, R x) {
         down_t.d[2] = -l * down_t.d[1];
     }
     T p = up_t * (g_even + order * g_odd), q = down_t * (g_even - order * g_odd);
+    T fk = cosh_t * g_odd + sinh_t * g_even;
+    // the same as (p_0 - q_0)/f, which cancels less once e^sigma leads
+    auto led = sigma.hi * sigma.hi >= c<R>(1);
+    fk.d[0] = select(led, (p.d[0] - q.d[0]) / select(led, f, c<R>(1)), fk.d[0]);
+    T D = fk, P = cosh_t * g_even + w * (sinh_t * g_odd);
     T sum = fk, sum_up = p, sum_down = q, sum_even = P;
     constexpr int terms = is_double<R> ? 12 : 7;
     for (int k = 1; k <= terms; ++k) {

@@ -46,6 +46,7 @@ template <bool HighOrder, int Order, class R>
 CURVKERN_SHARED Moments<R> integrate_kv(R v, R x) {
     using Nodes = Rule<HighOrder, is_double<R>>;
     constexpr double step = Nodes::step;
+    constexpr double lowest = is_double<R> ? -700.0 : -80.0;  // exp_normal's range
     R peak = c<R>(0), t_peak = c<R>(0), cosh_peak = c<R>(0);
     if constexpr (HighOrder) {
         // about the largest exponent, v asinh(v/x) - (sqrt(v^2 + x^2) - x)
@@ -72,13 +73,11 @@ CURVKERN_SHARED Moments<R> integrate_kv(R v, R x) {
             exponent.lo = exponent.lo + ((up.lo - down.lo) - x * c<R>(Nodes::rest(j)));
             R top = exponent.hi - peak;
             exponent.lo = exponent.lo + ((exponent.hi - top) - peak);
-            weight = exp_normal(max(top, c<R>(is_double<R> ? -700.0 : -80.0)));
-            weight = weight + weight * exponent.lo;
+            weight = exp_normal(Pair<R>{max(top, c<R>(lowest)), exponent.lo});
         } else {
             Pair<R> down = two_prod(x, chm1);
-            R exponent = v * t - down.hi;
-            weight = exp_normal(max(exponent, c<R>(is_double<R> ? -700.0 : -80.0)));
-            weight = weight - weight * (down.lo + x * c<R>(Nodes::rest(j)));
+            R rest = down.lo + x * c<R>(Nodes::rest(j));
+            weight = exp_normal(Pair<R>{max(v * t - down.hi, c<R>(lowest)), -rest});
         }
         less = less + power * one_less_g;
         power = power * g;

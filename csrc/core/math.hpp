@@ -124,6 +124,15 @@ CURVKERN_HD R exp_normal(R x) {
     return from_bits<R>(bits(y) + (red.n << Float<R>::significand_bits));
 }
 
+// e^(hi + lo) under the same condition, |lo| far below |hi| or 1.
+template <class R>
+CURVKERN_HD R exp_normal(Pair<R> x) {
+    Reduced<R> red = reduce_by_ln2(x.hi);
+    R r = red.remainder + x.lo;
+    R y = c<R>(1) + r * expm1_quotient(r);
+    return from_bits<R>(bits(y) + (red.n << Float<R>::significand_bits));
+}
+
 template <class R>
 CURVKERN_HD R exp(R x) {
     using F = Float<R>;
