@@ -21,8 +21,8 @@ void run(Kernel<T> kernel, const std::vector<TensorView>& views) {
 }
 
 void call(int function, int order, std::initializer_list<py::handle> objects) {
-    const auto views = elementwise_views(bessel_names[function][order], order,
-                                         dlpack::device_cpu, objects);
+    const auto views =
+        elementwise_views(bessel_names[function][order], order, dlpack::device_cpu, objects);
     const Kernels& kernels = CURVKERN_SELECT_ISA(bessel::, ::kernels());
     if (views[0].dtype() == Dtype::float64) {
         run(kernels.f64[function][order], views);

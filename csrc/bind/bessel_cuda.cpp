@@ -1,6 +1,7 @@
+#include "bessel/bessel_cuda.hpp"
+
 #include <cuda_runtime_api.h>
 
-#include "bessel/bessel_cuda.hpp"
 #include "bind/bessel_names.hpp"
 #include "bind/elementwise.hpp"
 #include "bind/families.hpp"

@@ -25,22 +25,32 @@ const dlpack::ExchangeApi* exchange_api(PyTypeObject* type) {
 std::string dtype_name(dlpack::DataType dtype) {
     const std::string bits = std::to_string(dtype.bits);
     switch (dtype.code) {
-        case dlpack::code_int: return "int" + bits;
-        case dlpack::code_uint: return "uint" + bits;
-        case dlpack::code_float: return "float" + bits;
-        case dlpack::code_bfloat: return "bfloat" + bits;
-        case dlpack::code_complex: return "complex" + bits;
-        case dlpack::code_bool: return "bool";
-        default: return "a dtype of " + bits + " bits";
+        case dlpack::code_int:
+            return "int" + bits;
+        case dlpack::code_uint:
+            return "uint" + bits;
+        case dlpack::code_float:
+            return "float" + bits;
+        case dlpack::code_bfloat:
+            return "bfloat" + bits;
+        case dlpack::code_complex:
+            return "complex" + bits;
+        case dlpack::code_bool:
+            return "bool";
+        default:
+            return "a dtype of " + bits + " bits";
     }
 }
 
 std::string device_name(std::int32_t type, std::int32_t id) {
     switch (type) {
         case dlpack::device_cpu:
-        case dlpack::device_cuda_host: return "cpu";
-        case dlpack::device_cuda: return "cuda:" + std::to_string(id);
-        default: return "a device of DLPack type " + std::to_string(type);
+        case dlpack::device_cuda_host:
+            return "cpu";
+        case dlpack::device_cuda:
+            return "cuda:" + std::to_string(id);
+        default:
+            return "a device of DLPack type " + std::to_string(type);
     }
 }
 

@@ -27,7 +27,9 @@ Isa detect() {
     return v4 ? Isa::v4 : v3 ? Isa::v3 : Isa::v2;
 }
 #else
-Isa detect() { return Isa::baseline; }
+Isa detect() {
+    return Isa::baseline;
+}
 #endif
 
 Isa choose() {
@@ -50,7 +52,9 @@ Isa isa() {
     return chosen;
 }
 
-const char* isa_name(Isa isa) { return names[static_cast<int>(isa)]; }
+const char* isa_name(Isa isa) {
+    return names[static_cast<int>(isa)];
+}
 
 Isa widest_isa() {
     static const Isa widest = detect();

@@ -11,9 +11,9 @@
 
 #if defined(__x86_64__)
 #define CURVKERN_FOR_EACH_ISA(apply) apply(v2) apply(v3) apply(v4)
-#define CURVKERN_SELECT_ISA(scope, member)                                \
-    (::curvkern::isa() == ::curvkern::Isa::v4   ? scope v4 member         \
-     : ::curvkern::isa() == ::curvkern::Isa::v3 ? scope v3 member         \
+#define CURVKERN_SELECT_ISA(scope, member)                        \
+    (::curvkern::isa() == ::curvkern::Isa::v4   ? scope v4 member \
+     : ::curvkern::isa() == ::curvkern::Isa::v3 ? scope v3 member \
                                                 : scope v2 member)
 #else
 #define CURVKERN_FOR_EACH_ISA(apply) apply(baseline)

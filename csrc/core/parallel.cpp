@@ -95,12 +95,12 @@ std::string openmp_runtime() {
 
 void install_fork_handler() {
     static std::once_flag once;
-    std::call_once(once, [] {
-        pthread_atfork(nullptr, nullptr, [] { forked.store(true); });
-    });
+    std::call_once(once, [] { pthread_atfork(nullptr, nullptr, [] { forked.store(true); }); });
 }
 
-bool in_forked_child() { return forked.load(std::memory_order_relaxed); }
+bool in_forked_child() {
+    return forked.load(std::memory_order_relaxed);
+}
 
 bool detail::run_chunks(std::int64_t n, std::int64_t chunk, InterruptCheck interrupted,
                         Chunk run, void* body) {

@@ -36,5 +36,5 @@ CURVKERN_HD PhiloxCounter philox4x32(PhiloxCounter counter, PhiloxKey key) {
     return counter;
 }
 
-}
+}  // namespace isa
 }  // namespace curvkern
