@@ -31,7 +31,7 @@ struct SmallK {
 
 // sinh(f l)/f and its derivatives in f; l is a pair, as an error in it is one in f_0
 template <int N, class R>
-CURVKERN_HD Taylor<R, N> sinh_over(R f, Pair<R> log_two_over_x, R sinh_s, R cosh_s) {
+CURVKERN_HD Taylor<R, N> sinh_over(R f, Pair<R> log_two_over_x, R sinh_s, R cosh_s, R& rest) {
     R l = log_two_over_x.hi, s = f * l, s2 = s * s;
     auto series = s2 < c<R>(1);
     // shc(s) = sinh(s)/s = sum s^2k/(2k+1)!, and its derivatives divided by s, and again
@@ -52,8 +52,9 @@ CURVKERN_HD Taylor<R, N> sinh_over(R f, Pair<R> log_two_over_x, R sinh_s, R cosh
         90.0 / 39916800, 132.0 / 6227020800, 182.0 / 1307674368000, 240.0 / 355687428096000};
     R inverse = c<R>(1) / select(series, c<R>(1), s);
     Taylor<R, N> y;
-    y.d[0] = select(series, l * horner(s2, t) + log_two_over_x.lo * cosh_s,
-                    sinh_s / select(series, c<R>(1), f));
+    Pair<R> product = two_prod(l, horner(s2, t));
+    y.d[0] = select(series, product.hi, sinh_s / select(series, c<R>(1), f));
+    rest = select(series, product.lo + log_two_over_x.lo * cosh_s, c<R>(0));
     if constexpr (N > 0) {
         R closed = (cosh_s - sinh_s * inverse) * inverse;
         y.d[1] = l * l * select(series, s * horner(s2, t1), closed);
@@ -84,10 +85,14 @@ CURVKERN_SHARED SmallK<R, N> temme(R v, R x) {
     T w = order * order;
     T g_even = horner(w + c<R>(-0.125), tables::rgamma_even);
     T g_odd = horner(w + c<R>(-0.125), tables::rgamma_odd);
+    g_even.d[0] = horner_exact(w.d[0] - c<R>(0.125), tables::rgamma_even);
     // every term below is divided by Gamma(1+f) Gamma(1-f): that saves three reciprocals, and
     // the ratios do not need the factor at all
     T both = horner(w + c<R>(-0.125), tables::gamma_product);
-    T sinh_t = sinh_over<N>(f, log_two_over_x, sinh_s, cosh_s), cosh_t = T::constant(cosh_s);
+    both.d[0] = horner_exact(w.d[0] - c<R>(0.125), tables::gamma_product);
+    R sinh_rest;  // what rounding left of its value
+    T sinh_t = sinh_over<N>(f, log_two_over_x, sinh_s, cosh_s, sinh_rest);
+    T cosh_t = T::constant(cosh_s);
     if constexpr (N > 0) cosh_t.d[1] = l * (f * sinh_t.d[0]);
     if constexpr (N > 1) cosh_t.d[2] = l * l * cosh_s;
     R quarter_square = c<R>(0.25) * x * x, ck = c<R>(1);
@@ -101,7 +106,19 @@ CURVKERN_SHARED SmallK<R, N> temme(R v, R x) {
         down_t.d[2] = -l * down_t.d[1];
     }
     T p = up_t * (g_even + order * g_odd), q = down_t * (g_even - order * g_odd);
+    // e^+-sigma y as y + y (e^+-sigma - 1): one rounding instead of two
+    R grown = expm1_reduced(sigma), shrunk = -grown * down;
+    R plus = c<R>(0.5) * (g_even.d[0] + f * g_odd.d[0]);
+    R minus = c<R>(0.5) * (g_even.d[0] - f * g_odd.d[0]);
+    auto mild = abs(sigma.hi) < c<R>(0.34);
+    p.d[0] = select(mild, plus + plus * grown, p.d[0]);
+    q.d[0] = select(mild, minus + minus * shrunk, q.d[0]);
     T fk = cosh_t * g_odd + sinh_t * g_even;
+    Pair<R> leading = two_prod(sinh_t.d[0], g_even.d[0]);
+    Pair<R> other = two_prod(cosh_s, g_odd.d[0]);
+    leading.lo = leading.lo + sinh_rest * g_even.d[0];
+    leading = add(leading, other);
+    fk.d[0] = leading.hi + leading.lo;
     // the same as (p_0 - q_0)/f, which cancels less once e^sigma leads
     auto led = sigma.hi * sigma.hi >= c<R>(1);
     fk.d[0] = select(led, (p.d[0] - q.d[0]) / select(led, f, c<R>(1)), fk.d[0]);
@@ -123,7 +140,9 @@ CURVKERN_SHARED SmallK<R, N> temme(R v, R x) {
         sum_even = sum_even + ck * (P - c<R>(2 * k) * fk);
     }
     T ratio = sum_up * reciprocal(sum);
-    ratio.d[0] = sum_up.d[0] / sum.d[0];
+    // K_{f+1} = K_{f-1} + (2f/x) K_f: for f > 0 most of the ratio is f itself
+    R direct = sum_up.d[0] / sum.d[0], split = f + sum_down.d[0] / sum.d[0];
+    ratio.d[0] = select(f > c<R>(0), split, direct);
     SmallK<R, N> y{sum * both, sum_up * both, sum_down * both, sum_even * both, ratio, n, l};
     const int steps = static_cast<int>(largest(n));
     for (int j = 1; j <= steps; ++j) {

@@ -5,6 +5,7 @@
 
 namespace curvkern {
 
+void bind_elementary(pybind11::module_& module);
 void bind_bessel(pybind11::module_& module);
 void bind_bessel_cuda(pybind11::module_& module);
 

@@ -40,5 +40,6 @@ PYBIND11_MODULE(_cpu, module) {
     module.def("isa", [] { return curvkern::isa_name(curvkern::isa()); });
     module.def("in_forked_child", curvkern::in_forked_child);
     module.def("philox", philox, py::arg("counter"), py::arg("key"));
+    curvkern::bind_elementary(module);
     curvkern::bind_bessel(module);
 }

@@ -6,7 +6,6 @@
 //   log           1.0 / 1.0      every input; log(0) = -inf, log(x<0) = nan, subnormals in
 //   log1p         2.0 / 2.0      every input; log1p(-1) = -inf
 //   lgamma        2.0 / 2.0      x > 0, relative to max(1, |lgamma(x)|)
-//   log_ratio     2^-100 / 2^-46 a pair over a number, both positive and finite, as a pair
 // tests/test_math.py reads these numbers from this table and holds the functions to them.
 //
 // exp: Cody-Waite reduction, Taylor series on |r| <= ln(2)/2. log: fold the significand into
@@ -66,6 +65,18 @@ CURVKERN_HD R horner(R x, const double (&table)[N]) {
     CURVKERN_UNROLL
     for (int k = N - 2; k >= 0; --k) sum = sum * x + c<R>(table[k]);
     return sum;
+}
+
+// The same with the constant term kept beyond R's precision: float32 alone profits, its tables
+// being double.
+template <int N, class R>
+CURVKERN_HD R horner_exact(R x, const double (&table)[N]) {
+    if constexpr (is_double<R>) return horner(x, table);
+    R sum = c<R>(table[N - 1]);
+    CURVKERN_UNROLL
+    for (int k = N - 2; k >= 1; --k) sum = sum * x + c<R>(table[k]);
+    const float leading = static_cast<float>(table[0]);
+    return c<R>(leading) + (sum * x + c<R>(table[0] - leading));
 }
 
 // ---- exp ----------------------------------------------------------------------------------
@@ -131,6 +142,13 @@ CURVKERN_HD R exp_normal(Pair<R> x) {
     R r = red.remainder + x.lo;
     R y = c<R>(1) + r * expm1_quotient(r);
     return from_bits<R>(bits(y) + (red.n << Float<R>::significand_bits));
+}
+
+// e^(hi + lo) - 1 for |hi| < 0.34
+template <class R>
+CURVKERN_HD R expm1_reduced(Pair<R> x) {
+    R r = x.hi + x.lo;
+    return r * expm1_quotient(r);
 }
 
 template <class R>
