@@ -20,8 +20,8 @@ struct Limits {
         return is_double<R> ? f64[tier] : f32[tier];
     }
     static constexpr double radius(int tier) {
-        constexpr double f64[] = {20.7, 32.5, 75.0, 255.0, 8000.0};
-        constexpr double f32[] = {9.6, 19.5, 170.0, 0, 0};
+        constexpr double f64[] = {22.5, 32.5, 75.0, 255.0, 8000.0};
+        constexpr double f32[] = {10.4, 19.5, 170.0, 0, 0};
         return is_double<R> ? f64[tier] : f32[tier];
     }
     // below: Temme's series for K, the derivative of the power series for I
