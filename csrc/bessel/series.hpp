@@ -14,7 +14,8 @@
 namespace curvkern::bessel {
 CURVKERN_PER_ISA {
 
-// Terms after which the power series is below 2^-54 (2^-26) of its sum, for 0 < x <= 22.5 (10.4).
+// Terms after which the power series is below 2^-54 (2^-26) of its sum, for 0 < x <= 22.5
+// (10.4).
 template <class R>
 CURVKERN_HD int series_terms(Scalar<R> x) {
     return is_double<R> ? 12 + static_cast<int>(x * Scalar<R>(1.9))
