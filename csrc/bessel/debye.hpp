@@ -12,8 +12,7 @@
 #pragma once
 
 #include "bessel.hpp"
-#include "tables.hpp"
-#include "taylor.hpp"
+#include "hankel.hpp"
 
 namespace curvkern::bessel {
 CURVKERN_PER_ISA {
@@ -64,73 +63,69 @@ CURVKERN_HD DebyeSum<R> debye_sum(R q, R tau) {
     return debye_sum_called<K, Order>(q, tau);
 }
 
+// v and x as the formulas take them: as they are, or (Extreme) times a power of two that brings
+// the larger one to [2, 4).
 template <class R>
-struct Polar {
-    R r, p, a, b;         // sqrt(v^2 + x^2), 1/r, v/r, x/r
-    Pair<R> angle;        // asinh(v/x)
-    Pair<R> main;         // r - v asinh(v/x)
-    Pair<R> main_scaled;  // r - x - v asinh(v/x)
-    Pair<R> log_r;
+struct Scaling {
+    R v, x;
+    R up, down;   // the power of two and its inverse
+    R exponent;   // log2(down)
 };
 
-// Leading terms of the angle's logarithm summed as pairs. Enough for |r - v asinh(v/x)| above
-// 2^-18 v or v below 2^18 (2^-9, 2^9 in float32); the band around the zero curve takes all.
-template <class R>
-inline constexpr int few_pairs = is_double<R> ? 4 : 2;
-
-template <int Pairs, class R>
-CURVKERN_HD Polar<R> polar_inline(R v, R x) {
+template <bool Extreme, class R>
+CURVKERN_HD Scaling<R> scaling(R v, R x) {
     using F = Float<R>;
-    // scale = 2^(1-e) with 2^e <= max(v, x) < 2^(e+1)
+    if constexpr (!Extreme) return {v, x, c<R>(1), c<R>(1), c<R>(0)};
     Bits<R> biased = bits(max(v, x)) >> F::significand_bits;
-    R scale = from_bits<R>((2 * F::bias + 1 - biased) << F::significand_bits);
-    R unscale = from_bits<R>((biased - 1) << F::significand_bits);
+    R up = from_bits<R>((2 * F::bias + 1 - biased) << F::significand_bits);
+    R down = from_bits<R>((biased - 1) << F::significand_bits);
     R exponent = from_bits<R>(biased | bits(c<R>(F::integer_magic))) -
                  c<R>(F::integer_magic + F::bias + 1);
-    R vs = v * scale, xs = x * scale;
-    // r by one Newton step in pairs
-    Pair<R> square = add(two_prod(vs, vs), two_prod(xs, xs));
+    return {v * up, x * up, up, down, exponent};
+}
+
+template <class R>
+struct Polar {
+    Pair<R> r;  // sqrt(v^2 + x^2), scaled like v and x
+    R inverse;  // 1/r
+};
+
+template <class R>
+CURVKERN_HD Polar<R> polar_scaled(R v, R x) {  // r by one Newton step in pairs
+    Pair<R> square = add(two_prod(v, v), two_prod(x, x));
     Pair<R> r = {sqrt(square.hi), c<R>(0)};
     R inverse = c<R>(1) / r.hi;
     Pair<R> back = two_prod(r.hi, r.hi);
     r.lo = (((square.hi - back.hi) - back.lo) + square.lo) * (c<R>(0.5) * inverse);
+    return {r, inverse};
+}
 
-    Pair<R> top = two_sum(r.hi, vs);
-    Pair<R> angle = log_ratio<Pairs>(fast_two_sum(top.hi, top.lo + r.lo), x, exponent);
+// asinh(v/x) = log((v + r)/x)
+template <bool Extreme, class R>
+CURVKERN_HD Pair<R> angle_pair(const Scaling<R>& s, R x, const Pair<R>& r) {
+    Pair<R> top = fast_two_sum(r.hi, s.v);
+    top = fast_two_sum(top.hi, top.lo + r.lo);
+    return Extreme ? log_ratio(top, x, s.exponent) : log_quotient(top, x);
+}
+
+// What value, slopes and ratios need of the point.
+template <class R>
+struct Point {
+    R r, p, a, b;  // sqrt(v^2 + x^2), 1/r, v/r, x/r
+    R angle;       // asinh(v/x), to a few ulp also where v/x is small
+};
+
+template <bool Extreme, class R>
+CURVKERN_HD Point<R> point(R v, R x) {
+    Scaling<R> s = scaling<Extreme>(v, x);
+    Polar<R> z = polar_scaled(s.v, s.x);
     // For small v/x the quotient is 1 + v/x and its logarithm has no correct digits left:
     // asinh(z) = z - z^3/6 + ..
-    R z = v / x;
-    auto flat = z < c<R>(is_double<R> ? 0x1p-17 : 0x1p-8);
-    Pair<R> quotient = two_prod(z, x * scale);
-    R rest = ((vs - quotient.hi) - quotient.lo) / (x * scale);
-    angle.hi = select(flat, z, angle.hi);
-    angle.lo = select(flat, rest - z * z * z * c<R>(1.0 / 6), angle.lo);
-    angle = fast_two_sum(angle.hi, angle.lo);
-
-    Polar<R> y;
-    y.r = r.hi * unscale;
-    y.p = inverse * scale;
-    y.a = vs * inverse;
-    y.b = xs * inverse;
-    y.angle = angle;
-    Pair<R> main = add(r, negate(mul(angle, vs)));
-    y.main = {main.hi * unscale, main.lo * unscale};
-    Pair<R> less = div(two_prod(vs, vs), add(r, xs));
-    less = add(less, negate(mul(angle, vs)));
-    y.main_scaled = {less.hi * unscale, less.lo * unscale};
-    y.log_r = log_split(r.hi, exponent);
-    return y;
-}
-
-template <int Pairs, class R>
-CURVKERN_SHARED Polar<R> polar_called(R v, R x) {
-    return polar_inline<Pairs>(v, x);
-}
-
-template <int Terms, int Pairs, class R>
-CURVKERN_HD Polar<R> polar(R v, R x) {
-    if constexpr (is_short<Terms>) return polar_inline<Pairs>(v, x);
-    return polar_called<Pairs>(v, x);
+    R q = v / x;
+    auto flat = q < c<R>(is_double<R> ? 0x1p-17 : 0x1p-8);
+    Pair<R> pair = angle_pair<Extreme>(s, x, z.r);
+    R angle = select(flat, q - q * q * q * c<R>(1.0 / 6), pair.hi + pair.lo);
+    return {z.r.hi * s.down, z.inverse * s.up, s.v * z.inverse, s.x * z.inverse, angle};
 }
 
 template <bool K, class R>
@@ -138,20 +133,30 @@ CURVKERN_HD R flip(R y) {  // the sign that distinguishes K from I
     return K ? -y : y;
 }
 
-// log I or log K. Scaled: r - vL - x in place of r - vL, as v^2/(r + x) - vL.
-template <int Terms, bool K, bool Scaled, int Pairs, class R>
+// +-(r - v asinh(v/x)), for the scaled functions less x: r - x as v^2/(r + x)
+template <bool Scaled, bool Extreme, class R>
+CURVKERN_HD Pair<R> debye_main(const Scaling<R>& s, R x, const Pair<R>& r) {
+    Pair<R> lead = Scaled ? div(two_prod(s.v, s.v), add(r, s.x)) : r;
+    Pair<R> turned = mul(angle_pair<Extreme>(s, x, r), s.v);
+    Pair<R> main = two_sum(lead.hi, -turned.hi);
+    main.lo = main.lo + (lead.lo - turned.lo);
+    return {main.hi * s.down, main.lo * s.down};
+}
+
+template <int Terms, bool K, bool Scaled, bool Extreme, class R>
 CURVKERN_HD R debye_value(R v, R x) {
-    Polar<R> z = polar<Terms, Pairs>(v, x);
-    R s = debye_sum<Terms, 0>(flip<K>(z.p), z.a * z.a).s;
-    if constexpr (Scaled) z.main = z.main_scaled;
-    Pair<R> main = {flip<K>(z.main.hi), flip<K>(z.main.lo)};
-    main = add(main, Pair<R>{c<R>(-0.5) * z.log_r.hi, c<R>(-0.5) * z.log_r.lo});
-    const double log_factor = K ? 0.22579135264472744 : -half_log_2pi;  // log(pi/2)/2
-    main = add(main, c<R>(log_factor));
-    const double rest = K ? (is_double<R> ? -6.46e-18 : 0.0) : (is_double<R> ? 3.88e-17 : 0.0);
-    R y = main.hi + (main.lo + (s + c<R>(rest)));
-    R lead = flip<K>(z.main.hi);  // infinite where the result overflows; the pairs are NaN then
-    return select(abs(lead) == infinity<R>(), lead, y);
+    Scaling<R> by = scaling<Extreme>(v, x);
+    Polar<R> z = polar_scaled(by.v, by.x);
+    R a = by.v * z.inverse;
+    R s = debye_sum<Terms, 0>(flip<K>(z.inverse * by.up), a * a).s;
+    Pair<R> main = debye_main<Scaled, Extreme>(by, x, z.r);
+    Folded<R> part = fold_normal(z.r.hi);
+    part.exponent = part.exponent + by.exponent;
+    Pair<R> half_log = log_circle<K>(part);
+    Pair<R> y = two_sum(flip<K>(main.hi), half_log.hi);
+    R value = y.hi + (y.lo + ((flip<K>(main.lo) + half_log.lo) + s));
+    // infinite where the result overflows; the pairs are NaN then
+    return Extreme ? select(abs(main.hi) == infinity<R>(), flip<K>(main.hi), value) : value;
 }
 
 // First derivatives of log I or log K, and what the second ones and the ratios share with them.
@@ -162,13 +167,13 @@ struct DebyeSlopes {
 };
 
 template <int Terms, bool K, class R>
-CURVKERN_HD DebyeSlopes<R> debye_slopes(const Polar<R>& z) {
+CURVKERN_HD DebyeSlopes<R> debye_slopes(const Point<R>& z) {
     R tau = z.a * z.a, sigma = z.b * z.b;
     DebyeSum<R> s = debye_sum<Terms, 1>(flip<K>(z.p), tau);
     DebyeSlopes<R> y;
     y.A = c<R>(2) * sigma * s.t1 - s.q1;
     y.B = -(s.q1 + c<R>(2) * tau * s.t1);
-    y.dv = -flip<K>(z.angle.hi) + z.a * z.p * (y.A - c<R>(0.5));
+    y.dv = -flip<K>(z.angle) + z.a * z.p * (y.A - c<R>(0.5));
     y.dx_small = z.b * z.p * (y.B - c<R>(0.5));
     return y;
 }
@@ -180,7 +185,7 @@ struct Curvature {
 
 // Second derivatives without the leading +-(1/r, v/(x r), v^2/(x^2 r)) terms.
 template <int Terms, bool K, class R>
-CURVKERN_HD Curvature<R> debye_curvature_small(const Polar<R>& z) {
+CURVKERN_HD Curvature<R> debye_curvature_small(const Point<R>& z) {
     R tau = z.a * z.a, sigma = z.b * z.b, two = c<R>(2);
     DebyeSum<R> s = debye_sum<Terms, 2>(flip<K>(z.p), tau);
     R A = two * sigma * s.t1 - s.q1 - c<R>(0.5);

@@ -21,7 +21,7 @@ struct Slope {
 // ---- Debye ----------------------------------------------------------------------------------
 
 template <Function F, int Terms, class R>
-CURVKERN_HD R debye_ratio(R v, R x, const Polar<R>& z) {
+CURVKERN_HD R debye_ratio(R v, R x, const Point<R>& z) {
     R small = debye_slopes<Terms, is_k(F)>(z).dx_small;
     if constexpr (is_k(F)) return (v + z.r) / x - small;
     return x / (v + z.r) + small;
@@ -29,7 +29,7 @@ CURVKERN_HD R debye_ratio(R v, R x, const Polar<R>& z) {
 
 // Derivatives of the ratios in v and x, from the second derivatives of the logarithms.
 template <Function F, int Terms, class R>
-CURVKERN_HD Slope<R> debye_ratio_slope(R x, const Polar<R>& z) {
+CURVKERN_HD Slope<R> debye_ratio_slope(R x, const Point<R>& z) {
     Curvature<R> s = debye_curvature_small<Terms, is_k(F)>(z);
     R above = c<R>(1) + z.a;
     if constexpr (is_k(F)) return {above / x - s.vx, -above * (z.a * z.r / x) / x - s.xx};
@@ -38,7 +38,7 @@ CURVKERN_HD Slope<R> debye_ratio_slope(R x, const Polar<R>& z) {
 
 // Second derivatives in v of the ratios: the same formula in Taylor arithmetic.
 template <Function F, int Terms, class R>
-CURVKERN_SHARED R debye_ratio_vv(R v, R x, const Polar<R>& z) {
+CURVKERN_SHARED R debye_ratio_vv(R v, R x, const Point<R>& z) {
     using T = Taylor<R, 2>;
     T order = T::variable(v);
     T r = {z.r, z.a, z.b * z.b * z.p};
@@ -73,9 +73,9 @@ CURVKERN_HD void riccati_hess(R v, R x, R rho, Slope<R> slope, R vv, R* out) {
 
 // log 0F1 for v >= 15 (7): log Gamma(v+1) - v log(x/2) + log I_v(x) with everything that
 // cancels cancelled by hand, u = (r - v)/(2v).
-template <int Terms, class R>
+template <int Terms, bool Extreme, class R>
 CURVKERN_HD R debye_hyp(R v, R x) {
-    Polar<R> z = polar<Terms, few_pairs<R>>(v, x);
+    Point<R> z = point<Extreme>(v, x);
     R u = c<R>(0.5) * (x / v) * (x / (z.r + v));
     R s = debye_sum<Terms, 0>(z.p, z.a * z.a).s;
     R q = x / v;
@@ -100,20 +100,20 @@ CURVKERN_HD R trigamma_tail(R v) {  // psi'(v+1) - 1/v + 1/(2v^2)
     return (square / v) * horner(square, t);
 }
 
-template <Function F, int Order, int Terms, int Pairs, class R>
+template <Function F, int Order, int Terms, bool Extreme, class R>
 CURVKERN_HD void evaluate_debye(R v, R x, R* out) {
     constexpr bool k = is_k(F);
     if constexpr (Order == 0) {
         if constexpr (is_hyp(F)) {
-            out[0] = debye_hyp<Terms>(v, x);
+            out[0] = debye_hyp<Terms, Extreme>(v, x);
         } else if constexpr (is_ratio(F)) {
-            out[0] = debye_ratio<F, Terms>(v, x, polar<Terms, few_pairs<R>>(v, x));
+            out[0] = debye_ratio<F, Terms>(v, x, point<Extreme>(v, x));
         } else {
-            out[0] = debye_value<Terms, k, is_scaled(F), Pairs>(v, x);
+            out[0] = debye_value<Terms, k, is_scaled(F), Extreme>(v, x);
         }
         return;
     }
-    Polar<R> z = polar<Terms, few_pairs<R>>(v, x);
+    Point<R> z = point<Extreme>(v, x);
     if constexpr (Order == 1) {
         if constexpr (is_ratio(F)) {
             Slope<R> s = debye_ratio_slope<F, Terms>(x, z);
@@ -395,29 +395,31 @@ CURVKERN_HD void evaluate_special(R v, R x, R* out) {
     constexpr int terms = Limits<R>::terms(0);
     if constexpr (is_hyp(F)) {
         if constexpr (Order == 0) {
-            R rest = debye_value<terms, false, false, few_pairs<R>>(v, x);
+            // beyond 2^400 log I is x to the last bit
+            R near = min(x, c<R>(is_double<R> ? 0x1p400 : 0x1p45));
+            R rest = debye_value<terms, false, false, false>(v, near) + (x - near);
             out[0] = (rest - v * log_half(x)) + lgamma1p_pair(v).hi;
             return;
         }
-        evaluate_debye<Function::log_iv, Order, terms, few_pairs<R>>(v, x, out);
+        evaluate_debye<Function::log_iv, Order, terms, true>(v, x, out);
         Taylor<R, 1> psi = digamma1p(v);
+        Point<R> z = point<true>(v, x);
         if constexpr (Order == 1) {
             out[0] = out[0] + (psi.d[0] - log_half(x));
-            Polar<R> z = polar<terms, few_pairs<R>>(v, x);
             out[1] = debye_ratio<Function::iv_ratio, terms>(v, x, z);
         } else {
-            Slope<R> s = debye_ratio_slope<Function::iv_ratio, terms>(
-                x, polar<terms, few_pairs<R>>(v, x));
+            Slope<R> s = debye_ratio_slope<Function::iv_ratio, terms>(x, z);
             out[0] = out[0] + psi.d[1];
             out[1] = s.dv;
             out[2] = s.dx;
         }
     } else {
-        evaluate_debye<F, Order, terms, few_pairs<R>>(v, x, out);
-        Polar<R> z = polar<terms, few_pairs<R>>(v, x);
+        evaluate_debye<F, Order, terms, false>(v, x, out);
+        Point<R> z = point<false>(v, x);
         R tau = z.a * z.a;
         R odd = debye_sum<terms, 0>(-z.p, tau).s - debye_sum<terms, 0>(z.p, tau).s;
-        R k_over_i = c<R>(pi) * exp(c<R>(-2) * z.main.hi) * exp(odd - c<R>(2) * z.main.lo);
+        Pair<R> main = debye_main<false, false>(scaling<false>(v, x), x, polar_scaled(v, x).r);
+        R k_over_i = c<R>(pi) * exp(c<R>(-2) * main.hi) * exp(odd - c<R>(2) * main.lo);
         CosSin<R> turn = cos_sin_pi(v);
         if constexpr (Order == 2) {
             // d/dx (K/I) = -1/(x I^2) = -(K/I) (kappa + rho)
@@ -427,7 +429,7 @@ CURVKERN_HD void evaluate_special(R v, R x, R* out) {
             return;
         }
         R sine = turn.sin * c<R>(1 / pi);
-        out[0] = out[0] - k_over_i * (turn.cos + sine * (z.angle.hi - out[0]));
+        out[0] = out[0] - k_over_i * (turn.cos + sine * (z.angle - out[0]));
     }
 }
 
@@ -444,7 +446,7 @@ CURVKERN_HD void evaluate_wide_series(R v, R x, R* out) {
         out[0] = log1p(z * sum);
     } else {
         constexpr int terms = Limits<R>::terms(0);
-        Polar<R> p = polar<terms, few_pairs<R>>(v, x);
+        Point<R> p = point<true>(v, x);
         auto sum = Taylor<R, Order>::constant(c<R>(1));
         auto term = sum;
         R quarter_square = c<R>(0.25) * x * x;
@@ -477,13 +479,12 @@ CURVKERN_HD void evaluate(R v, R x, R* out) {
         }
     } else if constexpr (Code == wide_series) {
         if constexpr (is_hyp(F)) evaluate_wide_series<F, Order>(v, x, out);
-    } else if constexpr (Code == zero_band) {
-        if constexpr (has_zero_band(F, Order)) {
-            evaluate_debye<F, Order, Limits<R>::terms(Limits<R>::tiers - 1), all_pairs<R>>(v, x,
-                                                                                           out);
-        }
+    } else if constexpr (Code == hankel) {
+        if constexpr (has_hankel(F, Order)) out[0] = hankel_value<is_k(F), is_scaled(F)>(v, x);
+    } else if constexpr (Code == careful) {
+        evaluate_debye<F, Order, Careful<R>::terms, true>(v, x, out);
     } else if constexpr (Code >= debye && Code < debye + Limits<R>::tiers) {
-        evaluate_debye<F, Order, Limits<R>::terms(Code - debye), few_pairs<R>>(v, x, out);
+        evaluate_debye<F, Order, Limits<R>::terms(Code - debye), false>(v, x, out);
     } else if constexpr (Code >= small_low && Code <= middle_high) {
         if constexpr (is_k(F)) {
             evaluate_k_small<F, Order, Code>(v, x, out);

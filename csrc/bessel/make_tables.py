@@ -63,6 +63,78 @@ def polynomial(f, low, high, degree: int) -> tuple[float, list[float]]:
     return float(centre), [float(a) for a in mp.lu_solve(vandermonde, values)]
 
 
+def hankel_logarithm(q, w):
+    """log(1 + sum_k a_k(v) q^k) / (q (w - 1/4)), w = v^2: Hankel's expansion (DLMF 10.40.1).
+
+    q = 1/x gives I and q = -1/x K; summed up to its smallest term, e^(-2/|q|) of the first.
+    """
+    term = total = mp.mpf(1)
+    for k in range(1, 200):
+        following = -term * (4 * w - (2 * k - 1) ** 2) / (8 * k) * q
+        if abs(following) >= abs(term):
+            break
+        term = following
+        total += term
+    return mp.log(total) / (q * (w - mp.mpf(1) / 4))
+
+
+def polynomial2(f, bound, rows: int, columns: int, tolerance: float) -> list[list[float]]:
+    """Chebyshev interpolant of f(q, w), |q| <= bound and 0 <= w <= 1, cut at the tolerance.
+
+    Row i holds the coefficients of q^i w^j; what is small in the Chebyshev basis is left out.
+    """
+
+    def nodes(n):
+        return [mp.cos(mp.pi * (2 * i + 1) / (2 * n)) for i in range(n)]
+
+    def transform(n):  # values at the nodes to Chebyshev coefficients
+        return mp.matrix(
+            [[(2 - (k == 0)) * mp.cos(k * mp.acos(t)) / n for t in nodes(n)] for k in range(n)]
+        )
+
+    def monomials(n, slope, shift):  # T_k(slope x + shift) in powers of x
+        rows = [[mp.mpf(1)], [shift, slope]]
+        for _ in range(2, n):
+            up = [mp.mpf(0)] + [2 * slope * a for a in rows[-1]]
+            for i, a in enumerate(rows[-1]):
+                up[i] += 2 * shift * a
+            for i, a in enumerate(rows[-2]):
+                up[i] -= a
+            rows.append(up)
+        return rows
+
+    values = mp.matrix([[f(bound * a, (1 + b) / 2) for b in nodes(columns)] for a in nodes(rows)])
+    weights = transform(rows) * values * transform(columns).T
+    in_q, in_w = monomials(rows, 1 / bound, mp.mpf(0)), monomials(columns, 2, mp.mpf(-1))
+    total = mp.matrix(rows, columns)
+    for k in range(rows):
+        for m in range(columns):
+            if abs(weights[k, m]) * bound > tolerance:
+                for i, a in enumerate(in_q[k]):
+                    for j, b in enumerate(in_w[m]):
+                        total[i, j] += weights[k, m] * a * b
+    return [[float(total[i, j]) for j in range(columns)] for i in range(rows)]
+
+
+def hankel_table(kind: str, radius: float, tolerance: float) -> str:
+    """A triangular table: row i has degree[i] + 1 coefficients, the rest is zero."""
+    rows = polynomial2(hankel_logarithm, 1 / mp.mpf(radius), 24, 10, tolerance)
+    lengths = [max([j + 1 for j, a in enumerate(row) if a] or [0]) for row in rows]
+    # a row holds its terms in the running maximum of the later ones: Horner's rule needs no gap
+    for i in reversed(range(len(rows) - 1)):
+        lengths[i] = max(lengths[i], lengths[i + 1])
+    count = sum(n > 0 for n in lengths)
+    body = ",\n".join(
+        "    {" + ", ".join(repr(a) for a in row[: lengths[0]]) + "}" for row in rows[:count]
+    )
+    return (
+        f"// hankel_{kind}[i][j]: coefficient of q^i w^j in log(..)/(q (w - 1/4)), q = +-1/x, w = v^2\n"
+        f"CURVKERN_TABLE int hankel_{kind}_length[] = "
+        f"{{{', '.join(str(n) for n in lengths[:count])}}};\n"
+        f"CURVKERN_TABLE double hankel_{kind}[{count}][{lengths[0]}] = {{\n{body}}};\n"
+    )
+
+
 def reciprocal_gamma_even(w):  # (1/Gamma(1+f) + 1/Gamma(1-f)) / 2, w = f^2
     f = mp.sqrt(w)
     return (mp.rgamma(1 + f) + mp.rgamma(1 - f)) / 2
@@ -128,6 +200,8 @@ def write(path: Path) -> None:
     parts.append("// debye[k][j]: coefficient of p^k tau^j, exact rationals rounded once\n")
     size = DEBYE_TERMS + 1
     parts.append(f"CURVKERN_TABLE double debye[{size}][{size}] = {{\n{body}}};\n")
+    parts.append(hankel_table("double", 22.5, 2.0**-58))
+    parts.append(hankel_table("float", 10.4, 2.0**-31))
     for name, f, low, high, degree, note in [
         ("rgamma_even", reciprocal_gamma_even, 0, 0.25, 13, "(1/Gamma(1+f) + 1/Gamma(1-f))/2"),
         ("rgamma_odd", reciprocal_gamma_odd, 0, 0.25, 13, "(1/Gamma(1-f) - 1/Gamma(1+f))/(2f)"),

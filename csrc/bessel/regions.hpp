@@ -28,6 +28,17 @@ struct Limits {
     static constexpr double small(bool k) { return k ? 0.06 : 1.2; }
 };
 
+// Where the plain Debye formulas lose: on the zero curve of r - v asinh(v/x), an angle good to
+// 2^-60 (2^-31) is not enough beyond v = 64; squares of huge numbers overflow, and so does v/x for
+// tiny x (up to v = 128 the power series takes those).
+template <class R>
+struct Careful {
+    static constexpr double band_order = 64.0, band_width = 0x1p-5;
+    static constexpr double huge_square = is_double<R> ? 0x1p1000 : 0x1p100;
+    static constexpr double tiny = is_double<R> ? 0x1p-500 : 0x1p-60;
+    static constexpr int terms = is_double<R> ? 9 : 5;  // for r >= 75
+};
+
 // Codes of the regions; debye + tier for the sums of Limits::terms(tier).
 enum Region {
     edge = 0,       // x or v outside (0, inf) x [0, inf): IEEE results, one by one
@@ -38,8 +49,9 @@ enum Region {
     middle_high = 9,
     special = 10,  // see evaluate_special()
     wide_series = 11,
-    zero_band = 12,  // large v where r - v asinh(v/x) all but vanishes, x/v near 0.66274
-    region_count = 13
+    careful = 12,  // Debye beyond the plain range: r - v asinh(v/x) near zero, huge v or x
+    hankel = 13,  // v <= 1: Hankel's expansion, for the logarithms themselves
+    region_count = 14
 };
 
 constexpr bool is_k(Function f) {
@@ -58,8 +70,11 @@ constexpr bool is_scaled(Function f) {
 constexpr bool is_slope_of_i(Function f, int order) {
     return order > 0 && !is_k(f) && !is_ratio(f) && !is_hyp(f);
 }
+constexpr bool has_hankel(Function f, int order) {
+    return order == 0 && !is_ratio(f) && !is_hyp(f);
+}
 constexpr bool has_zero_band(Function f, int order) {
-    return order == 0 && !is_ratio(f) && !is_hyp(f) && !is_scaled(f);
+    return has_hankel(f, order) && !is_scaled(f);
 }
 
 template <Function F, int Order, class R>
@@ -71,11 +86,16 @@ CURVKERN_HD R region_of(R v, R x) {
     for (int tier = 1; tier < L::tiers; ++tier) {
         code = code + select(r2 >= c<R>(L::radius(tier) * L::radius(tier)), c<R>(1), c<R>(0));
     }
+    if constexpr (has_hankel(F, Order)) code = select(v <= c<R>(1), c<R>(hankel), code);
+    using C = Careful<R>;
+    auto tiny = x < c<R>(C::tiny);
+    auto huge = (r2 > c<R>(C::huge_square)) | (tiny & (v > c<R>(128)));
     if constexpr (has_zero_band(F, Order)) {
         R off = abs(x - c<R>(0.66274341934918) * v);
-        auto band = (v > c<R>(is_double<R> ? 0x1p17 : 0x1p9)) &
-                    (off < v * c<R>(is_double<R> ? 0x1p-14 : 0x1p-7));
-        code = select(band, c<R>(zero_band), code);
+        auto band = (v > c<R>(C::band_order)) & (off < v * c<R>(C::band_width));
+        code = select(band | huge, c<R>(careful), code);
+    } else {
+        code = select(huge, c<R>(careful), code);
     }
     if constexpr (slope_of_i) {
         // the recessive solution K shows in d/dv log I: v/x against pi e^-2x
@@ -88,7 +108,8 @@ CURVKERN_HD R region_of(R v, R x) {
         code = select(v < c<R>(is_double<R> ? 11.0 : 5.0), c<R>(special), code);
         code = select(x2 < c<R>(16) * (v + c<R>(1)), c<R>(wide_series), code);
     }
-    auto inner = x2 + c<R>(0.8) * v2 < c<R>(L::radius(0) * L::radius(0));
+    auto inner =
+        (x2 + c<R>(0.8) * v2 < c<R>(L::radius(0) * L::radius(0))) | (tiny & (v <= c<R>(128)));
     R low = select(v <= c<R>(slope_of_i ? 0.5 : 1.0), c<R>(0), c<R>(1));
     R kind = select(x < c<R>(L::small(is_k(F))), c<R>(small_low), c<R>(middle_low));
     code = select(inner, kind + low, code);

@@ -63,7 +63,7 @@ CURVKERN_HD R log_iv_low_order(R v, R x) {  // v <= 1
 
 template <class R>
 CURVKERN_HD R log_iv_high_order(R v, R x) {  // v > 1
-    Pair<R> log_x = log_ratio<all_pairs<R>>(Pair<R>{x, c<R>(0)}, c<R>(2), c<R>(0));
+    Pair<R> log_x = log_ratio(Pair<R>{x, c<R>(0)}, c<R>(2), c<R>(0));
     Pair<R> prefactor = add(mul(log_x, v), negate(lgamma1p_pair(v)));
     prefactor = add(prefactor, log_series(v, x));
     return prefactor.hi + prefactor.lo;
@@ -82,7 +82,7 @@ CURVKERN_HD R log_ive_series(R v, R x) {
     y = {select(small, log1p(grown), y.hi), select(small, c<R>(0), y.lo)};
     y = add(y, -x);
     if constexpr (HighOrder) {
-        Pair<R> log_x = log_ratio<all_pairs<R>>(Pair<R>{x, c<R>(0)}, c<R>(2), c<R>(0));
+        Pair<R> log_x = log_ratio(Pair<R>{x, c<R>(0)}, c<R>(2), c<R>(0));
         y = add(add(mul(log_x, v), negate(lgamma1p_pair(v))), y);
     } else {
         y = add(y, v * log_half(x) - lgamma1p_unit(v));

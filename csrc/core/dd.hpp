@@ -7,7 +7,7 @@
 // relative error below 8 u^2, u = 2^-53 or 2^-24.
 #pragma once
 
-#include "simd.hpp"
+#include "twin.hpp"
 
 namespace curvkern {
 CURVKERN_PER_ISA {

@@ -188,18 +188,21 @@ struct Folded {
 };
 
 template <class R>
+CURVKERN_HD Folded<R> fold_normal(R x) {  // x > 0, finite and normal
+    using F = Float<R>;
+    Bits<R> biased = (bits(x) + (F::one - F::sqrt_half)) >> F::significand_bits;
+    R exponent =
+        from_bits<R>(biased | bits(c<R>(F::integer_magic))) - c<R>(F::integer_magic + F::bias);
+    return {from_bits<R>(bits(x) - (biased << F::significand_bits) + F::one), exponent};
+}
+
+template <class R>
 CURVKERN_HD Folded<R> fold(R x) {  // x > 0 and finite
     using F = Float<R>;
     auto tiny = x < c<R>(F::smallest_normal);
-    R y = select(tiny, x * c<R>(F::subnormal_scale), x);
-    const auto offset = F::one - F::sqrt_half;
-    Bits<R> shifted = bits(y) + offset;
-    Bits<R> biased = shifted >> F::significand_bits;
-    R exponent =
-        from_bits<R>(biased | bits(c<R>(F::integer_magic))) - c<R>(F::integer_magic + F::bias);
-    Bits<R> significand = bits(y) - (biased << F::significand_bits) + F::one;
-    exponent = exponent - select(tiny, c<R>(F::subnormal_shift), c<R>(0));
-    return {from_bits<R>(significand), exponent};
+    Folded<R> part = fold_normal(select(tiny, x * c<R>(F::subnormal_scale), x));
+    part.exponent = part.exponent - select(tiny, c<R>(F::subnormal_shift), c<R>(0));
+    return part;
 }
 
 // (2 atanh(s) - 2 s) / s with z = s^2
@@ -210,7 +213,7 @@ CURVKERN_HD R atanh_tail(R z) {
                                 2.0 / 13, 2.0 / 15, 2.0 / 17, 2.0 / 19, 2.0 / 21};
         return horner(z, t);
     } else {
-        constexpr double t[] = {0.0, 2.0 / 3, 2.0 / 5, 2.0 / 7, 2.0 / 9};
+        constexpr double t[] = {0.0, 2.0 / 3, 2.0 / 5, 2.0 / 7, 2.0 / 9, 2.0 / 11};
         return horner(z, t);
     }
 }
@@ -229,18 +232,27 @@ CURVKERN_HD R log_positive(R x) {
     return e * c<R>(F::ln2_hi) + (f - (half_square - (correction + e * c<R>(F::ln2_lo))));
 }
 
-// log(2^extra x) for x > 0 and finite, with an absolute error near ulp(1/4) whatever its size.
+// log x + hi + lo from the parts of x, with an absolute error near ulp(1/4) whatever its size.
+// hi has no bits below those of ln2_hi.
 template <class R>
-CURVKERN_HD Pair<R> log_split(R x, R extra) {
+CURVKERN_HD Pair<R> log_folded(Folded<R> part, double hi, double lo) {
     using F = Float<R>;
-    Folded<R> part = fold(x);
     R f = part.significand - c<R>(1);
     R s = f / (c<R>(2) + f);
     R half_square = c<R>(0.5) * f * f;
     R correction = s * (half_square + atanh_tail(s * s));
-    R e = part.exponent + extra;
-    Pair<R> y = two_sum(e * c<R>(F::ln2_hi), f);
-    return fast_two_sum(y.hi, y.lo - (half_square - (correction + e * c<R>(F::ln2_lo))));
+    R e = part.exponent;
+    Pair<R> y = two_sum(e * c<R>(F::ln2_hi) + c<R>(hi), f);
+    correction = correction + (e * c<R>(F::ln2_lo) + c<R>(lo));
+    return fast_two_sum(y.hi, y.lo - (half_square - correction));
+}
+
+// log(2^extra x) for x > 0 and finite
+template <class R>
+CURVKERN_HD Pair<R> log_split(R x, R extra) {
+    Folded<R> part = fold(x);
+    part.exponent = part.exponent + extra;
+    return log_folded(part, 0.0, 0.0);
 }
 
 template <class R>
@@ -261,14 +273,11 @@ CURVKERN_HD R log1p(R x) {
 
 // ---- log to twice the precision -------------------------------------------------------------
 
-// sum_{k < N} low[k] z^k + z^N sum: powers from Pairs on in working precision, the first as
-// pairs.
-template <int Pairs, int N, class R>
+// sum_{k < N} low[k] z^k + z^N sum
+template <int N, class R>
 CURVKERN_HD Pair<R> pair_series(Pair<R> z, Pair<R> sum, const double (&low)[N][2]) {
     CURVKERN_UNROLL
-    for (int k = N - 1; k >= Pairs; --k) sum.hi = sum.hi * z.hi + c<R>(low[k][0]);
-    CURVKERN_UNROLL
-    for (int k = Pairs - 1; k >= 0; --k) {
+    for (int k = N - 1; k >= 0; --k) {
         Pair<R> p = two_prod(z.hi, sum.hi);
         p.lo = p.lo + (z.hi * sum.lo + z.lo * sum.hi);
         sum = fast_two_sum(c<R>(low[k][0]), p.hi);
@@ -277,13 +286,8 @@ CURVKERN_HD Pair<R> pair_series(Pair<R> z, Pair<R> sum, const double (&low)[N][2
     return sum;
 }
 
-// 2 atanh(s) + exponent ln 2, |s| <= 0.18. Pairs is the number of leading terms of the series
-// that are summed as pairs: the error is about 2^-53 0.0295^Pairs (2^-24 ..), never below
-// 2^-100 (2^-46).
+// 2 atanh(s) + exponent ln 2, |s| <= 0.18, to 2^-100 (2^-46)
 template <class R>
-inline constexpr int all_pairs = is_double<R> ? 10 : 5;
-
-template <int Pairs, class R>
 CURVKERN_HD Pair<R> log_from_atanh(Pair<R> s, R exponent) {
     Pair<R> z = mul(s, s);
     // sum_k z^k / (2k+1), the high powers in working precision, the low ones as pairs
@@ -302,7 +306,7 @@ CURVKERN_HD Pair<R> log_from_atanh(Pair<R> s, R exponent) {
                                      {1.0 / 17, 8.163404592832033e-19},
                                      {1.0 / 19, 2.921639538487254e-18}};
         sum = {horner(z.hi, high), c<R>(0)};
-        sum = pair_series<Pairs>(z, sum, low);
+        sum = pair_series(z, sum, low);
     } else {
         constexpr double high[] = {1.0 / 11, 1.0 / 13, 1.0 / 15, 1.0 / 17, 1.0 / 19};
         constexpr double low[][2] = {{1.0, 0.0},
@@ -311,7 +315,7 @@ CURVKERN_HD Pair<R> log_from_atanh(Pair<R> s, R exponent) {
                                      {0.1428571492433548, -6.38621200366174e-09},
                                      {0.1111111119389534, -8.278422947149977e-10}};
         sum = {horner(z.hi, high), c<R>(0)};
-        sum = pair_series<Pairs>(z, sum, low);
+        sum = pair_series(z, sum, low);
     }
     Pair<R> y = mul(s, sum);
     y = {y.hi + y.hi, y.lo + y.lo};
@@ -330,8 +334,34 @@ CURVKERN_HD R fold_rest(Pair<R> x, R significand) {
     return x.lo * from_bits<R>(Float<R>::one + bits(significand) - bits(x.hi));
 }
 
+// log(numerator / denominator) to 2^-60 (2^-31), where the quotient is a normal number: the
+// fold of the quotient scales the numerator to the size of the denominator, log = 2 atanh of
+// difference over sum, and what rounding left of that quotient is carried along. The pair comes
+// unnormalised: lo may reach 2^-45 (2^-20) exponents.
+template <class R>
+CURVKERN_HD Pair<R> log_quotient(Pair<R> numerator, R denominator) {
+    using F = Float<R>;
+    R q = numerator.hi / denominator;
+    Bits<R> biased = (bits(q) + (F::one - F::sqrt_half)) >> F::significand_bits;
+    R e =
+        from_bits<R>(biased | bits(c<R>(F::integer_magic))) - c<R>(F::integer_magic + F::bias);
+    R scale = from_bits<R>((2 * F::bias - biased) << F::significand_bits);
+    Pair<R> below = fast_two_sum(numerator.hi * scale - denominator, numerator.lo * scale);
+    Pair<R> above = fast_two_sum(denominator + denominator, below.hi);
+    above.lo = above.lo + below.lo;
+    Pair<R> s = div(below, above);
+    R z = s.hi * s.hi;
+    Pair<R> y = fast_two_sum(s.hi + s.hi, s.hi * atanh_tail(z));
+    y.lo = y.lo + c<R>(2) * (s.lo + s.lo * z);
+    // the leading part of ln 2 times the exponent is exact
+    const double l1 = is_double<R> ? 0x1.62e42fefa38p-1 : 0x1.62e4p-1;
+    const double l2 = is_double<R> ? 0x1.ef35793c7673p-45 : 0x1.7f7d1cp-20;
+    Pair<R> whole = fast_two_sum(e * c<R>(l1), y.hi);
+    return {whole.hi, whole.lo + (y.lo + e * c<R>(l2))};
+}
+
 // log(2^extra numerator / denominator), both positive and finite; no overflow on the way.
-template <int Pairs, class R>
+template <class R>
 CURVKERN_HD Pair<R> log_ratio(Pair<R> numerator, R denominator, R extra) {
     Folded<R> n = fold(numerator.hi), d = fold(denominator);
     R lo = fold_rest(numerator, n.significand);
@@ -346,7 +376,7 @@ CURVKERN_HD Pair<R> log_ratio(Pair<R> numerator, R denominator, R extra) {
     Pair<R> below = fast_two_sum(top - d.significand, lo);
     Pair<R> above = two_sum(top, d.significand);
     above.lo = above.lo + lo;
-    return log_from_atanh<Pairs>(div(below, above), exponent);
+    return log_from_atanh(div(below, above), exponent);
 }
 
 template <class R>
@@ -356,7 +386,7 @@ CURVKERN_HD Pair<R> log_pair(Pair<R> x) {  // x > 0, finite and normal
     Pair<R> below = fast_two_sum(part.significand - c<R>(1), lo);
     Pair<R> above = two_sum(part.significand, c<R>(1));
     above.lo = above.lo + lo;
-    return log_from_atanh<all_pairs<R>>(div(below, above), part.exponent);
+    return log_from_atanh(div(below, above), part.exponent);
 }
 
 // ---- gamma ----------------------------------------------------------------------------------

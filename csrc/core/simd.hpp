@@ -89,6 +89,10 @@ CURVKERN_HD Bits<R> bits(R x) {
 }
 
 template <class R>
+inline constexpr bool is_twin = false;  // two registers as one number, see twin.hpp
+
+template <class R>
+    requires(!is_twin<R>)
 CURVKERN_HD R from_bits(Bits<R> x) {
     return __builtin_bit_cast(R, x);
 }
