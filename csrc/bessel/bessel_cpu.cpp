@@ -12,17 +12,17 @@ namespace {
 constexpr int block = 512;
 
 template <class T>
-struct VectorOf;
-template <>
-struct VectorOf<double> {
-    using type = VectorDouble;
-};
-template <>
-struct VectorOf<float> {
-    using type = VectorFloat;
-};
+using Vector = std::conditional_t<is_double<T>, VectorDouble, VectorFloat>;
+// Second derivatives are rarely in a hot loop: one register at a time compiles twice as fast.
+template <class T, int Order>
+using Wide = std::conditional_t<Order == 2, Vector<T>, Twin<Vector<T>>>;
 template <class T>
-using TwinOf = Twin<typename VectorOf<T>::type>;
+inline constexpr int step = Lanes<Wide<T, 0>>::width;
+
+template <class T>
+constexpr int padded(int n) {
+    return (n + step<T> - 1) / step<T> * step<T>;
+}
 
 template <class R, class T>
 CURVKERN_HD R load(const T* source) {
@@ -46,47 +46,56 @@ CURVKERN_HD void store(T* target, R y) {
     }
 }
 
-// n points of one region; n is padded to whole vectors, the arrays have room for it.
-template <Function F, int Order, int Code, class T>
-__attribute__((noinline)) void run_region(const T* v, const T* x, T* const* out, int n) {
-    using R = TwinOf<T>;
+// What the loops know of a function and an order of derivative.
+template <class T>
+struct Plan {
+    using Run = void (*)(const T* v, const T* x, T* const* out, int n);
+    int outputs;
+    void (*classify)(const T* v, const T* x, std::uint8_t* code, int n);
+    Run run[region_count];  // edges: any n; the others: whole vectors
+};
+
+template <Function F, int Order, class T>
+void classify(const T* v, const T* x, std::uint8_t* code, int n) {
+    using R = Vector<T>;
     constexpr int width = Lanes<R>::width;
-    for (int i = 0; i < n; i += width) {
+    alignas(64) T number[block];
+    const int whole = n - n % width;
+    for (int i = 0; i < whole; i += width) {
+        store(number + i, region_of<F, Order>(load<R>(v + i), load<R>(x + i)));
+    }
+    for (int i = whole; i < n; ++i) number[i] = region_of<F, Order>(v[i], x[i]);
+    for (int i = 0; i < n; ++i) code[i] = static_cast<std::uint8_t>(number[i]);
+}
+
+template <Function F, int Order, int Code, class T>
+void run_region(const T* v, const T* x, T* const* out, int n) {
+    using R = std::conditional_t<Code == edge, T, Wide<T, Order>>;
+    for (int i = 0; i < n; i += Lanes<R>::width) {
         R y[3] = {};
-        evaluate<F, Order, Code>(load<R>(v + i), load<R>(x + i), y);
+        if constexpr (Code == edge) {
+            evaluate_edge<F, Order>(v[i], x[i], y);
+        } else {
+            evaluate<F, Order, Code>(load<R>(v + i), load<R>(x + i), y);
+        }
         for (int o = 0; o <= Order; ++o) store(out[o] + i, y[o]);
     }
 }
 
-template <Function F, int Order, class T>
-struct Dispatch {
-    using Run = void (*)(const T*, const T*, T* const*, int);
-    Run run[region_count];
-
-    constexpr Dispatch() : run{} { fill<1>(); }
-    template <int Code>
-    constexpr void fill() {
-        if constexpr (Code < region_count) {
-            run[Code] = run_region<F, Order, Code, T>;
-            fill<Code + 1>();
-        }
+template <Function F, int Order, int Code, class T>
+constexpr void fill_regions(Plan<T>& plan) {
+    if constexpr (Code < region_count) {
+        plan.run[Code] = run_region<F, Order, Code, T>;
+        fill_regions<F, Order, Code + 1>(plan);
     }
-};
-
-template <class T>
-inline constexpr int step = Lanes<TwinOf<T>>::width;
-
-template <class T>
-constexpr int padded(int n) {
-    return (n + step<T> - 1) / step<T> * step<T>;
 }
 
-// Points, the codes of their regions, their results.
-template <class T>
-struct Block {
-    alignas(64) T v[block], x[block], out[3][block];
-    std::uint8_t code[block];
-};
+template <Function F, int Order, class T>
+constexpr Plan<T> make_plan() {
+    Plan<T> plan{Order + 1, classify<F, Order, T>, {}};
+    fill_regions<F, Order, 0>(plan);
+    return plan;
+}
 
 int count_code(const std::uint8_t* code, int begin, int end, int wanted) {
     int total = 0;
@@ -99,9 +108,9 @@ int count_code(const std::uint8_t* code, int begin, int end, int wanted) {
 }
 
 // Orders n points by region, every region padded to whole vectors, and evaluates them.
-template <Function F, int Order, class T>
-void run_sorted(const T* v, const T* x, const std::uint8_t* code, T* const* out, int n) {
-    static constexpr Dispatch<F, Order, T> dispatch{};
+template <class T>
+void run_sorted(const Plan<T>& plan, const T* v, const T* x, const std::uint8_t* code,
+                T* const* out, int n) {
     constexpr int room = block + region_count * step<T>;
     alignas(64) T sorted_v[room], sorted_x[room], sorted_out[3][room];
     std::int16_t position[block];
@@ -109,7 +118,7 @@ void run_sorted(const T* v, const T* x, const std::uint8_t* code, T* const* out,
     // before has just moved is not known for some cycles.
     constexpr int streams = 4;
     const int share = n / streams;
-    int cursor[streams][region_count], start[region_count + 1];
+    int cursor[streams][region_count], start[region_count];
     int next = 0;
     for (int r = 0; r < region_count; ++r) {
         start[r] = next;
@@ -131,53 +140,26 @@ void run_sorted(const T* v, const T* x, const std::uint8_t* code, T* const* out,
     for (int i = streams * share; i < n; ++i) place(i, streams - 1);
 
     for (int r = 0; r < region_count; ++r) {
-        const int from = start[r], end = cursor[streams - 1][r], count = end - from;
+        const int from = start[r], end = cursor[streams - 1][r], count = padded<T>(end - from);
         if (count == 0) continue;
-        if (r == edge) {
-            for (int i = from; i < end; ++i) {
-                T y[3];
-                evaluate_edge<F, Order>(sorted_v[i], sorted_x[i], y);
-                for (int o = 0; o <= Order; ++o) sorted_out[o][i] = y[o];
-            }
-            continue;
-        }
-        for (int i = end; i < from + padded<T>(count); ++i) {
+        for (int i = end; i < from + count; ++i) {
             sorted_v[i] = sorted_v[from];
             sorted_x[i] = sorted_x[from];
         }
         T* const target[3] = {sorted_out[0] + from, sorted_out[1] + from, sorted_out[2] + from};
-        dispatch.run[r](sorted_v + from, sorted_x + from, target, padded<T>(count));
+        plan.run[r](sorted_v + from, sorted_x + from, target, count);
     }
-    for (int o = 0; o <= Order; ++o) {
+    for (int o = 0; o < plan.outputs; ++o) {
         for (int i = 0; i < n; ++i) out[o][i] = sorted_out[o][position[i]];
     }
 }
 
-template <Function F, int Order, class T>
-void run_block(const T* v, const T* x, T* const* out, int n) {
-    static constexpr Dispatch<F, Order, T> dispatch{};
-    using R = typename VectorOf<T>::type;
-    constexpr int width = Lanes<R>::width;
-    alignas(64) T number[block];
-    std::uint8_t code[block];
-    const int whole = n - n % width;
-    for (int i = 0; i < whole; i += width) {
-        store(number + i, region_of<F, Order>(load<R>(v + i), load<R>(x + i)));
-    }
-    for (int i = whole; i < n; ++i) number[i] = region_of<F, Order>(v[i], x[i]);
-    for (int i = 0; i < n; ++i) code[i] = static_cast<std::uint8_t>(number[i]);
-
-    // Where most points share a Debye region, evaluate all of them in place as if they lay
-    // there (no loop of that formula depends on the data), then the others once more.
-    const int common = code[n / 2], alike = count_code(code, 0, n, common);
-    const bool straight = common == hankel || (common >= debye && common < debye + Limits<T>::tiers);
-    if (!straight || n % step<T> != 0 || 4 * alike < 3 * n) {
-        run_sorted<F, Order>(v, x, code, out, n);
-        return;
-    }
-    dispatch.run[common](v, x, out, n);
-    if (alike == n) return;
-    Block<T> rest;
+// The points that do not lie in the common region, picked out of a block and put back.
+template <class T>
+void run_rest(const Plan<T>& plan, const T* v, const T* x, const std::uint8_t* code, int common,
+              T* const* out, int n) {
+    T some_v[block], some_x[block], some_out[3][block];
+    std::uint8_t some_code[block];
     std::int16_t index[block];
     int found = 0;
     for (int i = 0; i < n; ++i) {
@@ -185,24 +167,39 @@ void run_block(const T* v, const T* x, T* const* out, int n) {
         found += code[i] != common;
     }
     for (int i = 0; i < found; ++i) {
-        rest.v[i] = v[index[i]];
-        rest.x[i] = x[index[i]];
-        rest.code[i] = code[index[i]];
+        some_v[i] = v[index[i]];
+        some_x[i] = x[index[i]];
+        some_code[i] = code[index[i]];
     }
-    T* const target[3] = {rest.out[0], rest.out[1], rest.out[2]};
-    run_sorted<F, Order>(rest.v, rest.x, rest.code, target, found);
-    for (int o = 0; o <= Order; ++o) {
-        for (int i = 0; i < found; ++i) out[o][index[i]] = rest.out[o][i];
+    T* const target[3] = {some_out[0], some_out[1], some_out[2]};
+    run_sorted(plan, some_v, some_x, some_code, target, found);
+    for (int o = 0; o < plan.outputs; ++o) {
+        for (int i = 0; i < found; ++i) out[o][index[i]] = some_out[o][i];
     }
+}
+
+template <class T>
+void run_block(const Plan<T>& plan, const T* v, const T* x, T* const* out, int n) {
+    std::uint8_t code[block];
+    plan.classify(v, x, code, n);
+    // Where most points share a region whose formula has no loop that depends on the data,
+    // evaluate all of them in place as if they lay there, then the others once more.
+    const int common = code[n / 2], alike = count_code(code, 0, n, common);
+    if (!is_straight<T>(common) || n % step<T> != 0 || 4 * alike < 3 * n) {
+        run_sorted(plan, v, x, code, out, n);
+        return;
+    }
+    plan.run[common](v, x, out, n);
+    if (alike < n) run_rest(plan, v, x, code, common, out, n);
 }
 
 template <Function F, int Order, class T>
 void run(const T* v, const T* x, T* const* out, std::int64_t n) {
+    static constexpr Plan<T> plan = make_plan<F, Order, T>();
     for (std::int64_t i = 0; i < n; i += block) {
         T* const target[3] = {out[0] + i, Order > 0 ? out[1] + i : nullptr,
                               Order > 1 ? out[2] + i : nullptr};
-        run_block<F, Order>(v + i, x + i, target,
-                            static_cast<int>(n - i < block ? n - i : block));
+        run_block(plan, v + i, x + i, target, static_cast<int>(n - i < block ? n - i : block));
     }
 }
 

@@ -12,7 +12,7 @@
 #pragma once
 
 #include "bessel.hpp"
-#include "hankel.hpp"
+#include "low_order.hpp"
 
 namespace curvkern::bessel {
 CURVKERN_PER_ISA {

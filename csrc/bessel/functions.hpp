@@ -180,17 +180,6 @@ CURVKERN_HD FromWronskian<N, R> from_wronskian(R v, R x) {
     return y;
 }
 
-// d/dv log I for v <= 1/2: the even part of I, and the recessive K that breaks the symmetry.
-//   I = E - sin(pi v)/pi K
-template <int N, class R>
-CURVKERN_HD R low_order_slope(R v, R x, const FromWronskian<N, R>& y) {
-    R k = exp_normal(-x) * y.m.total;
-    R over_i = x * k * y.sum;  // 1/I
-    CosSin<R> turn = cos_sin_pi(v);
-    R sine = turn.sin * c<R>(1 / pi);
-    return -over_i * (v * even_part_slope(v, x) + k * (turn.cos + sine * y.m.t));
-}
-
 template <Function F, int Order, int Code, class R>
 CURVKERN_HD void evaluate_i_small(R v, R x, R* out) {
     constexpr bool low = Code == small_low || Code == middle_low;
@@ -244,7 +233,6 @@ CURVKERN_HD void evaluate_i_small(R v, R x, R* out) {
             ratio = y.ratio;
             dv = y.dv;
             dvv = y.dvv;
-            if constexpr (low && Order == 1) dv = low_order_slope(v, x, y);
         }
         if constexpr (Order == 1) {
             out[0] = dv;
@@ -480,7 +468,23 @@ CURVKERN_HD void evaluate(R v, R x, R* out) {
     } else if constexpr (Code == wide_series) {
         if constexpr (is_hyp(F)) evaluate_wide_series<F, Order>(v, x, out);
     } else if constexpr (Code == hankel) {
-        if constexpr (has_hankel(F, Order)) out[0] = hankel_value<is_k(F), is_scaled(F)>(v, x);
+        if constexpr (has_hankel(F, Order)) {
+            if constexpr (Order == 0) {
+                out[0] = hankel_value<is_k(F), is_scaled(F)>(v, x);
+            } else {
+                write_low_order_slopes<is_k(F), is_scaled(F)>(v, x, hankel_slopes(v, x), out);
+            }
+        }
+    } else if constexpr (Code >= fitted) {
+        constexpr int piece = Code - fitted;
+        if constexpr (has_fit(F, Order) && piece < Limits<R>::pieces) {
+            if constexpr (Order == 0) {
+                out[0] = fitted_kv_value<piece, is_scaled(F)>(v, x);
+            } else {
+                write_low_order_slopes<is_k(F), is_scaled(F)>(v, x, fitted_slopes<piece>(v, x),
+                                                              out);
+            }
+        }
     } else if constexpr (Code == careful) {
         evaluate_debye<F, Order, Careful<R>::terms, true>(v, x, out);
     } else if constexpr (Code >= debye && Code < debye + Limits<R>::tiers) {

@@ -7,6 +7,7 @@ committed, so that a build needs neither this script nor mpmath.
 from __future__ import annotations
 
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import mpmath as mp
@@ -21,7 +22,8 @@ RULES = {
     "high_double": (Fraction(15, 128), 72),
     "high_float": (Fraction(1, 4), 31),
 }
-TAIL_TERMS = 9
+# For v <= 1, K and the even part of I are fitted between these x, Hankel's expansion beyond.
+SURFACE_ENDS = {"double": [1.2, 3.2, 8.5, 22.5], "float": [1.2, 3.2, 10.4]}
 
 
 def debye_logarithm(terms: int) -> list[list[Fraction]]:
@@ -78,49 +80,64 @@ def hankel_logarithm(q, w):
     return mp.log(total) / (q * (w - mp.mpf(1) / 4))
 
 
-def polynomial2(f, bound, rows: int, columns: int, tolerance: float) -> list[list[float]]:
-    """Chebyshev interpolant of f(q, w), |q| <= bound and 0 <= w <= 1, cut at the tolerance.
+def scaled_kv(q, w):
+    """log(sqrt(2 x/pi) e^x K_v(x)) / (w - 1/4), q = 1/x, w = v^2."""
+    x, v = 1 / q, mp.sqrt(w)
+    return mp.log(mp.sqrt(2 * x / mp.pi) * mp.exp(x) * mp.besselk(v, x)) / (w - mp.mpf(1) / 4)
 
-    Row i holds the coefficients of q^i w^j; what is small in the Chebyshev basis is left out.
+
+def scaled_even_iv(q, w):
+    """(sqrt(2 pi x) e^-x E - 1) / (w - 1/4), E = (I_v + I_-v)/2, q = 1/x, w = v^2."""
+    x, v = 1 / q, mp.sqrt(w)
+    even = (mp.besseli(v, x) + mp.besseli(-v, x)) / 2
+    return (mp.sqrt(2 * mp.pi * x) * mp.exp(-x) * even - 1) / (w - mp.mpf(1) / 4)
+
+
+def polynomial2(f, low, high, rows: int, columns: int, tolerance: float):
+    """Chebyshev interpolant of f(q, w) on low <= q <= high, 0 <= w <= 1, cut at the tolerance.
+
+    Row i holds the coefficients of (q - centre)^i (w - 1/2)^j; what is below the tolerance
+    in the Chebyshev basis, relative to the largest coefficient, is left out.
     """
-
-    def nodes(n):
-        return [mp.cos(mp.pi * (2 * i + 1) / (2 * n)) for i in range(n)]
 
     def transform(n):  # values at the nodes to Chebyshev coefficients
         return mp.matrix(
             [[(2 - (k == 0)) * mp.cos(k * mp.acos(t)) / n for t in nodes(n)] for k in range(n)]
         )
 
-    def monomials(n, slope, shift):  # T_k(slope x + shift) in powers of x
-        rows = [[mp.mpf(1)], [shift, slope]]
-        for _ in range(2, n):
-            up = [mp.mpf(0)] + [2 * slope * a for a in rows[-1]]
-            for i, a in enumerate(rows[-1]):
-                up[i] += 2 * shift * a
-            for i, a in enumerate(rows[-2]):
-                up[i] -= a
-            rows.append(up)
-        return rows
+    def nodes(n):
+        return [mp.cos(mp.pi * (2 * i + 1) / (2 * n)) for i in range(n)]
 
-    values = mp.matrix([[f(bound * a, (1 + b) / 2) for b in nodes(columns)] for a in nodes(rows)])
+    def monomials(n, slope):  # T_k(slope x) in powers of x
+        powers = [[mp.mpf(1)], [mp.mpf(0), slope]]
+        for _ in range(2, n):
+            up = [mp.mpf(0)] + [2 * slope * a for a in powers[-1]]
+            for i, a in enumerate(powers[-2]):
+                up[i] -= a
+            powers.append(up)
+        return powers
+
+    centre, half = (low + high) / 2, (high - low) / 2
+    values = mp.matrix(
+        [[f(centre + half * a, (1 + b) / 2) for b in nodes(columns)] for a in nodes(rows)]
+    )
     weights = transform(rows) * values * transform(columns).T
-    in_q, in_w = monomials(rows, 1 / bound, mp.mpf(0)), monomials(columns, 2, mp.mpf(-1))
+    largest = max(abs(a) for a in weights)
+    in_q, in_w = monomials(rows, 1 / half), monomials(columns, mp.mpf(2))
     total = mp.matrix(rows, columns)
     for k in range(rows):
         for m in range(columns):
-            if abs(weights[k, m]) * bound > tolerance:
+            if abs(weights[k, m]) > tolerance * largest:
                 for i, a in enumerate(in_q[k]):
                     for j, b in enumerate(in_w[m]):
                         total[i, j] += weights[k, m] * a * b
-    return [[float(total[i, j]) for j in range(columns)] for i in range(rows)]
+    return float(centre), [[float(total[i, j]) for j in range(columns)] for i in range(rows)]
 
 
-def hankel_table(kind: str, radius: float, tolerance: float) -> str:
-    """A triangular table: row i has degree[i] + 1 coefficients, the rest is zero."""
-    rows = polynomial2(hankel_logarithm, 1 / mp.mpf(radius), 24, 10, tolerance)
+def surface(name: str, note: str, f, low, high, tolerance: float) -> str:
+    """A struct with a table of ragged rows: row i has length[i] coefficients, then zeros."""
+    centre, rows = polynomial2(f, mp.mpf(low), mp.mpf(high), 32, 12, tolerance)
     lengths = [max([j + 1 for j, a in enumerate(row) if a] or [0]) for row in rows]
-    # a row holds its terms in the running maximum of the later ones: Horner's rule needs no gap
     for i in reversed(range(len(rows) - 1)):
         lengths[i] = max(lengths[i], lengths[i + 1])
     count = sum(n > 0 for n in lengths)
@@ -128,11 +145,41 @@ def hankel_table(kind: str, radius: float, tolerance: float) -> str:
         "    {" + ", ".join(repr(a) for a in row[: lengths[0]]) + "}" for row in rows[:count]
     )
     return (
-        f"// hankel_{kind}[i][j]: coefficient of q^i w^j in log(..)/(q (w - 1/4)), q = +-1/x, w = v^2\n"
-        f"CURVKERN_TABLE int hankel_{kind}_length[] = "
+        f"// {note}\n"
+        f"CURVKERN_TABLE int {name}_length[] = "
         f"{{{', '.join(str(n) for n in lengths[:count])}}};\n"
-        f"CURVKERN_TABLE double hankel_{kind}[{count}][{lengths[0]}] = {{\n{body}}};\n"
+        f"inline constexpr double {name}_centre = {centre!r};\n"
+        f"CURVKERN_TABLE double {name}[{count}][{lengths[0]}] = {{\n{body}}};\n"
     )
+
+
+def surfaces() -> list[str]:
+    note = "coefficients of (q - centre)^i (w - 1/2)^j, w = v^2"
+    parts = []
+    for kind, tolerance, ends in [
+        ("double", 2.0**-59, SURFACE_ENDS["double"]),
+        ("float", 2.0**-29, SURFACE_ENDS["float"]),
+    ]:
+        radius = 1 / mp.mpf(ends[-1])
+        hankel = f"log(1 + sum a_k q^k) / (q (w - 1/4)), |q| <= {1 / ends[-1]:.3f}: {note}"
+        parts.append(
+            surface(f"hankel_{kind}", hankel, hankel_logarithm, -radius, radius, tolerance)
+        )
+        for piece, (low, high) in enumerate(pairwise(ends)):
+            where = f"{low} <= x = 1/q <= {high}: {note}"
+            for name, f, what in [
+                ("kv", scaled_kv, "log(sqrt(2 x/pi) e^x K) / (w - 1/4)"),
+                (
+                    "even_iv",
+                    scaled_even_iv,
+                    "(sqrt(2 pi x) e^-x E - 1) / (w - 1/4)",
+                ),
+            ]:
+                bounds = (1 / mp.mpf(high), 1 / mp.mpf(low))
+                parts.append(
+                    surface(f"{name}_{kind}_{piece}", f"{what}, {where}", f, *bounds, tolerance)
+                )
+    return parts
 
 
 def reciprocal_gamma_even(w):  # (1/Gamma(1+f) + 1/Gamma(1-f)) / 2, w = f^2
@@ -148,28 +195,6 @@ def reciprocal_gamma_odd(w):  # (1/Gamma(1-f) - 1/Gamma(1+f)) / (2 f)
 def gamma_product(w):  # Gamma(1+f) Gamma(1-f)
     x = mp.pi * mp.sqrt(w)
     return x / mp.sin(x)
-
-
-def digamma_even(w):
-    f = mp.sqrt(w)
-    return (mp.digamma(1 + f) + mp.digamma(1 - f)) / 2
-
-
-def inverse_square_tail(terms: int) -> list[list[float]]:
-    """c[a][i] with sum_{j > n} 1/(j^2 - w) = sum_a s^-(2a+1) sum_i c[a][i] w^i, s = n + 1/2.
-
-    Expand in w; the sum over j^-(2i+2) is the Euler-Maclaurin series at the midpoint s, whose
-    coefficients are Bernoulli polynomials at 1/2 (DLMF 2.10.1, 25.11.43).
-    """
-    table = []
-    for a in range(terms):
-        row = [mp.mpf(1) / (2 * a + 1) if i == a else None for i in range(a + 1)]
-        for i in range(a):
-            k = a - i
-            bernoulli = mp.bernpoly(2 * k, mp.mpf(1) / 2) / mp.factorial(2 * k)
-            row[i] = bernoulli * mp.rf(2 * i + 2, 2 * k - 1)
-        table.append([float(c) for c in row] + [0.0] * (terms - a - 1))
-    return table
 
 
 def lgamma_quotient(v):
@@ -200,13 +225,11 @@ def write(path: Path) -> None:
     parts.append("// debye[k][j]: coefficient of p^k tau^j, exact rationals rounded once\n")
     size = DEBYE_TERMS + 1
     parts.append(f"CURVKERN_TABLE double debye[{size}][{size}] = {{\n{body}}};\n")
-    parts.append(hankel_table("double", 22.5, 2.0**-58))
-    parts.append(hankel_table("float", 10.4, 2.0**-31))
+    parts += surfaces()
     for name, f, low, high, degree, note in [
         ("rgamma_even", reciprocal_gamma_even, 0, 0.25, 13, "(1/Gamma(1+f) + 1/Gamma(1-f))/2"),
         ("rgamma_odd", reciprocal_gamma_odd, 0, 0.25, 13, "(1/Gamma(1-f) - 1/Gamma(1+f))/(2f)"),
         ("gamma_product", gamma_product, 0, 0.25, 19, "Gamma(1+f) Gamma(1-f)"),
-        ("digamma_even", digamma_even, 0, 0.25, 13, "(psi(1+f) + psi(1-f))/2"),
     ]:
         centre, table = polynomial(f, low, high, degree)
         parts.append(array(name, table, f"{note} in powers of f^2 - {centre}, |f| <= 1/2"))
@@ -216,15 +239,6 @@ def write(path: Path) -> None:
     ]:
         centre, table = polynomial(f, 0, 1, 24)
         parts.append(array(name, table, f"{note} in powers of v - {centre}, 0 <= v <= 1"))
-    rows = ",\n".join(
-        "    {" + ", ".join(repr(c) for c in row) + "}"
-        for row in inverse_square_tail(TAIL_TERMS)
-    )
-    parts.append("// inverse_square_tail[a][i]: coefficient of s^-(2a+1) w^i\n")
-    parts.append(
-        f"CURVKERN_TABLE double inverse_square_tail[{TAIL_TERMS}][{TAIL_TERMS}]"
-        f" = {{\n{rows}}};\n"
-    )
     for kind, (step, count) in RULES.items():
         nodes = [
             mp.cosh(mp.mpf(step.numerator) * j / step.denominator) - 1 for j in range(count)

@@ -24,6 +24,12 @@ struct Limits {
         constexpr double f32[] = {10.4, 19.5, 170.0, 0, 0};
         return is_double<R> ? f64[tier] : f32[tier];
     }
+    // lower ends of the intervals of x of the fits for v <= 1
+    static constexpr int pieces = is_double<R> ? 3 : 2;
+    static constexpr double piece(int i) {
+        constexpr double low[] = {1.2, 3.2, 8.5};
+        return low[i];
+    }
     // below: Temme's series for K, the derivative of the power series for I
     static constexpr double small(bool k) { return k ? 0.06 : 1.2; }
 };
@@ -34,7 +40,7 @@ struct Limits {
 template <class R>
 struct Careful {
     static constexpr double band_order = 64.0, band_width = 0x1p-5;
-    static constexpr double huge_square = is_double<R> ? 0x1p1000 : 0x1p100;
+    static constexpr double huge = is_double<R> ? 0x1p500 : 0x1p50;
     static constexpr double tiny = is_double<R> ? 0x1p-500 : 0x1p-60;
     static constexpr int terms = is_double<R> ? 9 : 5;  // for r >= 75
 };
@@ -50,9 +56,16 @@ enum Region {
     special = 10,  // see evaluate_special()
     wide_series = 11,
     careful = 12,  // Debye beyond the plain range: r - v asinh(v/x) near zero, huge v or x
-    hankel = 13,  // v <= 1: Hankel's expansion, for the logarithms themselves
-    region_count = 14
+    hankel = 13,  // v <= 1: Hankel's expansion
+    fitted = 14,  // .. 16: v <= 1 below it, by intervals of x
+    region_count = 17
 };
+
+// Formulas without a loop that depends on the data: any point may run through them.
+template <class R>
+constexpr bool is_straight(int code) {
+    return code >= hankel || (code >= debye && code < debye + Limits<R>::tiers);
+}
 
 constexpr bool is_k(Function f) {
     return f == Function::log_kv || f == Function::log_kve || f == Function::kv_ratio;
@@ -71,10 +84,13 @@ constexpr bool is_slope_of_i(Function f, int order) {
     return order > 0 && !is_k(f) && !is_ratio(f) && !is_hyp(f);
 }
 constexpr bool has_hankel(Function f, int order) {
-    return order == 0 && !is_ratio(f) && !is_hyp(f);
+    return order < 2 && !is_ratio(f) && !is_hyp(f);
+}
+constexpr bool has_fit(Function f, int order) {
+    return has_hankel(f, order) && (order == 1 || is_k(f));
 }
 constexpr bool has_zero_band(Function f, int order) {
-    return has_hankel(f, order) && !is_scaled(f);
+    return order == 0 && has_hankel(f, order) && !is_scaled(f);
 }
 
 template <Function F, int Order, class R>
@@ -86,10 +102,9 @@ CURVKERN_HD R region_of(R v, R x) {
     for (int tier = 1; tier < L::tiers; ++tier) {
         code = code + select(r2 >= c<R>(L::radius(tier) * L::radius(tier)), c<R>(1), c<R>(0));
     }
-    if constexpr (has_hankel(F, Order)) code = select(v <= c<R>(1), c<R>(hankel), code);
     using C = Careful<R>;
     auto tiny = x < c<R>(C::tiny);
-    auto huge = (r2 > c<R>(C::huge_square)) | (tiny & (v > c<R>(128)));
+    auto huge = (r2 > c<R>(C::huge * C::huge)) | (tiny & (v > c<R>(128)));
     if constexpr (has_zero_band(F, Order)) {
         R off = abs(x - c<R>(0.66274341934918) * v);
         auto band = (v > c<R>(C::band_order)) & (off < v * c<R>(C::band_width));
@@ -97,7 +112,7 @@ CURVKERN_HD R region_of(R v, R x) {
     } else {
         code = select(huge, c<R>(careful), code);
     }
-    if constexpr (slope_of_i) {
+    if constexpr (slope_of_i && Order > 1) {
         // the recessive solution K shows in d/dv log I: v/x against pi e^-2x
         auto near = (v < c<R>(1)) & (x < c<R>(is_double<R> ? 40.0 : 20.0));
         auto tiny =
@@ -118,6 +133,17 @@ CURVKERN_HD R region_of(R v, R x) {
         R octaves = fold(x).exponent - c<R>(1);
         auto power = (v * octaves < c<R>(is_double<R> ? -33.0 : -18.0)) & (x < c<R>(0.06));
         code = select(inner & power, c<R>(special), code);
+    }
+    if constexpr (has_hankel(F, Order)) {
+        R by_x = select(x < c<R>(L::radius(0)), code, c<R>(hankel));
+        if constexpr (has_fit(F, Order)) {
+            for (int i = L::pieces - 1; i >= 0; --i) {
+                double end = i + 1 < L::pieces ? L::piece(i + 1) : L::radius(0);
+                auto inside = (x >= c<R>(L::piece(i))) & (x < c<R>(end));
+                by_x = select(inside, c<R>(fitted + i), by_x);
+            }
+        }
+        code = select((v <= c<R>(1)) & (x < c<R>(C::huge)), by_x, code);
     }
     auto regular = (x > c<R>(0)) & (x < infinity<R>()) & (v >= c<R>(0)) & (v < infinity<R>());
     return select(regular, code, c<R>(edge));

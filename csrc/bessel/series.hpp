@@ -146,53 +146,5 @@ CURVKERN_SHARED Taylor<R, N> series_jet(R v, R x) {
     return sum;
 }
 
-// -E'(v)/v, E = (I_v + I_{-v})/2 the part of I that is even in v, for v <= 1/2. With the terms
-// a_k(v) = (x/2)^{v+2k} / (k! Gamma(v+k+1)) and their logarithmic derivatives delta_k(v), carry
-// the even and odd parts in v: a = b + v o, delta = d + v e. Then E' = v sum (o d + b e).
-// e_k = -sum_{j>k} 1/(j^2 - v^2) is summed from its small end.
-template <class R>
-CURVKERN_SHARED R even_part_slope(R v, R x) {
-    constexpr int most = is_double<R> ? 56 : 28;
-    const int terms = series_terms<R>(largest(x));
-    R w = v * v;
-    R inverse[most], e[most];
-    // e at the last term by its asymptotic series in 1/(terms + 1/2)
-    constexpr int tail_terms = is_double<R> ? 9 : 5;
-    const Scalar<R> last = Scalar<R>(1) / (static_cast<Scalar<R>>(terms) + Scalar<R>(0.5));
-    R sum_e = c<R>(0);
-    for (int a = tail_terms - 1; a >= 0; --a) {
-        R row = c<R>(0);
-        for (int i = a; i >= 0; --i) row = row * w + c<R>(tables::inverse_square_tail[a][i]);
-        sum_e = sum_e * (last * last) + row;
-    }
-    sum_e = -sum_e * last;
-    for (int k = terms; k >= 1; --k) {
-        e[k] = sum_e;
-        inverse[k] = c<R>(1) / (c<R>(double(k) * k) - w);
-        sum_e = sum_e - inverse[k];
-    }
-    R centred = w - c<R>(0.125);
-    R log_x = log_half(x), s = v * log_x;
-    R g_even = horner(centred, tables::rgamma_even),
-      g_odd = horner(centred, tables::rgamma_odd);
-    R grown = expm1(s), shrunk = -grown / (c<R>(1) + grown);  // e^s - 1, e^-s - 1
-    R cosh_s = c<R>(1) + c<R>(0.5) * (grown + shrunk);
-    R sinh_over_v = select(v == c<R>(0), log_x, c<R>(0.5) * (grown - shrunk) / v);
-    R b = cosh_s * g_even - w * (sinh_over_v * g_odd);
-    R o = sinh_over_v * g_even - cosh_s * g_odd;
-    R d = log_x - horner(centred, tables::digamma_even);
-    R quarter_square = c<R>(0.25) * x * x;
-    R sum = o * d + b * sum_e;
-    for (int k = 1; k <= terms; ++k) {
-        R ratio = quarter_square * inverse[k] * (Scalar<R>(1) / static_cast<Scalar<R>>(k));
-        R b_next = ratio * (c<R>(k) * b - w * o);
-        o = ratio * (c<R>(k) * o - b);
-        b = b_next;
-        d = d - c<R>(k) * inverse[k];
-        sum = sum + (o * d + b * e[k]);
-    }
-    return -sum;
-}
-
 }  // namespace isa
 }  // namespace curvkern::bessel
