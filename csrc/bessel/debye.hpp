@@ -133,11 +133,22 @@ CURVKERN_HD R flip(R y) {  // the sign that distinguishes K from I
     return K ? -y : y;
 }
 
+// asinh(v/x) for v far below x, where the quotient (v + r)/x has lost the digits of v/x
+template <class R>
+CURVKERN_HD Pair<R> flat_angle(R v, R x, Pair<R> angle) {
+    Pair<R> z = div(Pair<R>{v, c<R>(0)}, Pair<R>{x, c<R>(0)});
+    auto flat = z.hi < c<R>(is_double<R> ? 0x1p-17 : 0x1p-8);
+    z.lo = z.lo - z.hi * z.hi * z.hi * c<R>(1.0 / 6);
+    return {select(flat, z.hi, angle.hi), select(flat, z.lo, angle.lo)};
+}
+
 // +-(r - v asinh(v/x)), for the scaled functions less x: r - x as v^2/(r + x)
 template <bool Scaled, bool Extreme, class R>
 CURVKERN_HD Pair<R> debye_main(const Scaling<R>& s, R x, const Pair<R>& r) {
     Pair<R> lead = Scaled ? div(two_prod(s.v, s.v), add(r, s.x)) : r;
-    Pair<R> turned = mul(angle_pair<Extreme>(s, x, r), s.v);
+    Pair<R> angle = angle_pair<Extreme>(s, x, r);
+    if constexpr (Scaled && !is_double<R>) angle = flat_angle(s.v, s.x, angle);
+    Pair<R> turned = mul(angle, s.v);
     Pair<R> main = two_sum(lead.hi, -turned.hi);
     main.lo = main.lo + (lead.lo - turned.lo);
     return {main.hi * s.down, main.lo * s.down};

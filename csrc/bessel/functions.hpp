@@ -36,17 +36,18 @@ CURVKERN_HD Slope<R> debye_ratio_slope(R x, const Point<R>& z) {
     return {s.vx - z.b * z.p / above, z.a * z.p / above + s.xx};
 }
 
-// Second derivatives in v of the ratios: the same formula in Taylor arithmetic.
+// Second derivatives of the ratios: the leading terms in closed form, the sums as jets.
 template <Function F, int Terms, class R>
-CURVKERN_SHARED R debye_ratio_vv(R v, R x, const Point<R>& z) {
-    using T = Taylor<R, 2>;
-    T order = T::variable(v);
-    T r = {z.r, z.a, z.b * z.b * z.p};
-    T p = reciprocal(r), a = order * p, tau = a * a;
-    T q = is_k(F) ? c<R>(-1) * p : p;
-    T q1{}, t1{};
+CURVKERN_SHARED void debye_ratio_hess(R v, R x, const Point<R>& z, R* out) {
+    using J = Jet<R>;
+    R one = c<R>(1), two = c<R>(2);
+    J p = {z.p, z.a, z.b, z.b * z.b * z.p, -z.a * z.b * z.p, z.a * z.a * z.p};
+    p.f = z.r;
+    p = reciprocal(p);
+    J a = J::order(v) * p, tau = a * a, q = is_k(F) ? -one * p : p;
+    J q1{}, t1{};
     for (int k = Terms; k >= 1; --k) {
-        T e{}, e1{};
+        J e{}, e1{};
         for (int j = k; j >= 0; --j) {
             e1 = e1 * tau + e;
             e = e * tau + c<R>(tables::debye[k][j]);
@@ -54,17 +55,25 @@ CURVKERN_SHARED R debye_ratio_vv(R v, R x, const Point<R>& z) {
         q1 = (q1 + c<R>(k) * e) * q;
         t1 = (t1 + e1) * q;
     }
-    T small = (x * (p * p)) * ((c<R>(-1) * q1 - c<R>(2) * (tau * t1)) + c<R>(-0.5));
-    // leading terms: (v + r)/x and x/(v + r)
-    if constexpr (is_k(F)) return r.d[2] / x - small.d[2];
-    return (x * reciprocal(order + r)).d[2] + small.d[2];
+    J small = (J::argument(x) * (p * p)) * (-one * q1 + -two * (tau * t1) + c<R>(-0.5));
+    R above = one + z.a, p2 = z.p * z.p;
+    if constexpr (is_k(F)) {  // of (v + r)/x
+        R by_x = z.a * z.b * z.p;
+        out[0] = (z.b * z.b * z.p) / x - small.vv;
+        out[1] = -(by_x + above / x) / x - small.vx;
+        out[2] = ((by_x + two * (above / x)) * (v / x)) / x - small.xx;
+    } else {  // of x/(v + r)
+        out[0] = z.b * p2 + small.vv;
+        out[1] = p2 * ((z.b * z.b - z.a) / above) + small.vx;
+        out[2] = -z.a * z.b * p2 * ((one + above) / (above * above)) + small.xx;
+    }
 }
 
-// Riccati's equation, rho' = s (1 - rho^2) - (2v+1) rho/x with s = 1 for I, -1 for K, once more
-// differentiated: in v and in x.
-template <Function F, class R>
+// Riccati's equation for K_{v+1}/K_v, rho' = rho^2 - 1 - (2v+1) rho/x, once more differentiated,
+// in v and in x. Only below the Debye region: it cancels for large arguments.
+template <class R>
 CURVKERN_HD void riccati_hess(R v, R x, R rho, Slope<R> slope, R vv, R* out) {
-    R twice = is_k(F) ? c<R>(2) * rho : c<R>(-2) * rho;
+    R twice = c<R>(2) * rho;
     R order = (c<R>(2) * v + c<R>(1)) / x;
     out[0] = vv;
     out[1] = (twice - order) * slope.dv - c<R>(2) * (rho / x);
@@ -132,9 +141,7 @@ CURVKERN_HD void evaluate_debye(R v, R x, R* out) {
             out[1] = flip<k>(main) + s.dx_small;
         }
     } else if constexpr (is_ratio(F)) {
-        Slope<R> s = debye_ratio_slope<F, Terms>(x, z);
-        riccati_hess<F>(v, x, debye_ratio<F, Terms>(v, x, z), s,
-                        debye_ratio_vv<F, Terms>(v, x, z), out);
+        debye_ratio_hess<F, Terms>(v, x, z, out);
     } else {
         Curvature<R> s = debye_curvature_small<Terms, k>(z);
         if constexpr (is_hyp(F)) {
@@ -186,19 +193,20 @@ CURVKERN_HD void evaluate_i_small(R v, R x, R* out) {
     constexpr bool near_zero = Code == small_low || Code == small_high;
     R inverse = c<R>(1) / x;
     if constexpr (F == Function::iv_ratio) {
-        Ratio<R, Order> ratio = iv_ratio_fraction<Order>(v, x);
-        if constexpr (Order == 0) out[0] = ratio.rho.d[0];
-        if constexpr (Order == 1) {
-            out[0] = ratio.rho.d[1];
-            out[1] = ratio.dx;
-        }
         if constexpr (Order == 2) {
-            const auto& rho = ratio.rho;
-            riccati_hess<F>(v, x, rho.d[0], Slope<R>{rho.d[1], ratio.dx}, rho.d[2], out);
+            Jet<R> ratio = iv_ratio_jet(v, x);
+            out[0] = ratio.vv;
+            out[1] = ratio.vx;
+            out[2] = ratio.xx;
+        } else {
+            Ratio<R, Order> ratio = iv_ratio_fraction<Order>(v, x);
+            out[0] = ratio.rho.d[Order];
+            if constexpr (Order == 1) out[1] = ratio.dx;
         }
     } else if constexpr (is_hyp(F)) {
         if constexpr (Order == 0) {
-            out[0] = log_series(v, x);
+            Pair<R> y = log_series(v, x);
+            out[0] = y.hi + y.lo;
             return;
         }
         Taylor<R, Order> s = series_jet<Order>(v, x);
@@ -213,11 +221,7 @@ CURVKERN_HD void evaluate_i_small(R v, R x, R* out) {
             out[2] = ratio.dx;
         }
     } else if constexpr (Order == 0) {
-        if constexpr (is_scaled(F)) {
-            out[0] = log_ive_series<!low>(v, x);
-        } else {
-            out[0] = low ? log_iv_low_order(v, x) : log_iv_high_order(v, x);
-        }
+        out[0] = log_iv_series<!low, is_scaled(F)>(v, x);
     } else {
         R dv, dvv{};
         Ratio<R, Order> ratio;
@@ -266,18 +270,23 @@ CURVKERN_HD KSlopes<R> k_slopes_temme(R v, R x) {
     auto flat = k.n == c<R>(0);
     R half_square = c<R>(0.5) * x * x;
     R below = select(flat, c<R>(2), half_square) * (k.below.d[0] * inverse.d[0]);
-    y.ratio = c<R>(2) * k.ratio.d[0] / x;
+    R twice = c<R>(2) / x;
+    Pair<R> ratio = two_prod(k.ratio.d[0], twice);
+    R twice_rest = (c<R>(2) - two_prod(twice, x).hi) - two_prod(twice, x).lo;  // of twice x
+    R rest = select(flat, k.ratio_rest * twice, c<R>(0));
+    y.ratio = ratio.hi + (ratio.lo + (rest + ratio.hi * (c<R>(0.5) * twice_rest)));
     y.dx = -(v + below) / x;
     y.dxx = kv_curvature(v, x, below);
     if constexpr (Order > 0) {
-        y.dv = k.kappa.d[1] * inverse.d[0];
+        y.dv = k.kappa.d[1] * inverse.d[0] + k.log_factor.d[1];
         // for n = 0 log K is even in v: d/dx log K = -even/(x K)
         R even_v = (k.even * inverse).d[1];
         y.ratio_v = select(flat, c<R>(1) + even_v, c<R>(2) * k.ratio.d[1]) / x;
         y.dvx = select(flat, -even_v, c<R>(1) - c<R>(2) * k.ratio.d[1]) / x;
     }
     if constexpr (Order > 1) {
-        y.dvv = k.kappa.d[2] * inverse.d[0] - y.dv * y.dv;
+        R slope = k.kappa.d[1] * inverse.d[0];
+        y.dvv = (k.kappa.d[2] * inverse.d[0] - slope * slope) + k.log_factor.d[2];
         y.ratio_vv = select(flat, (k.even * inverse).d[2], c<R>(2) * k.ratio.d[2]) / x;
     }
     return y;
@@ -299,7 +308,7 @@ CURVKERN_HD void write_k(R v, R x, const KSlopes<R>& y, R* out) {
             out[0] = slope.dv;
             out[1] = slope.dx;
         }
-        if constexpr (Order == 2) riccati_hess<F>(v, x, y.ratio, slope, y.ratio_vv, out);
+        if constexpr (Order == 2) riccati_hess(v, x, y.ratio, slope, y.ratio_vv, out);
     } else if constexpr (Order == 1) {
         out[0] = y.dv;
         out[1] = is_scaled(F) ? y.dx + c<R>(1) : y.dx;
@@ -478,8 +487,10 @@ CURVKERN_HD void evaluate(R v, R x, R* out) {
     } else if constexpr (Code >= fitted) {
         constexpr int piece = Code - fitted;
         if constexpr (has_fit(F, Order) && piece < Limits<R>::pieces) {
-            if constexpr (Order == 0) {
+            if constexpr (Order == 0 && is_k(F)) {
                 out[0] = fitted_kv_value<piece, is_scaled(F)>(v, x);
+            } else if constexpr (Order == 0) {
+                out[0] = fitted_ive_value<piece>(v, x);
             } else {
                 write_low_order_slopes<is_k(F), is_scaled(F)>(v, x, fitted_slopes<piece>(v, x),
                                                               out);

@@ -60,10 +60,9 @@ CURVKERN_SHARED Surface<R> kv_surface(R q, R w) {
     }
 }
 
-template <int Piece, class R>
+template <int Piece, int Order, class R>
 CURVKERN_SHARED Surface<R> even_iv_surface(R q, R w) {
     using namespace tables;
-    constexpr int Order = 1;
     w = w - c<R>(0.5);
     if constexpr (is_double<R>) {
         if constexpr (Piece == 0) CURVKERN_FIT(even_iv_double_0);
@@ -133,6 +132,15 @@ CURVKERN_HD R fitted_kv_value(R v, R x) {
     return low_order_value<true, Scaled>(x, k);
 }
 
+// log I - x = -log(2 pi x)/2 + log(e^e - sin(pi v) e^(k - 2x))
+template <int Piece, class R>
+CURVKERN_HD R fitted_ive_value(R v, R x) {
+    R q = c<R>(1) / x, w = v * v, off = w - c<R>(0.25);
+    R k = off * kv_surface<Piece, 0>(q, w).f, e = off * even_iv_surface<Piece, 0>(q, w).f;
+    R recessive = cos_sin_pi(v).sin * exp_normal(k - c<R>(2) * x);
+    return low_order_value<false, true>(x, log1p(e - recessive));
+}
+
 // e and k: the derivatives in w and x, and k - e.
 template <class R>
 struct LowOrder {
@@ -158,7 +166,7 @@ CURVKERN_HD LowOrder<R> hankel_slopes(R v, R x) {
 template <int Piece, class R>
 CURVKERN_HD LowOrder<R> fitted_slopes(R v, R x) {
     R q = c<R>(1) / x, w = v * v, off = w - c<R>(0.25), back = -(q * q) * off;
-    Surface<R> k = kv_surface<Piece, 1>(q, w), e = even_iv_surface<Piece>(q, w);
+    Surface<R> k = kv_surface<Piece, 1>(q, w), e = even_iv_surface<Piece, 1>(q, w);
     R factor = c<R>(1) + off * e.f, inverse = c<R>(1) / factor;
     return {(e.f + off * e.w) * inverse, back * e.t * inverse, k.f + off * k.w, back * k.t,
             off * k.f, factor};

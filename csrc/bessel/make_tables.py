@@ -192,9 +192,9 @@ def reciprocal_gamma_odd(w):  # (1/Gamma(1-f) - 1/Gamma(1+f)) / (2 f)
     return (mp.rgamma(1 - f) - mp.rgamma(1 + f)) / (2 * f)
 
 
-def gamma_product(w):  # Gamma(1+f) Gamma(1-f)
+def log_gamma_product(w):  # log Gamma(1+f) Gamma(1-f)
     x = mp.pi * mp.sqrt(w)
-    return x / mp.sin(x)
+    return mp.log(x / mp.sin(x))
 
 
 def lgamma_quotient(v):
@@ -229,7 +229,7 @@ def write(path: Path) -> None:
     for name, f, low, high, degree, note in [
         ("rgamma_even", reciprocal_gamma_even, 0, 0.25, 13, "(1/Gamma(1+f) + 1/Gamma(1-f))/2"),
         ("rgamma_odd", reciprocal_gamma_odd, 0, 0.25, 13, "(1/Gamma(1-f) - 1/Gamma(1+f))/(2f)"),
-        ("gamma_product", gamma_product, 0, 0.25, 19, "Gamma(1+f) Gamma(1-f)"),
+        ("log_gamma_product", log_gamma_product, 0, 0.25, 21, "log Gamma(1+f) Gamma(1-f)"),
     ]:
         centre, table = polynomial(f, low, high, degree)
         parts.append(array(name, table, f"{note} in powers of f^2 - {centre}, |f| <= 1/2"))
@@ -246,6 +246,8 @@ def write(path: Path) -> None:
         pairs = [split(x, kind) for x in nodes]
         parts.append(f"inline constexpr double step_{kind} = {float(step)!r};\n")
         parts.append(f"inline constexpr int nodes_{kind} = {count};\n")
+        weight = split(mp.log(mp.mpf(step.numerator) / (2 * step.denominator)), kind)
+        parts.append(array(f"log_weight_{kind}", list(weight), "log(step / 2)"))
         parts.append(array(f"cosh_{kind}", [h for h, _ in pairs], "cosh(j step) - 1"))
         parts.append(array(f"cosh_rest_{kind}", [lo for _, lo in pairs], "what rounding left"))
     parts.append("}\n}  // namespace curvkern::bessel::tables\n")

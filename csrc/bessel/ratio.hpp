@@ -5,7 +5,7 @@
 // from Amos' bound, x / (w + sqrt(w^2 + x^2)) with w = v + n + 1/2 (Math. Comp. 28, 1974).
 #pragma once
 
-#include "taylor.hpp"
+#include "jet.hpp"
 
 namespace curvkern::bessel {
 CURVKERN_PER_ISA {
@@ -16,10 +16,14 @@ struct Ratio {
     R dx;              // its derivative in x, where N > 0
 };
 
+template <class R>
+CURVKERN_HD int fraction_steps(R x) {
+    return (is_double<R> ? 12 : 6) + static_cast<int>(largest(x));
+}
+
 template <int N, class R>
 CURVKERN_SHARED Ratio<R, N> iv_ratio_fraction(R v, R x) {
-    const int steps =
-        is_double<R> ? 12 + static_cast<int>(largest(x)) : 6 + static_cast<int>(largest(x));
+    const int steps = fraction_steps(x);
     R w = v + c<R>(steps + 0.5);
     R root = sqrt(w * w + x * x);
     auto rho = Taylor<R, N>::constant(x / (w + root));
@@ -36,6 +40,21 @@ CURVKERN_SHARED Ratio<R, N> iv_ratio_fraction(R v, R x) {
         }
     }
     return {rho, rho_x};
+}
+
+// The ratio with its second derivatives: the same recurrence on jets. Derivatives of the start
+// are left out, and with them four more steps.
+template <class R>
+CURVKERN_SHARED Jet<R> iv_ratio_jet(R v, R x) {
+    using J = Jet<R>;
+    const int steps = fraction_steps(x) + 4;
+    R w = v + c<R>(steps + 0.5);
+    J rho{}, order = J::order(v), argument = J::argument(x);
+    rho.f = x / (w + sqrt(w * w + x * x));
+    for (int k = steps; k >= 1; --k) {
+        rho = argument * reciprocal(c<R>(2) * (order + c<R>(k)) + argument * rho);
+    }
+    return rho;
 }
 
 }  // namespace isa

@@ -87,7 +87,7 @@ constexpr bool has_hankel(Function f, int order) {
     return order < 2 && !is_ratio(f) && !is_hyp(f);
 }
 constexpr bool has_fit(Function f, int order) {
-    return has_hankel(f, order) && (order == 1 || is_k(f));
+    return has_hankel(f, order) && (order == 1 || is_k(f) || is_scaled(f));
 }
 constexpr bool has_zero_band(Function f, int order) {
     return order == 0 && has_hankel(f, order) && !is_scaled(f);

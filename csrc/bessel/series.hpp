@@ -3,9 +3,7 @@
 //   I_v(x) = (x/2)^v / Gamma(v+1) (1 + z f),  z = (x/2)^2 / (v+1),
 //   f = sum over k >= 2 of the remaining terms, all positive.
 // The prefactor v log(x/2) - log Gamma(v+1) cancels against log(1 + z f) on the curve log I =
-// 0, so for v > 1 it is a pair. The derivative in v of the logarithm cancels almost entirely
-// for small v and large x (at v = 0 it is -K_0/I_0): small_order_slope() sums a difference
-// quotient.
+// 0, so for v > 1 it is a pair.
 #pragma once
 
 #include "tables.hpp"
@@ -35,12 +33,18 @@ CURVKERN_HD R series_tail(R v, R quarter_square, int terms) {
     return numerator / denominator;
 }
 
-// log(I_v(x) Gamma(v+1) (2/x)^v) = log 0F1(; v+1; x^2/4), relative accuracy as x -> 0.
+// log(I_v(x) Gamma(v+1) (2/x)^v) = log 0F1(; v+1; x^2/4), relative accuracy as x -> 0. A pair,
+// as log I - x must keep the lower digits of a logarithm that reaches x.
 template <class R>
-CURVKERN_SHARED R log_series(R v, R x) {
+CURVKERN_SHARED Pair<R> log_series(R v, R x) {
     R half = c<R>(0.5) * x, quarter_square = half * half;
     R z = quarter_square / (v + c<R>(1));
-    return log1p(z * series_tail(v, quarter_square, series_terms<R>(largest(x))));
+    R grown = z * series_tail(v, quarter_square, series_terms<R>(largest(x)));
+    Pair<R> whole = two_sum(grown, c<R>(1));
+    Pair<R> y = log_split(whole.hi, c<R>(0));
+    y.lo = y.lo + whole.lo / whole.hi;
+    auto small = grown < c<R>(0.25);
+    return {select(small, log1p(grown), y.hi), select(small, c<R>(0), y.lo)};
 }
 
 // log Gamma(v+1), 0 <= v <= 1, exact zeros at both ends
@@ -55,33 +59,12 @@ CURVKERN_HD R log_half(R x) {
     return log_split(x, c<R>(-1)).hi;
 }
 
-template <class R>
-CURVKERN_HD R log_iv_low_order(R v, R x) {  // v <= 1
-    R prefactor = v * log_half(x) - lgamma1p_unit(v);
-    return prefactor + log_series(v, x);
-}
-
-template <class R>
-CURVKERN_HD R log_iv_high_order(R v, R x) {  // v > 1
-    Pair<R> log_x = log_ratio(Pair<R>{x, c<R>(0)}, c<R>(2), c<R>(0));
-    Pair<R> prefactor = add(mul(log_x, v), negate(lgamma1p_pair(v)));
-    prefactor = add(prefactor, log_series(v, x));
-    return prefactor.hi + prefactor.lo;
-}
-
-// log I - x: the logarithm of the series reaches x and must keep its lower digits.
-template <bool HighOrder, class R>
-CURVKERN_HD R log_ive_series(R v, R x) {
-    R half = c<R>(0.5) * x, quarter_square = half * half;
-    R z = quarter_square / (v + c<R>(1));
-    R grown = z * series_tail(v, quarter_square, series_terms<R>(largest(x)));
-    Pair<R> whole = two_sum(grown, c<R>(1));
-    Pair<R> y = log_split(whole.hi, c<R>(0));
-    y.lo = y.lo + whole.lo / whole.hi;
-    auto small = grown < c<R>(0.25);
-    y = {select(small, log1p(grown), y.hi), select(small, c<R>(0), y.lo)};
-    y = add(y, -x);
-    if constexpr (HighOrder) {
+// log I, or log I - x, from the series
+template <bool HighOrder, bool Scaled, class R>
+CURVKERN_HD R log_iv_series(R v, R x) {
+    Pair<R> y = log_series(v, x);
+    if constexpr (Scaled) y = add(y, -x);
+    if constexpr (HighOrder) {  // v > 1
         Pair<R> log_x = log_ratio(Pair<R>{x, c<R>(0)}, c<R>(2), c<R>(0));
         y = add(add(mul(log_x, v), negate(lgamma1p_pair(v))), y);
     } else {

@@ -20,20 +20,23 @@ CURVKERN_PER_ISA {
 
 template <class R, int N>
 struct SmallK {
+    // without the factor Gamma(1+f) Gamma(1-f) that all K have in common:
     Taylor<R, N> kappa;  // K_v (x/2)^n
     Taylor<R, N> above;  // K_{v+1} (x/2)^{n+1}
     Taylor<R, N> below;  // K_{v-1} (x/2)^{n-1}, divided by (x/2)^2 where n = 0
     Taylor<R, N> even;   // x/2 (K_{f+1} + K_{f-1}), even in f
     Taylor<R, N> ratio;  // above/kappa from its own recurrence, exact to the last derivative
+    Taylor<R, N> log_factor;
+    R kappa_rest, ratio_rest;  // what rounding left of the two, n = 0
     R n;
-    R log_two_over_x;
+    Pair<R> log_two_over_x;
 };
 
 // sinh(f l)/f and its derivatives in f; l is a pair, as an error in it is one in f_0
 template <int N, class R>
 CURVKERN_HD Taylor<R, N> sinh_over(R f, Pair<R> log_two_over_x, R sinh_s, R cosh_s, R& rest) {
     R l = log_two_over_x.hi, s = f * l, s2 = s * s;
-    auto series = s2 < c<R>(1);
+    auto series = s2 < c<R>(is_double<R> ? 1 : 4);  // the closed forms cancel
     // shc(s) = sinh(s)/s = sum s^2k/(2k+1)!, and its derivatives divided by s, and again
     constexpr double t[] = {1.0,
                             1.0 / 6,
@@ -86,10 +89,6 @@ CURVKERN_SHARED SmallK<R, N> temme(R v, R x) {
     T g_even = horner(w + c<R>(-0.125), tables::rgamma_even);
     T g_odd = horner(w + c<R>(-0.125), tables::rgamma_odd);
     g_even.d[0] = horner_exact(w.d[0] - c<R>(0.125), tables::rgamma_even);
-    // every term below is divided by Gamma(1+f) Gamma(1-f): that saves three reciprocals, and
-    // the ratios do not need the factor at all
-    T both = horner(w + c<R>(-0.125), tables::gamma_product);
-    both.d[0] = horner_exact(w.d[0] - c<R>(0.125), tables::gamma_product);
     R sinh_rest;  // what rounding left of its value
     T sinh_t = sinh_over<N>(f, log_two_over_x, sinh_s, cosh_s, sinh_rest);
     T cosh_t = T::constant(cosh_s);
@@ -111,8 +110,12 @@ CURVKERN_SHARED SmallK<R, N> temme(R v, R x) {
     R plus = c<R>(0.5) * (g_even.d[0] + f * g_odd.d[0]);
     R minus = c<R>(0.5) * (g_even.d[0] - f * g_odd.d[0]);
     auto mild = abs(sigma.hi) < c<R>(0.34);
-    p.d[0] = select(mild, plus + plus * grown, p.d[0]);
-    q.d[0] = select(mild, minus + minus * shrunk, q.d[0]);
+    Pair<R> p_first = fast_two_sum(plus, plus * grown);
+    Pair<R> q_first = fast_two_sum(minus, minus * shrunk);
+    p_first = {select(mild, p_first.hi, p.d[0]), select(mild, p_first.lo, c<R>(0))};
+    q_first = {select(mild, q_first.hi, q.d[0]), select(mild, q_first.lo, c<R>(0))};
+    p.d[0] = p_first.hi;
+    q.d[0] = q_first.hi;
     T fk = cosh_t * g_odd + sinh_t * g_even;
     Pair<R> leading = two_prod(sinh_t.d[0], g_even.d[0]);
     Pair<R> other = two_prod(cosh_s, g_odd.d[0]);
@@ -124,6 +127,9 @@ CURVKERN_SHARED SmallK<R, N> temme(R v, R x) {
     fk.d[0] = select(led, (p.d[0] - q.d[0]) / select(led, f, c<R>(1)), fk.d[0]);
     T D = fk, P = cosh_t * g_even + w * (sinh_t * g_odd);
     T sum = fk, sum_up = p, sum_down = q, sum_even = P;
+    // values as pairs: the first term's rounding is most of the error
+    Pair<R> first = {fk.d[0], select(led, c<R>(0), (leading.hi - fk.d[0]) + leading.lo)};
+    R others = c<R>(0), others_up = c<R>(0), others_down = c<R>(0);
     constexpr int terms = is_double<R> ? 12 : 7;
     for (int k = 1; k <= terms; ++k) {
         T inverse = reciprocal(T::constant(c<R>(double(k) * k)) - w);
@@ -135,15 +141,24 @@ CURVKERN_SHARED SmallK<R, N> temme(R v, R x) {
         q = q * inverse * (T::constant(c<R>(k)) - order);
         ck = ck * quarter_square * (Scalar<R>(1) / static_cast<Scalar<R>>(k));
         sum = sum + ck * fk;
+        others = others + ck * fk.d[0];
+        others_up = others_up + ck * (p.d[0] - c<R>(k) * fk.d[0]);
+        others_down = others_down + ck * (q.d[0] - c<R>(k) * fk.d[0]);
         sum_up = sum_up + ck * (p - c<R>(k) * fk);
         sum_down = sum_down + ck * (q - c<R>(k) * fk);
         sum_even = sum_even + ck * (P - c<R>(2 * k) * fk);
     }
+    Pair<R> whole = add(first, others);
+    sum.d[0] = whole.hi;
     T ratio = sum_up * reciprocal(sum);
     // K_{f+1} = K_{f-1} + (2f/x) K_f: for f > 0 most of the ratio is f itself
-    R direct = sum_up.d[0] / sum.d[0], split = f + sum_down.d[0] / sum.d[0];
-    ratio.d[0] = select(f > c<R>(0), split, direct);
-    SmallK<R, N> y{sum * both, sum_up * both, sum_down * both, sum_even * both, ratio, n, l};
+    Pair<R> direct = div(add(p_first, others_up), whole);
+    Pair<R> split = add(div(add(q_first, others_down), whole), f);
+    auto upper = f > c<R>(0);
+    ratio.d[0] = select(upper, split.hi, direct.hi);
+    R ratio_rest = select(upper, split.lo, direct.lo);
+    T log_factor = horner(w + c<R>(-0.125), tables::log_gamma_product);
+    SmallK<R, N> y{sum, sum_up, sum_down, sum_even, ratio, log_factor, whole.lo, ratio_rest, n, log_two_over_x};
     const int steps = static_cast<int>(largest(n));
     for (int j = 1; j <= steps; ++j) {
         auto active = n >= c<R>(j);
@@ -160,7 +175,9 @@ CURVKERN_SHARED SmallK<R, N> temme(R v, R x) {
 template <class R>
 CURVKERN_HD R log_kv_small(R v, R x, bool scaled) {
     SmallK<R, 0> k = temme<0>(v, x);
-    return (log(k.kappa.d[0]) + (scaled ? x : c<R>(0))) + k.n * k.log_two_over_x;
+    R rest = select(k.n == c<R>(0), k.kappa_rest / k.kappa.d[0], c<R>(0));
+    rest = (rest + k.n * k.log_two_over_x.lo) + k.log_factor.d[0];
+    return ((log(k.kappa.d[0]) + rest) + k.n * k.log_two_over_x.hi) + (scaled ? x : c<R>(0));
 }
 
 }  // namespace isa

@@ -17,8 +17,8 @@ CURVKERN_PER_ISA {
 
 template <class R>
 struct Moments {
-    R log_scale;  // log K = log_scale + log(total)
-    R total;
+    R log_scale;    // log K = log_scale + log(step/2 total)
+    Pair<R> total;
     R t, cosh;              // E[t tanh(vt)], E[cosh t - 1]
     R tt, tcosh, coshcosh;  // variance of t (signed), covariance, variance
     R ttcosh;               // third cumulant with cosh
@@ -32,6 +32,9 @@ struct Rule;
     struct Rule<high, wide> {                                                         \
         static constexpr double step = tables::step_##kind;                           \
         static constexpr int nodes = tables::nodes_##kind;                            \
+        static CURVKERN_HD double log_weight(int j) {                                 \
+            return tables::log_weight_##kind[j];                                      \
+        }                                                                             \
         static CURVKERN_HD double cosh(int j) { return tables::cosh_##kind[j]; }      \
         static CURVKERN_HD double rest(int j) { return tables::cosh_rest_##kind[j]; } \
     };
@@ -106,7 +109,7 @@ CURVKERN_SHARED Moments<R> integrate_kv(R v, R x) {
         const double enough = is_double<R> ? 0x1p-58 : 0x1p-28;
         if (!any(even * (c<R>(1) + chm1) > c<R>(enough) * total.hi)) break;
     }
-    m.total = total.hi + total.lo;
+    m.total = fast_two_sum(total.hi, total.lo);
     if constexpr (Order > 0) {
         m.cosh = sum_cosh.hi + sum_cosh.lo;
         // the node t = 0, then means and cumulants
@@ -118,7 +121,7 @@ CURVKERN_SHARED Moments<R> integrate_kv(R v, R x) {
             m.ttcosh = m.ttcosh - origin * (t_peak * t_peak * cosh_peak);
             m.coshcosh = m.coshcosh + origin * (cosh_peak * cosh_peak);
         }
-        R inverse = c<R>(1) / m.total;
+        R inverse = c<R>(1) / m.total.hi;
         R t = m.t * inverse, ch = m.cosh * inverse, tch = m.tcosh * inverse,
           tt = m.tt * inverse;
         m.t = t_peak + t;
@@ -128,7 +131,6 @@ CURVKERN_SHARED Moments<R> integrate_kv(R v, R x) {
         m.coshcosh = m.coshcosh * inverse - ch * ch;
         m.ttcosh = (m.ttcosh * inverse - tt * ch) - c<R>(2) * t * (tch - t * ch);
     }
-    m.total = m.total * c<R>(0.5 * step);
     m.log_scale = peak;
     return m;
 }
@@ -137,11 +139,12 @@ CURVKERN_SHARED Moments<R> integrate_kv(R v, R x) {
 template <bool HighOrder, class R>
 CURVKERN_HD R log_kv_integral(R v, R x, bool scaled) {
     Moments<R> m = integrate_kv<HighOrder, 0>(v, x);
-    R base = scaled ? c<R>(0) : -x;
-    if constexpr (!HighOrder) return base + log_positive(m.total);
-    Pair<R> y = two_sum(m.log_scale, base);
-    Pair<R> z = log_split(m.total, c<R>(0));
-    y = add(y, z);
+    using Nodes = Rule<HighOrder, is_double<R>>;
+    Pair<R> y = add(log_split(m.total.hi, c<R>(0)),
+                    Pair<R>{c<R>(Nodes::log_weight(0)), c<R>(Nodes::log_weight(1))});
+    y.lo = y.lo + m.total.lo / m.total.hi;
+    if constexpr (HighOrder) y = add(y, m.log_scale);
+    if (!scaled) y = add(y, -x);
     return y.hi + y.lo;
 }
 
