@@ -5,10 +5,9 @@
 // its limit):
 //   log I_v(x) =  (r - v L) - log(2 pi r)/2 + S(p),      S(q) = sum_{k=1..K} d_k(tau) q^k
 //   log K_v(x) = -(r - v L) + log(pi / (2 r))/2 + S(-p)
-// Truncation is below 2^-55 (2^-26 in float32) for r >= radius(K), for every v >= 0 and x > 0;
-// the radii are those of regions.hpp. r - vL passes through zero where the other terms are
-// small, so it is computed as a pair. Everything runs on v, x scaled by a power of two: v^2
-// never overflows.
+// Truncation is below 2^-55 (2^-26 in float32) for r >= Limits::radius(tier) and its number of
+// terms, for every v >= 0 and x > 0. r - vL passes through zero where the other terms are
+// small, so it is computed as a pair.
 #pragma once
 
 #include "bessel.hpp"
@@ -68,8 +67,8 @@ CURVKERN_HD DebyeSum<R> debye_sum(R q, R tau) {
 template <class R>
 struct Scaling {
     R v, x;
-    R up, down;   // the power of two and its inverse
-    R exponent;   // log2(down)
+    R up, down;  // the power of two and its inverse
+    R exponent;  // log2(down)
 };
 
 template <bool Extreme, class R>
@@ -170,23 +169,19 @@ CURVKERN_HD R debye_value(R v, R x) {
     return Extreme ? select(abs(main.hi) == infinity<R>(), flip<K>(main.hi), value) : value;
 }
 
-// First derivatives of log I or log K, and what the second ones and the ratios share with them.
+// First derivatives of log I or log K.
 template <class R>
 struct DebyeSlopes {
     R dv, dx_small;  // d/dv; d/dx = +-r/x + dx_small
-    R A, B;          // S_v = a p A, S_x = b p B
+    R A;             // the sum's own derivative in v is a p A
 };
 
 template <int Terms, bool K, class R>
 CURVKERN_HD DebyeSlopes<R> debye_slopes(const Point<R>& z) {
     R tau = z.a * z.a, sigma = z.b * z.b;
     DebyeSum<R> s = debye_sum<Terms, 1>(flip<K>(z.p), tau);
-    DebyeSlopes<R> y;
-    y.A = c<R>(2) * sigma * s.t1 - s.q1;
-    y.B = -(s.q1 + c<R>(2) * tau * s.t1);
-    y.dv = -flip<K>(z.angle) + z.a * z.p * (y.A - c<R>(0.5));
-    y.dx_small = z.b * z.p * (y.B - c<R>(0.5));
-    return y;
+    R A = c<R>(2) * sigma * s.t1 - s.q1, B = -(s.q1 + c<R>(2) * tau * s.t1);
+    return {z.a * z.p * (A - c<R>(0.5)) - flip<K>(z.angle), z.b * z.p * (B - c<R>(0.5)), A};
 }
 
 template <class R>

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "regions.hpp"
+#include "series.hpp"
 
 namespace curvkern::bessel {
 CURVKERN_PER_ISA {
@@ -41,11 +42,13 @@ CURVKERN_HD void evaluate_edge(T v, T x, T* out) {
                 out[0] = inf;
                 out[1] = -inf;
             }
+        } else if (hyp) {
+            // log 0F1 ~ x - (v + 1/2) log(x/2) + log Gamma(v + 1)
+            out[0] = x == inf ? -inf : T(0);
+            out[1] = x == inf ? T(1) : T(0);
         } else if (x == inf) {
             out[0] = 0;
             out[1] = is_scaled(F) ? T(0) : (k ? T(-1) : T(1));
-        } else if (hyp) {
-            out[0] = out[1] = 0;
         } else if (k) {
             out[0] = v == 0 ? T(0) : inf;
             out[1] = -inf;
@@ -56,14 +59,23 @@ CURVKERN_HD void evaluate_edge(T v, T x, T* out) {
     } else {
         if (v == inf) return;
         if (x == inf) {
-            out[0] = out[1] = out[2] = 0;
-        } else if (is_ratio(F)) {
-            return;
+            out[0] = hyp ? digamma1p(v).d[1] : T(0);
+            out[1] = out[2] = 0;
+        } else if (is_ratio(F)) {  // K: 2v/x, I: x/(2(v+1))
+            out[0] = k && v <= T(0.5) ? inf : T(0);
+            out[1] = k ? -inf : T(-0.5) / ((v + 1) * (v + 1));
+            out[2] = k ? inf : T(0);
         } else if (hyp) {
             out[0] = out[1] = 0;
             out[2] = T(0.5) / (v + 1);
-        } else if (!k && v == 0) {
-            out[2] = T(0.5);
+        } else if (k) {  // log Gamma(v) - v log(x/2), even in v
+            out[0] = v == 0 ? inf : digamma1p(v).d[1] + 1 / (v * v);
+            out[1] = v == 0 ? T(0) : -inf;
+            out[2] = inf;
+        } else {  // v log(x/2) - log Gamma(v + 1)
+            out[0] = -digamma1p(v).d[1];
+            out[1] = inf;
+            out[2] = v == 0 ? T(0.5) : -inf;
         }
     }
 }

@@ -5,7 +5,7 @@
 //   E = e^x/sqrt(2 pi x) e^e,  K = sqrt(pi/(2 x)) e^-x e^k
 // e and k vanish at v = 1/2. From Limits::radius(0) on they are Hankel's expansion,
 // e = H(1/x), k = H(-1/x) (DLMF 10.40.1-2); below, polynomials in 1/x and w on short intervals,
-// all cut at 2^-56 (2^-28). d/dv log I is a sum of terms that hardly cancel, even where it
+// all cut at 2^-59 (2^-29). d/dv log I is a sum of terms that hardly cancel, even where it
 // falls to -K_0/I_0 ~ -pi e^-2x as v -> 0.
 #pragma once
 
@@ -100,8 +100,8 @@ CURVKERN_HD Hankel<Order, R> hankel_surface(R q, R w) {
 // and the exponent's share add exactly.
 template <bool K, class R>
 CURVKERN_HD Pair<R> log_circle(Folded<R> r) {
-    constexpr double hi = is_double<R> ? (K ? -0x1.ce6bb25cp-2 : 0x1.d67f1c86p0)
-                                       : (K ? -0x1.ce8p-2 : 0x1.d68p0);
+    constexpr double hi =
+        is_double<R> ? (K ? -0x1.ce6bb25cp-2 : 0x1.d67f1c86p0) : (K ? -0x1.ce8p-2 : 0x1.d68p0);
     constexpr double lo = is_double<R> ? (K ? 7.976431919561874e-11 : 6.90480230046292e-11)
                                        : (K ? 7.745096054513528e-05 : -1.355859065451644e-05);
     Pair<R> y = log_folded(r, hi, lo);
@@ -159,7 +159,7 @@ CURVKERN_HD LowOrder<R> hankel_slopes(R v, R x) {
     R even_q = even + c<R>(2) * q2 * h.even.t;
     R odd_q = c<R>(2) * (odd + q2 * (q * h.odd.t));
     R back = -q2 * off;
-    return {q * (even_w + odd_w), back * (even_q + odd_q), q * (odd_w - even_w),
+    return {q * (even_w + odd_w),    back * (even_q + odd_q),   q * (odd_w - even_w),
             back * (odd_q - even_q), c<R>(-2) * q * off * even, c<R>(1)};
 }
 
@@ -168,8 +168,12 @@ CURVKERN_HD LowOrder<R> fitted_slopes(R v, R x) {
     R q = c<R>(1) / x, w = v * v, off = w - c<R>(0.25), back = -(q * q) * off;
     Surface<R> k = kv_surface<Piece, 1>(q, w), e = even_iv_surface<Piece, 1>(q, w);
     R factor = c<R>(1) + off * e.f, inverse = c<R>(1) / factor;
-    return {(e.f + off * e.w) * inverse, back * e.t * inverse, k.f + off * k.w, back * k.t,
-            off * k.f, factor};
+    return {(e.f + off * e.w) * inverse,
+            back * e.t * inverse,
+            k.f + off * k.w,
+            back * k.t,
+            off * k.f,
+            factor};
 }
 
 template <bool K, bool Scaled, class R>

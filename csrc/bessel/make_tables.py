@@ -135,7 +135,7 @@ def polynomial2(f, low, high, rows: int, columns: int, tolerance: float):
 
 
 def surface(name: str, note: str, f, low, high, tolerance: float) -> str:
-    """A struct with a table of ragged rows: row i has length[i] coefficients, then zeros."""
+    """A table of ragged rows, row i with length[i] coefficients and zeros, and its lengths."""
     centre, rows = polynomial2(f, mp.mpf(low), mp.mpf(high), 32, 12, tolerance)
     lengths = [max([j + 1 for j, a in enumerate(row) if a] or [0]) for row in rows]
     for i in reversed(range(len(rows) - 1)):
@@ -148,8 +148,8 @@ def surface(name: str, note: str, f, low, high, tolerance: float) -> str:
         f"// {note}\n"
         f"CURVKERN_TABLE int {name}_length[] = "
         f"{{{', '.join(str(n) for n in lengths[:count])}}};\n"
-        f"inline constexpr double {name}_centre = {centre!r};\n"
-        f"CURVKERN_TABLE double {name}[{count}][{lengths[0]}] = {{\n{body}}};\n"
+        + (f"inline constexpr double {name}_centre = {centre!r};\n" if centre else "")
+        + f"CURVKERN_TABLE double {name}[{count}][{lengths[0]}] = {{\n{body}}};\n"
     )
 
 
@@ -160,6 +160,7 @@ def surfaces() -> list[str]:
         ("double", 2.0**-59, SURFACE_ENDS["double"]),
         ("float", 2.0**-29, SURFACE_ENDS["float"]),
     ]:
+        parts.append(f"inline constexpr double ends_{kind}[] = {{{str(ends)[1:-1]}}};\n")
         radius = 1 / mp.mpf(ends[-1])
         hankel = f"log(1 + sum a_k q^k) / (q (w - 1/4)), |q| <= {1 / ends[-1]:.3f}: {note}"
         parts.append(
@@ -221,7 +222,6 @@ def write(path: Path) -> None:
     d = debye_logarithm(DEBYE_TERMS)
     rows = [[float(a) for a in row] + [0.0] * (DEBYE_TERMS + 1 - len(row)) for row in d]
     body = ",\n".join("    {" + ", ".join(repr(a) for a in row) + "}" for row in rows)
-    parts.append(f"inline constexpr int debye_terms = {DEBYE_TERMS};\n")
     parts.append("// debye[k][j]: coefficient of p^k tau^j, exact rationals rounded once\n")
     size = DEBYE_TERMS + 1
     parts.append(f"CURVKERN_TABLE double debye[{size}][{size}] = {{\n{body}}};\n")

@@ -33,10 +33,11 @@ CURVKERN_SHARED Ratio<R, N> iv_ratio_fraction(R v, R x) {
     auto order = Taylor<R, N>::variable(v);
     for (int k = steps; k >= 1; --k) {
         R following = rho.d[0];
-        rho = x * reciprocal(c<R>(2) * (order + c<R>(k)) + x * rho);
+        auto over_x = reciprocal(c<R>(2) * (order + c<R>(k)) + x * rho);
+        rho = x * over_x;
         if constexpr (N > 0) {
             R now = rho.d[0];
-            rho_x = (now / x) * (c<R>(1) - now * following) - now * now * rho_x;
+            rho_x = over_x.d[0] * (c<R>(1) - now * following) - now * now * rho_x;
         }
     }
     return {rho, rho_x};

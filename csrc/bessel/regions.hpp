@@ -6,8 +6,9 @@
 // alternate there and would cost digits.
 #pragma once
 
-#include "../core/math.hpp"
 #include "bessel.hpp"
+#include "tables.hpp"
+#include "taylor.hpp"
 
 namespace curvkern::bessel {
 CURVKERN_PER_ISA {
@@ -35,15 +36,22 @@ struct Limits {
 };
 
 // Where the plain Debye formulas lose: on the zero curve of r - v asinh(v/x), an angle good to
-// 2^-60 (2^-31) is not enough beyond v = 64; squares of huge numbers overflow, and so does v/x for
-// tiny x (up to v = 128 the power series takes those).
+// 2^-60 (2^-31) is not enough beyond v = 64; squares of huge numbers overflow, and so does v/x
+// for tiny x (up to v = 128 the power series takes those).
 template <class R>
 struct Careful {
     static constexpr double band_order = 64.0, band_width = 0x1p-5;
     static constexpr double huge = is_double<R> ? 0x1p500 : 0x1p50;
-    static constexpr double tiny = is_double<R> ? 0x1p-500 : 0x1p-60;
+    static constexpr double tiny = is_double<R> ? 0x1p-500 : 0x1p-60, tiny_order = 128.0;
     static constexpr int terms = is_double<R> ? 9 : 5;  // for r >= 75
 };
+
+static_assert(Limits<double>::piece(0) == tables::ends_double[0] &&
+              Limits<double>::piece(2) == tables::ends_double[2] &&
+              Limits<double>::radius(0) == tables::ends_double[3]);
+static_assert(Limits<float>::piece(0) == tables::ends_float[0] &&
+              Limits<float>::piece(1) == tables::ends_float[1] &&
+              Limits<float>::radius(0) == tables::ends_float[2]);
 
 // Codes of the regions; debye + tier for the sums of Limits::terms(tier).
 enum Region {
@@ -53,12 +61,14 @@ enum Region {
     small_high = 7,
     middle_low = 8,  // between Limits::small and the Debye region
     middle_high = 9,
-    special = 10,  // see evaluate_special()
-    wide_series = 11,
-    careful = 12,  // Debye beyond the plain range: r - v asinh(v/x) near zero, huge v or x
-    hankel = 13,  // v <= 1: Hankel's expansion
-    fitted = 14,  // .. 16: v <= 1 below it, by intervals of x
-    region_count = 17
+    kv_power = 10,   // K: (x/2)^{2v} vanishes beside 1
+    recessive = 11,  // second derivatives of log I: K shows in the mixed one
+    hyp_low = 12,    // log 0F1 of low order in the Debye region
+    hyp_wide = 13,   // log 0F1 where x^2 < 16 (v + 1)
+    careful = 14,    // Debye beyond the plain range, see Careful
+    hankel = 15,     // v <= 1: Hankel's expansion
+    fitted = 16,     // .. 18: v <= 1 below it, by intervals of x
+    region_count = 19
 };
 
 // Formulas without a loop that depends on the data: any point may run through them.
@@ -80,8 +90,8 @@ constexpr bool is_scaled(Function f) {
     return f == Function::log_ive || f == Function::log_kve;
 }
 
-constexpr bool is_slope_of_i(Function f, int order) {
-    return order > 0 && !is_k(f) && !is_ratio(f) && !is_hyp(f);
+constexpr bool has_recessive(Function f, int order) {
+    return order == 2 && !is_k(f) && !is_ratio(f) && !is_hyp(f);
 }
 constexpr bool has_hankel(Function f, int order) {
     return order < 2 && !is_ratio(f) && !is_hyp(f);
@@ -89,61 +99,68 @@ constexpr bool has_hankel(Function f, int order) {
 constexpr bool has_fit(Function f, int order) {
     return has_hankel(f, order) && (order == 1 || is_k(f) || is_scaled(f));
 }
+// Do the fits leave anything to this region below the Debye radius?
+constexpr bool is_reached(Function f, int order, int code) {
+    return code != middle_low || is_k(f) || !has_fit(f, order);
+}
 constexpr bool has_zero_band(Function f, int order) {
     return order == 0 && has_hankel(f, order) && !is_scaled(f);
+}
+
+// v <= 1, x < radius(0): the interval of x, or `code` below the first
+template <Function F, int Order, class R>
+CURVKERN_HD R low_order_region(R x, R code) {
+    using L = Limits<R>;
+    if constexpr (has_fit(F, Order)) {
+        for (int i = 0; i < L::pieces; ++i) {
+            code = select(x >= c<R>(L::piece(i)), c<R>(fitted + i), code);
+        }
+    }
+    return select(x >= c<R>(L::radius(0)), c<R>(hankel), code);
 }
 
 template <Function F, int Order, class R>
 CURVKERN_HD R region_of(R v, R x) {
     using L = Limits<R>;
-    constexpr bool slope_of_i = is_slope_of_i(F, Order);
+    using C = Careful<R>;
     R x2 = x * x, v2 = v * v, r2 = x2 + v2;
     R code = c<R>(debye);
     for (int tier = 1; tier < L::tiers; ++tier) {
         code = code + select(r2 >= c<R>(L::radius(tier) * L::radius(tier)), c<R>(1), c<R>(0));
     }
-    using C = Careful<R>;
     auto tiny = x < c<R>(C::tiny);
-    auto huge = (r2 > c<R>(C::huge * C::huge)) | (tiny & (v > c<R>(128)));
+    auto careful_here = (r2 > c<R>(C::huge * C::huge)) | (tiny & (v > c<R>(C::tiny_order)));
     if constexpr (has_zero_band(F, Order)) {
         R off = abs(x - c<R>(0.66274341934918) * v);
-        auto band = (v > c<R>(C::band_order)) & (off < v * c<R>(C::band_width));
-        code = select(band | huge, c<R>(careful), code);
-    } else {
-        code = select(huge, c<R>(careful), code);
+        careful_here =
+            careful_here | ((v > c<R>(C::band_order)) & (off < v * c<R>(C::band_width)));
     }
-    if constexpr (slope_of_i && Order > 1) {
-        // the recessive solution K shows in d/dv log I: v/x against pi e^-2x
+    code = select(careful_here, c<R>(careful), code);
+    if constexpr (has_recessive(F, Order)) {
+        // d2/dvdx is near 1/x times v/x, against pi e^-2x
         auto near = (v < c<R>(1)) & (x < c<R>(is_double<R> ? 40.0 : 20.0));
-        auto tiny =
+        auto flat =
             (v < c<R>(is_double<R> ? 1e-14 : 1e-6)) & (x < c<R>(is_double<R> ? 400.0 : 60.0));
-        code = select(near | tiny, c<R>(special), code);
+        code = select(near | flat, c<R>(recessive), code);
     }
     if constexpr (is_hyp(F)) {
-        code = select(v < c<R>(is_double<R> ? 11.0 : 5.0), c<R>(special), code);
-        code = select(x2 < c<R>(16) * (v + c<R>(1)), c<R>(wide_series), code);
+        code = select(v < c<R>(is_double<R> ? 11.0 : 5.0), c<R>(hyp_low), code);
+        code = select(x2 < c<R>(16) * (v + c<R>(1)), c<R>(hyp_wide), code);
     }
-    auto inner =
-        (x2 + c<R>(0.8) * v2 < c<R>(L::radius(0) * L::radius(0))) | (tiny & (v <= c<R>(128)));
-    R low = select(v <= c<R>(slope_of_i ? 0.5 : 1.0), c<R>(0), c<R>(1));
+    auto inner = (x2 + c<R>(0.8) * v2 < c<R>(L::radius(0) * L::radius(0))) |
+                 (tiny & (v <= c<R>(C::tiny_order)));
+    R high = select(v <= c<R>(1), c<R>(0), c<R>(1));
     R kind = select(x < c<R>(L::small(is_k(F))), c<R>(small_low), c<R>(middle_low));
-    code = select(inner, kind + low, code);
+    code = select(inner, kind + high, code);
     if constexpr (is_k(F)) {
-        // (x/2)^{2v} below 2^-64 (2^-34): log2 from the exponent bits, an octave to spare
+        // (x/2)^{2v} below 2^-66 (2^-36), log2(x/2) from the exponent bits
         R octaves = fold(x).exponent - c<R>(1);
         auto power = (v * octaves < c<R>(is_double<R> ? -33.0 : -18.0)) & (x < c<R>(0.06));
-        code = select(inner & power, c<R>(special), code);
+        code = select(inner & power, c<R>(kv_power), code);
     }
     if constexpr (has_hankel(F, Order)) {
-        R by_x = select(x < c<R>(L::radius(0)), code, c<R>(hankel));
-        if constexpr (has_fit(F, Order)) {
-            for (int i = L::pieces - 1; i >= 0; --i) {
-                double end = i + 1 < L::pieces ? L::piece(i + 1) : L::radius(0);
-                auto inside = (x >= c<R>(L::piece(i))) & (x < c<R>(end));
-                by_x = select(inside, c<R>(fitted + i), by_x);
-            }
-        }
-        code = select((v <= c<R>(1)) & (x < c<R>(C::huge)), by_x, code);
+        auto here = (v <= c<R>(1)) & (x < c<R>(C::huge));
+        code = select(here, low_order_region<F, Order>(x, code), code);
     }
     auto regular = (x > c<R>(0)) & (x < infinity<R>()) & (v >= c<R>(0)) & (v < infinity<R>());
     return select(regular, code, c<R>(edge));

@@ -104,21 +104,16 @@ CURVKERN_SHARED Taylor<R, 1> digamma1p(R v) {
     }
     R w = v + c<R>(shift + 1);
     R inverse = c<R>(1) / w, square = inverse * inverse;
-    constexpr double t[] = {-1.0 / 12,  1.0 / 120,     -1.0 / 252, 1.0 / 240,
-                            -1.0 / 132, 691.0 / 32760, -1.0 / 12};
-    constexpr double t1[] = {1.0 / 6,  -1.0 / 30,     1.0 / 42, -1.0 / 30,
-                             5.0 / 66, -691.0 / 2730, 7.0 / 6};
-    R psi = (log(w) - sum) - (c<R>(0.5) * inverse - square * horner(square, t));
-    R psi1 = sum2 + (inverse + square * (c<R>(0.5) + inverse * horner(square, t1)));
+    R psi = (log(w) - sum) - (c<R>(0.5) * inverse + digamma_tail(w));
+    R psi1 = sum2 + ((inverse + c<R>(0.5) * square) + trigamma_tail(w));
     auto low = v <= c<R>(1);
     return {select(low, unit.d[0], psi), select(low, unit.d[1], psi1)};
 }
 
 // sum_k t_k(v) and its derivatives in v; t_k = (x^2/4)^k / (k! (v+1)_k)
 template <int N, class R>
-CURVKERN_SHARED Taylor<R, N> series_jet(R v, R x) {
+CURVKERN_SHARED Taylor<R, N> series_jet(R v, R x, int terms) {
     R quarter_square = c<R>(0.25) * x * x;
-    const int terms = series_terms<R>(largest(x));
     auto sum = Taylor<R, N>::constant(c<R>(1));
     auto term = sum;
     for (int k = 1; k <= terms; ++k) {

@@ -158,7 +158,8 @@ CURVKERN_SHARED SmallK<R, N> temme(R v, R x) {
     ratio.d[0] = select(upper, split.hi, direct.hi);
     R ratio_rest = select(upper, split.lo, direct.lo);
     T log_factor = horner(w + c<R>(-0.125), tables::log_gamma_product);
-    SmallK<R, N> y{sum, sum_up, sum_down, sum_even, ratio, log_factor, whole.lo, ratio_rest, n, log_two_over_x};
+    SmallK<R, N> y{sum,        sum_up,   sum_down,   sum_even, ratio,
+                   log_factor, whole.lo, ratio_rest, n,        log_two_over_x};
     const int steps = static_cast<int>(largest(n));
     for (int j = 1; j <= steps; ++j) {
         auto active = n >= c<R>(j);

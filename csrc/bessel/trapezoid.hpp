@@ -17,7 +17,7 @@ CURVKERN_PER_ISA {
 
 template <class R>
 struct Moments {
-    R log_scale;    // log K = log_scale + log(step/2 total)
+    R log_scale;  // log K = log_scale + log(step/2 total)
     Pair<R> total;
     R t, cosh;              // E[t tanh(vt)], E[cosh t - 1]
     R tt, tcosh, coshcosh;  // variance of t (signed), covariance, variance
@@ -27,16 +27,14 @@ struct Moments {
 // The rule of a precision and a range of orders: cosh(j step) - 1 as a pair.
 template <bool HighOrder, bool Double>
 struct Rule;
-#define CURVKERN_RULE(high, wide, kind)                                               \
-    template <>                                                                       \
-    struct Rule<high, wide> {                                                         \
-        static constexpr double step = tables::step_##kind;                           \
-        static constexpr int nodes = tables::nodes_##kind;                            \
-        static CURVKERN_HD double log_weight(int j) {                                 \
-            return tables::log_weight_##kind[j];                                      \
-        }                                                                             \
-        static CURVKERN_HD double cosh(int j) { return tables::cosh_##kind[j]; }      \
-        static CURVKERN_HD double rest(int j) { return tables::cosh_rest_##kind[j]; } \
+#define CURVKERN_RULE(high, wide, kind)                                                      \
+    template <>                                                                              \
+    struct Rule<high, wide> {                                                                \
+        static constexpr double step = tables::step_##kind;                                  \
+        static constexpr int nodes = tables::nodes_##kind;                                   \
+        static CURVKERN_HD double log_weight(int j) { return tables::log_weight_##kind[j]; } \
+        static CURVKERN_HD double cosh(int j) { return tables::cosh_##kind[j]; }             \
+        static CURVKERN_HD double rest(int j) { return tables::cosh_rest_##kind[j]; }        \
     };
 CURVKERN_RULE(false, true, low_double)
 CURVKERN_RULE(false, false, low_float)
@@ -135,7 +133,7 @@ CURVKERN_SHARED Moments<R> integrate_kv(R v, R x) {
     return m;
 }
 
-// log K, shift subtracted first (shift = -x gives the scaled function)
+// log K, or log K + x
 template <bool HighOrder, class R>
 CURVKERN_HD R log_kv_integral(R v, R x, bool scaled) {
     Moments<R> m = integrate_kv<HighOrder, 0>(v, x);

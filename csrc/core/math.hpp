@@ -17,7 +17,6 @@
 namespace curvkern {
 CURVKERN_PER_ISA {
 
-inline constexpr double ln_2 = 0.69314718055994530942;
 inline constexpr double pi = 3.14159265358979323846;
 inline constexpr double half_log_2pi = 0.91893853320467274178;
 
@@ -391,14 +390,31 @@ CURVKERN_HD Pair<R> log_pair(Pair<R> x) {  // x > 0, finite and normal
 
 // ---- gamma ----------------------------------------------------------------------------------
 
-// log Gamma(w) - [(w - 1/2) log w - w + log(2 pi)/2], the Stirling series (DLMF 5.11.1), w >=
-// 15 (w >= 7 in float32). tail = 1/(12 w) - 1/(360 w^3) + ...
+// log Gamma(w) - [(w - 1/2) log w - w + log(2 pi)/2] = 1/(12 w) - 1/(360 w^3) + .., Stirling's
+// series (DLMF 5.11.1), w >= 11 (5)
 template <class R>
 CURVKERN_HD R stirling_tail(R w) {
     constexpr double t[] = {1.0 / 12,   -1.0 / 360,      1.0 / 1260, -1.0 / 1680,
                             1.0 / 1188, -691.0 / 360360, 1.0 / 156};
     R inverse = c<R>(1) / w;
     return inverse * horner(inverse * inverse, t);
+}
+
+// log w - 1/(2w) - psi(w) and psi'(w) - 1/w - 1/(2 w^2) (DLMF 5.11.2), w >= 11 (5)
+template <class R>
+CURVKERN_HD R digamma_tail(R w) {
+    constexpr double t[] = {1.0 / 12,  -1.0 / 120,     1.0 / 252, -1.0 / 240,
+                            1.0 / 132, -691.0 / 32760, 1.0 / 12};
+    R square = (c<R>(1) / w) / w;
+    return square * horner(square, t);
+}
+
+template <class R>
+CURVKERN_HD R trigamma_tail(R w) {
+    constexpr double t[] = {1.0 / 6,  -1.0 / 30,     1.0 / 42, -1.0 / 30,
+                            5.0 / 66, -691.0 / 2730, 7.0 / 6};
+    R square = (c<R>(1) / w) / w;
+    return (square / w) * horner(square, t);
 }
 
 // log Gamma(v + 1), v >= 0, as a pair. Shift up by a product, then Stirling.
@@ -427,8 +443,7 @@ CURVKERN_HD R lgamma(R x) {  // x > 0
     return select(x == infinity<R>(), x, y.hi + y.lo);
 }
 
-// ---- trigonometry
-// -----------------------------------------------------------------------------
+// ---- trigonometry -------------------------------------------------------------------------
 
 template <class R>
 struct CosSin {

@@ -29,20 +29,20 @@ struct Lanes<Twin<V>> {
     static constexpr int width = 2 * Lanes<V>::width;
 };
 
-#define CURVKERN_TWIN_OPERATOR(op)                                    \
-    template <class V>                                                \
-    CURVKERN_HD auto operator op(Twin<V> x, Twin<V> y) {              \
-        return Twin<decltype(x.a op y.a)>{x.a op y.a, x.b op y.b};    \
-    }                                                                 \
-    template <class V, class S>                                       \
-        requires std::is_arithmetic_v<S>                              \
-    CURVKERN_HD auto operator op(Twin<V> x, S y) {                    \
-        return Twin<decltype(x.a op y)>{x.a op y, x.b op y};          \
-    }                                                                 \
-    template <class V, class S>                                       \
-        requires std::is_arithmetic_v<S>                              \
-    CURVKERN_HD auto operator op(S x, Twin<V> y) {                    \
-        return Twin<decltype(x op y.a)>{x op y.a, x op y.b};          \
+#define CURVKERN_TWIN_OPERATOR(op)                                 \
+    template <class V>                                             \
+    CURVKERN_HD auto operator op(Twin<V> x, Twin<V> y) {           \
+        return Twin<decltype(x.a op y.a)>{x.a op y.a, x.b op y.b}; \
+    }                                                              \
+    template <class V, class S>                                    \
+        requires std::is_arithmetic_v<S>                           \
+    CURVKERN_HD auto operator op(Twin<V> x, S y) {                 \
+        return Twin<decltype(x.a op y)>{x.a op y, x.b op y};       \
+    }                                                              \
+    template <class V, class S>                                    \
+        requires std::is_arithmetic_v<S>                           \
+    CURVKERN_HD auto operator op(S x, Twin<V> y) {                 \
+        return Twin<decltype(x op y.a)>{x op y.a, x op y.b};       \
     }
 CURVKERN_TWIN_OPERATOR(+)
 CURVKERN_TWIN_OPERATOR(-)
