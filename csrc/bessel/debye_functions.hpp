@@ -13,19 +13,25 @@ struct Slope {
     R dv, dx;
 };
 
-template <Function F, int Terms, class R>
+// x/(v + r), where v + r overflows from a = v/r and b = x/r
+template <bool Extreme, class R>
+CURVKERN_HD R half_angle_tangent(R v, R x, const Point<R>& z) {
+    return Extreme ? z.b / (c<R>(1) + z.a) : x / (v + z.r);
+}
+
+template <Function F, int Terms, bool Extreme, class R>
 CURVKERN_HD R debye_ratio(R v, R x, const Point<R>& z) {
     R small = debye_slopes<Terms, is_k(F)>(z).dx_small;
-    if constexpr (is_k(F)) return (v + z.r) / x - small;
-    return x / (v + z.r) + small;
+    if constexpr (!is_k(F)) return half_angle_tangent<Extreme>(v, x, z) + small;
+    return (Extreme ? (c<R>(1) + z.a) / z.b : (v + z.r) / x) - small;
 }
 
 // Derivatives of the ratios in v and x, from the second derivatives of the logarithms.
 template <Function F, int Terms, class R>
-CURVKERN_HD Slope<R> debye_ratio_slope(R x, const Point<R>& z) {
+CURVKERN_HD Slope<R> debye_ratio_slope([[maybe_unused]] R v, R x, const Point<R>& z) {
     Curvature<R> s = debye_curvature_small<Terms, is_k(F)>(z);
     R above = c<R>(1) + z.a;
-    if constexpr (is_k(F)) return {above / x - s.vx, -above * (z.a * z.r / x) / x - s.xx};
+    if constexpr (is_k(F)) return {above / x - s.vx, -above * (v / x) / x - s.xx};
     return {s.vx - z.b * z.p / above, z.a * z.p / above + s.xx};
 }
 
@@ -67,7 +73,7 @@ CURVKERN_SHARED void debye_ratio_hess(R v, R x, const Point<R>& z, R* out) {
 template <int Terms, bool Extreme, class R>
 CURVKERN_HD R debye_hyp(R v, R x) {
     Point<R> z = point<Extreme>(v, x);
-    R u = c<R>(0.5) * (x / v) * (x / (z.r + v));
+    R u = c<R>(0.5) * (x / v) * half_angle_tangent<Extreme>(v, x, z);
     R s = debye_sum<Terms, 0>(z.p, z.a * z.a).s;
     R q = x / v;
     // log(r/v)/2; q^2 overflows where v is far below x
@@ -82,7 +88,7 @@ CURVKERN_HD void evaluate_debye(R v, R x, R* out) {
         if constexpr (is_hyp(F)) {
             out[0] = debye_hyp<Terms, Extreme>(v, x);
         } else if constexpr (is_ratio(F)) {
-            out[0] = debye_ratio<F, Terms>(v, x, point<Extreme>(v, x));
+            out[0] = debye_ratio<F, Terms, Extreme>(v, x, point<Extreme>(v, x));
         } else {
             out[0] = debye_value<Terms, k, is_scaled(F), Extreme>(v, x);
         }
@@ -91,19 +97,20 @@ CURVKERN_HD void evaluate_debye(R v, R x, R* out) {
     Point<R> z = point<Extreme>(v, x);
     if constexpr (Order == 1) {
         if constexpr (is_ratio(F)) {
-            Slope<R> s = debye_ratio_slope<F, Terms>(x, z);
+            Slope<R> s = debye_ratio_slope<F, Terms>(v, x, z);
             out[0] = s.dv;
             out[1] = s.dx;
             return;
         }
         DebyeSlopes<R> s = debye_slopes<Terms, k>(z);
         if constexpr (is_hyp(F)) {
-            R u = c<R>(0.5) * (x / v) * (x / (z.r + v));
+            R u = c<R>(0.5) * (x / v) * half_angle_tangent<Extreme>(v, x, z);
             out[0] = z.a * z.p * s.A + c<R>(0.5) * z.b * z.b / v - digamma_tail(v) - log1p(u);
-            out[1] = x / (v + z.r) + s.dx_small;
+            out[1] = half_angle_tangent<Extreme>(v, x, z) + s.dx_small;
         } else {
             out[0] = s.dv;
-            R main = is_scaled(F) ? (v / x) * (v / (z.r + x)) : z.r / x;
+            R main = Extreme ? c<R>(1) / z.b : z.r / x;
+            if constexpr (is_scaled(F)) main = (v / x) * (z.a / (c<R>(1) + z.b));
             out[1] = flip<k>(main) + s.dx_small;
         }
     } else if constexpr (is_ratio(F)) {
@@ -112,7 +119,8 @@ CURVKERN_HD void evaluate_debye(R v, R x, R* out) {
         Curvature<R> s = debye_curvature_small<Terms, k>(z);
         if constexpr (is_hyp(F)) {
             R above = c<R>(1) + z.a;
-            R vv = z.b * ((x / v) / (z.r + v)) - c<R>(0.5) / v / v + trigamma_tail(v);
+            R vv = z.b * (half_angle_tangent<Extreme>(v, x, z) / v) - c<R>(0.5) / v / v +
+                   trigamma_tail(v);
             out[0] = vv + s.vv;
             out[1] = s.vx - z.b * z.p / above;
             out[2] = z.a * z.p / above + s.xx;

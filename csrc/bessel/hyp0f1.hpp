@@ -51,9 +51,9 @@ CURVKERN_HD void evaluate_hyp_wide(R v, R x, R* out) {
     } else {
         constexpr int most = Limits<R>::terms(0);
         Point<R> p = point<true>(v, x);
-        R ratio = debye_ratio<Function::iv_ratio, most>(v, x, p);
+        R ratio = debye_ratio<Function::iv_ratio, most, true>(v, x, p);
         Slope<R> slope{};
-        if constexpr (Order > 1) slope = debye_ratio_slope<Function::iv_ratio, most>(x, p);
+        if constexpr (Order > 1) slope = debye_ratio_slope<Function::iv_ratio, most>(v, x, p);
         write_hyp_slopes<Order>(v, x, terms, ratio, slope, out);
     }
 }
@@ -74,9 +74,9 @@ CURVKERN_HD void evaluate_hyp_low(R v, R x, R* out) {
     Point<R> z = point<true>(v, x);
     if constexpr (Order == 1) {
         out[0] = out[0] + (psi.d[0] - log_half(x));
-        out[1] = debye_ratio<Function::iv_ratio, terms>(v, x, z);
+        out[1] = debye_ratio<Function::iv_ratio, terms, true>(v, x, z);
     } else if constexpr (Order == 2) {
-        Slope<R> s = debye_ratio_slope<Function::iv_ratio, terms>(x, z);
+        Slope<R> s = debye_ratio_slope<Function::iv_ratio, terms>(v, x, z);
         out[0] = out[0] + psi.d[1];
         out[1] = s.dv;
         out[2] = s.dx;

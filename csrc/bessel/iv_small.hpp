@@ -91,8 +91,8 @@ CURVKERN_HD void evaluate_i_recessive(R v, R x, R* out) {
     Pair<R> main = debye_main<false, false>(scaling<false>(v, x), x, polar_scaled(v, x).r);
     R k_over_i = c<R>(pi) * exp(c<R>(-2) * main.hi) * exp(odd - c<R>(2) * main.lo);
     // d/dx (K/I) = -1/(x I^2) = -(K/I) (kappa + rho)
-    R sum = c<R>(2) * z.r / x + (debye_slopes<terms, false>(z).dx_small -
-                                 debye_slopes<terms, true>(z).dx_small);
+    R sum = c<R>(2) * z.r / x +
+            (debye_slopes<terms, false>(z).dx_small - debye_slopes<terms, true>(z).dx_small);
     out[1] = out[1] + cos_sin_pi(v).cos * k_over_i * sum;
 }
 

@@ -9,8 +9,8 @@
 namespace curvkern::bessel {
 CURVKERN_PER_ISA {
 
-// Riccati's equation for K_{v+1}/K_v, rho' = rho^2 - 1 - (2v+1) rho/x, once more differentiated,
-// in v and in x. Only below the Debye region: it cancels for large arguments.
+// Riccati's equation for K_{v+1}/K_v, rho' = rho^2 - 1 - (2v+1) rho/x, once more
+// differentiated, in v and in x. Only below the Debye region: it cancels for large arguments.
 template <class R>
 CURVKERN_HD void riccati_hess(R v, R x, R rho, Slope<R> slope, R vv, R* out) {
     R twice = c<R>(2) * rho;
