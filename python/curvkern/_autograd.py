@@ -112,6 +112,14 @@ def _gate(function: str, order: int, operation: Any, following: Any) -> Callable
             ]
             return call(*batched), 0 if order == 0 else (0,) * (order + 1)
 
+    # An exported graph calls the bare operation, which would drop gradients without a word.
+    torch.library.register_autograd(
+        operation.name(),
+        Elementwise.backward,
+        setup_context=Elementwise.setup_context,
+        lib=_ops.library,
+    )
+
     # apply() asks inspect for this at every call: an answer at hand makes it 44 us of 64.
     Elementwise.forward.__signature__ = signature(Elementwise.forward)  # type: ignore[attr-defined]
 

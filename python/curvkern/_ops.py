@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import _runtime
 
-_library = torch.library.Library("curvkern", "DEF")
+library = torch.library.Library("curvkern", "DEF")
 
 #: The elementwise functions of an order v and an argument x.
 BESSEL = ("log_iv", "log_kv", "log_ive", "log_kve", "iv_ratio", "kv_ratio", "log_hyp0f1")
@@ -33,10 +33,10 @@ def define(
 ) -> None:
     """Define ``torch.ops.curvkern.<name>`` from its schema and its three implementations."""
     name = schema.partition("(")[0]
-    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _library.impl(name, cpu, "CPU")
-    _library.impl(name, cuda, "CUDA")
-    torch.library.register_fake(f"curvkern::{name}", fake, lib=_library)
+    library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    library.impl(name, cpu, "CPU")
+    library.impl(name, cuda, "CUDA")
+    torch.library.register_fake(f"curvkern::{name}", fake, lib=library)
 
 
 def _contiguous(tensor: Tensor) -> Tensor:
