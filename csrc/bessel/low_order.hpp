@@ -43,13 +43,13 @@ CURVKERN_HD Surface<R> surface(R t, R w, const double (&table)[Rows][Columns],
     return y;
 }
 
+#define CURVKERN_FIT(table) \
+    return surface<Order, 0, 1>(q - c<R>(table##_centre), w - c<R>(0.5), table, table##_length)
+
 // The fitted pieces, called: several functions use each.
 template <int Piece, int Order, class R>
 CURVKERN_SHARED Surface<R> kv_surface(R q, R w) {
     using namespace tables;
-    w = w - c<R>(0.5);
-#define CURVKERN_FIT(table) \
-    return surface<Order, 0, 1>(q - c<R>(table##_centre), w, table, table##_length)
     if constexpr (is_double<R>) {
         if constexpr (Piece == 0) CURVKERN_FIT(kv_double_0);
         if constexpr (Piece == 1) CURVKERN_FIT(kv_double_1);
@@ -63,7 +63,6 @@ CURVKERN_SHARED Surface<R> kv_surface(R q, R w) {
 template <int Piece, int Order, class R>
 CURVKERN_SHARED Surface<R> even_iv_surface(R q, R w) {
     using namespace tables;
-    w = w - c<R>(0.5);
     if constexpr (is_double<R>) {
         if constexpr (Piece == 0) CURVKERN_FIT(even_iv_double_0);
         if constexpr (Piece == 1) CURVKERN_FIT(even_iv_double_1);
@@ -72,8 +71,8 @@ CURVKERN_SHARED Surface<R> even_iv_surface(R q, R w) {
         if constexpr (Piece == 0) CURVKERN_FIT(even_iv_float_0);
         if constexpr (Piece > 0) CURVKERN_FIT(even_iv_float_1);
     }
-#undef CURVKERN_FIT
 }
+#undef CURVKERN_FIT
 
 // H(q) / (q (w - 1/4)) = even(q^2) + q odd(q^2)
 template <int Order, class R>
