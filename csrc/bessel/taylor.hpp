@@ -4,7 +4,7 @@
 // ratio), so that value and derivatives come from one formula.
 #pragma once
 
-#include "../core/math.hpp"
+#include "../core/gamma.hpp"
 
 namespace curvkern::bessel {
 CURVKERN_PER_ISA {

@@ -1,5 +1,5 @@
 #include "core/elementary.hpp"
-#include "core/math.hpp"
+#include "core/gamma.hpp"
 
 namespace curvkern::elementary {
 namespace {

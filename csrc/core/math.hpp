@@ -1,4 +1,5 @@
-// Branch-free elementary functions for host and device: exp, expm1, log, log1p, lgamma.
+// Branch-free elementary functions for host and device: exp, expm1, log, log1p; lgamma stands
+// in gamma.hpp.
 //
 //   function      largest error (ulp, float64 / float32)   valid for
 //   exp           1.0 / 1.0      every input; exp(-inf) = 0, subnormal results kept
@@ -18,7 +19,6 @@ namespace curvkern {
 CURVKERN_PER_ISA {
 
 inline constexpr double pi = 3.14159265358979323846;
-inline constexpr double half_log_2pi = 0.91893853320467274178;
 
 template <class R>
 struct Float;  // layout of the IEEE format of R's elements
@@ -268,179 +268,6 @@ CURVKERN_HD R log1p(R x) {
     R y = log(u) + (x - (u - c<R>(1))) / u;
     y = select(u == c<R>(0), -infinity<R>(), y);
     return select(x == infinity<R>(), x, y);
-}
-
-// ---- log to twice the precision -------------------------------------------------------------
-
-// sum_{k < N} low[k] z^k + z^N sum
-template <int N, class R>
-CURVKERN_HD Pair<R> pair_series(Pair<R> z, Pair<R> sum, const double (&low)[N][2]) {
-    CURVKERN_UNROLL
-    for (int k = N - 1; k >= 0; --k) {
-        Pair<R> p = two_prod(z.hi, sum.hi);
-        p.lo = p.lo + (z.hi * sum.lo + z.lo * sum.hi);
-        sum = fast_two_sum(c<R>(low[k][0]), p.hi);
-        sum.lo = sum.lo + (p.lo + c<R>(low[k][1]));
-    }
-    return sum;
-}
-
-// 2 atanh(s) + exponent ln 2, |s| <= 0.18, to 2^-100 (2^-46)
-template <class R>
-CURVKERN_HD Pair<R> log_from_atanh(Pair<R> s, R exponent) {
-    Pair<R> z = mul(s, s);
-    // sum_k z^k / (2k+1), the high powers in working precision, the low ones as pairs
-    Pair<R> sum;
-    if constexpr (is_double<R>) {
-        constexpr double high[] = {1.0 / 21, 1.0 / 23, 1.0 / 25, 1.0 / 27, 1.0 / 29, 1.0 / 31,
-                                   1.0 / 33, 1.0 / 35, 1.0 / 37, 1.0 / 39, 1.0 / 41};
-        constexpr double low[][2] = {{1.0, 0.0},
-                                     {1.0 / 3, 1.850371707708594e-17},
-                                     {1.0 / 5, -1.1102230246251566e-17},
-                                     {1.0 / 7, 7.93016446160826e-18},
-                                     {1.0 / 9, 6.1679056923619804e-18},
-                                     {1.0 / 11, -2.523234146875356e-18},
-                                     {1.0 / 13, -4.270088556250602e-18},
-                                     {1.0 / 15, 9.251858538542971e-19},
-                                     {1.0 / 17, 8.163404592832033e-19},
-                                     {1.0 / 19, 2.921639538487254e-18}};
-        sum = {horner(z.hi, high), c<R>(0)};
-        sum = pair_series(z, sum, low);
-    } else {
-        constexpr double high[] = {1.0 / 11, 1.0 / 13, 1.0 / 15, 1.0 / 17, 1.0 / 19};
-        constexpr double low[][2] = {{1.0, 0.0},
-                                     {0.3333333432674408, -9.934107758624577e-09},
-                                     {0.20000000298023224, -2.9802322831784522e-09},
-                                     {0.1428571492433548, -6.38621200366174e-09},
-                                     {0.1111111119389534, -8.278422947149977e-10}};
-        sum = {horner(z.hi, high), c<R>(0)};
-        sum = pair_series(z, sum, low);
-    }
-    Pair<R> y = mul(s, sum);
-    y = {y.hi + y.hi, y.lo + y.lo};
-    // exponent * ln 2 in three parts, the first exact
-    const double l1 = is_double<R> ? 0x1.62e42fefa38p-1 : 0x1.62e4p-1;
-    const double l2 = is_double<R> ? 0x1.ef35793c7673p-45 : 0x1.7f7d1cp-20;
-    const double l3 = is_double<R> ? 0x1.f97b57a079a19p-103 : 0x1.ef357ap-45;
-    Pair<R> small = two_prod(exponent, c<R>(l2));
-    small.lo = small.lo + exponent * c<R>(l3);
-    return add(add(Pair<R>{exponent * c<R>(l1), c<R>(0)}, y), small);
-}
-
-// x.lo scaled like x.hi was by fold().
-template <class R>
-CURVKERN_HD R fold_rest(Pair<R> x, R significand) {
-    return x.lo * from_bits<R>(Float<R>::one + bits(significand) - bits(x.hi));
-}
-
-// log(numerator / denominator) to 2^-60 (2^-31), where the quotient is a normal number: the
-// fold of the quotient scales the numerator to the size of the denominator, log = 2 atanh of
-// difference over sum, and what rounding left of that quotient is carried along. The pair comes
-// unnormalised: lo may reach 2^-45 (2^-20) exponents.
-template <class R>
-CURVKERN_HD Pair<R> log_quotient(Pair<R> numerator, R denominator) {
-    using F = Float<R>;
-    R q = numerator.hi / denominator;
-    Bits<R> biased = (bits(q) + (F::one - F::sqrt_half)) >> F::significand_bits;
-    R e =
-        from_bits<R>(biased | bits(c<R>(F::integer_magic))) - c<R>(F::integer_magic + F::bias);
-    R scale = from_bits<R>((2 * F::bias - biased) << F::significand_bits);
-    Pair<R> below = fast_two_sum(numerator.hi * scale - denominator, numerator.lo * scale);
-    Pair<R> above = fast_two_sum(denominator + denominator, below.hi);
-    above.lo = above.lo + below.lo;
-    Pair<R> s = div(below, above);
-    R z = s.hi * s.hi;
-    Pair<R> y = fast_two_sum(s.hi + s.hi, s.hi * atanh_tail(z));
-    y.lo = y.lo + c<R>(2) * (s.lo + s.lo * z);
-    // the leading part of ln 2 times the exponent is exact
-    const double l1 = is_double<R> ? 0x1.62e42fefa38p-1 : 0x1.62e4p-1;
-    const double l2 = is_double<R> ? 0x1.ef35793c7673p-45 : 0x1.7f7d1cp-20;
-    Pair<R> whole = fast_two_sum(e * c<R>(l1), y.hi);
-    return {whole.hi, whole.lo + (y.lo + e * c<R>(l2))};
-}
-
-// log(2^extra numerator / denominator), both positive and finite; no overflow on the way.
-template <class R>
-CURVKERN_HD Pair<R> log_ratio(Pair<R> numerator, R denominator, R extra) {
-    Folded<R> n = fold(numerator.hi), d = fold(denominator);
-    R lo = fold_rest(numerator, n.significand);
-    R exponent = (n.exponent - d.exponent) + extra;
-    auto big = n.significand > d.significand * c<R>(1.4142135623730951);
-    auto small = n.significand < d.significand * c<R>(0.7071067811865476);
-    R scale = select(big, c<R>(0.5), select(small, c<R>(2), c<R>(1)));
-    exponent = exponent + select(big, c<R>(1), select(small, c<R>(-1), c<R>(0)));
-    R top = n.significand * scale;
-    lo = lo * scale;
-    // atanh argument (n - d)/(n + d); the difference of the leading parts is exact
-    Pair<R> below = fast_two_sum(top - d.significand, lo);
-    Pair<R> above = two_sum(top, d.significand);
-    above.lo = above.lo + lo;
-    return log_from_atanh(div(below, above), exponent);
-}
-
-template <class R>
-CURVKERN_HD Pair<R> log_pair(Pair<R> x) {  // x > 0, finite and normal
-    Folded<R> part = fold(x.hi);
-    R lo = fold_rest(x, part.significand);
-    Pair<R> below = fast_two_sum(part.significand - c<R>(1), lo);
-    Pair<R> above = two_sum(part.significand, c<R>(1));
-    above.lo = above.lo + lo;
-    return log_from_atanh(div(below, above), part.exponent);
-}
-
-// ---- gamma ----------------------------------------------------------------------------------
-
-// log Gamma(w) - [(w - 1/2) log w - w + log(2 pi)/2] = 1/(12 w) - 1/(360 w^3) + .., Stirling's
-// series (DLMF 5.11.1), w >= 11 (5)
-template <class R>
-CURVKERN_HD R stirling_tail(R w) {
-    constexpr double t[] = {1.0 / 12,   -1.0 / 360,      1.0 / 1260, -1.0 / 1680,
-                            1.0 / 1188, -691.0 / 360360, 1.0 / 156};
-    R inverse = c<R>(1) / w;
-    return inverse * horner(inverse * inverse, t);
-}
-
-// log w - 1/(2w) - psi(w) and psi'(w) - 1/w - 1/(2 w^2) (DLMF 5.11.2), w >= 11 (5)
-template <class R>
-CURVKERN_HD R digamma_tail(R w) {
-    constexpr double t[] = {1.0 / 12,  -1.0 / 120,     1.0 / 252, -1.0 / 240,
-                            1.0 / 132, -691.0 / 32760, 1.0 / 12};
-    R square = (c<R>(1) / w) / w;
-    return square * horner(square, t);
-}
-
-template <class R>
-CURVKERN_HD R trigamma_tail(R w) {
-    constexpr double t[] = {1.0 / 6,  -1.0 / 30,     1.0 / 42, -1.0 / 30,
-                            5.0 / 66, -691.0 / 2730, 7.0 / 6};
-    R square = (c<R>(1) / w) / w;
-    return (square / w) * horner(square, t);
-}
-
-// log Gamma(v + 1), v >= 0, as a pair. Shift up by a product, then Stirling.
-template <class R>
-CURVKERN_SHARED Pair<R> lgamma1p_pair(R v) {
-    constexpr int shift = is_double<R> ? 15 : 7;
-    auto large = v > c<R>(shift);
-    R base = select(large, c<R>(0), v);
-    Pair<R> product = two_sum(base, c<R>(1));
-    for (int j = 2; j <= shift; ++j) product = mul(product, two_sum(base, c<R>(j)));
-    Pair<R> w = two_sum(v, select(large, c<R>(1), c<R>(shift + 1)));
-    Pair<R> log_w = log_pair(w);
-    Pair<R> y = mul(add(w, c<R>(-0.5)), log_w);
-    y = add(y, negate(w));
-    const double lo = is_double<R> ? -3.8782941580672414e-17 : 1.563417713631158e-08;
-    y = add(y, Pair<R>{c<R>(half_log_2pi), c<R>(lo)});
-    y = add(y, stirling_tail(w.hi));
-    Pair<R> shifted = add(y, negate(log_pair(product)));
-    return {select(large, y.hi, shifted.hi), select(large, y.lo, shifted.lo)};
-}
-
-template <class R>
-CURVKERN_HD R lgamma(R x) {  // x > 0
-    // Gamma(x) = Gamma(x + 1) / x
-    Pair<R> y = add(lgamma1p_pair(x), negate(log_pair(Pair<R>{x, c<R>(0)})));
-    return select(x == infinity<R>(), x, y.hi + y.lo);
 }
 
 // ---- trigonometry -------------------------------------------------------------------------
