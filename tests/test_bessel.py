@@ -320,6 +320,19 @@ def test_edges_beside_ordinary_elements() -> None:
         assert torch.equal(mixed.isnan(), apart.isnan())
 
 
+@both_dtypes
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_result_does_not_depend_on_neighbours(name: str, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(2)
+    v, x = (torch.rand(700, generator=generator).to(dtype) for _ in range(2))
+    v, x = 30 * v**2, 60 * x**2
+    together = function(name)(v, x)
+    order = torch.randperm(len(v), generator=generator)
+    assert torch.equal(function(name)(v[order], x[order]), together[order])
+    alone = [function(name)(v[k : k + 1], x[k : k + 1]) for k in range(200)]
+    assert torch.equal(torch.cat(alone), together[:200])
+
+
 # Identities (R12) ---------------------------------------------------------------------------
 
 

@@ -21,7 +21,7 @@ CURVKERN_HD void evaluate(R v, R x, R* out) {
     } else if constexpr (Code == hyp_wide) {
         if constexpr (is_hyp(F)) evaluate_hyp_wide<Order>(v, x, out);
     } else if constexpr (Code == hankel) {
-        if constexpr (has_hankel(F, Order)) {
+        if constexpr (has_fits(F, Order)) {
             if constexpr (Order == 0) {
                 out[0] = hankel_value<is_k(F), is_scaled(F)>(v, x);
             } else {
@@ -30,11 +30,11 @@ CURVKERN_HD void evaluate(R v, R x, R* out) {
         }
     } else if constexpr (Code >= fitted) {
         constexpr int piece = Code - fitted;
-        if constexpr (has_fit(F, Order) && piece < Limits<R>::pieces) {
+        if constexpr (has_fits(F, Order) && piece < Limits<R>::pieces) {
             if constexpr (Order == 0 && is_k(F)) {
                 out[0] = fitted_kv_value<piece, is_scaled(F)>(v, x);
             } else if constexpr (Order == 0) {
-                out[0] = fitted_ive_value<piece>(v, x);
+                out[0] = fitted_iv_value<piece, is_scaled(F)>(v, x);
             } else {
                 write_low_order_slopes<is_k(F), is_scaled(F)>(v, x, fitted_slopes<piece>(v, x),
                                                               out);
@@ -49,7 +49,7 @@ CURVKERN_HD void evaluate(R v, R x, R* out) {
         if constexpr (is_k(F)) {
             evaluate_k_small<F, Order, Code>(v, x, out);
         } else if constexpr (is_hyp(F)) {
-            evaluate_hyp_small<Order>(v, x, out);
+            evaluate_hyp_small<Order, Code>(v, x, out);
         } else {
             evaluate_i_small<F, Order, Code>(v, x, out);
         }

@@ -23,14 +23,14 @@ CURVKERN_HD void write_hyp_slopes(R v, R x, int terms, R ratio, Slope<R> slope, 
     }
 }
 
-template <int Order, class R>
+template <int Order, int Code, class R>
 CURVKERN_HD void evaluate_hyp_small(R v, R x, R* out) {
+    constexpr int terms = series_terms < Code == small_low || Code == small_high, R > ;
     if constexpr (Order == 0) {
-        Pair<R> y = log_series(v, x);
+        Pair<R> y = log_series<false>(v, x, terms);
         out[0] = y.hi + y.lo;
     } else {
         Ratio<R, Order> ratio = iv_ratio_fraction<Order>(v, x);
-        const int terms = series_terms<R>(largest(x));
         write_hyp_slopes<Order>(v, x, terms, ratio.rho.d[0], {ratio.rho.d[1], ratio.dx}, out);
     }
 }

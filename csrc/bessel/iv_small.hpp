@@ -51,12 +51,12 @@ CURVKERN_HD void evaluate_i_small(R v, R x, R* out) {
             if constexpr (Order == 1) out[1] = ratio.dx;
         }
     } else if constexpr (Order == 0) {
-        out[0] = log_iv_series<!low, is_scaled(F)>(v, x);
+        out[0] = log_iv_series<near_zero, !low, is_scaled(F)>(v, x);
     } else {
         R dv, dvv{};
         Ratio<R, Order> ratio;
         if constexpr (near_zero) {
-            Taylor<R, Order> s = series_jet<Order>(v, x, series_terms<R>(largest(x)));
+            Taylor<R, Order> s = series_jet<Order>(v, x, series_terms<true, R>);
             Taylor<R, 1> psi = digamma1p(v);
             R slope = s.d[1] / s.d[0];
             dv = (log_half(x) - psi.d[0]) + slope;

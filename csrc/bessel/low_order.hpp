@@ -131,13 +131,13 @@ CURVKERN_HD R fitted_kv_value(R v, R x) {
     return low_order_value<true, Scaled>(x, k);
 }
 
-// log I - x = -log(2 pi x)/2 + log(e^e - sin(pi v) e^(k - 2x))
-template <int Piece, class R>
-CURVKERN_HD R fitted_ive_value(R v, R x) {
+// log I = x - log(2 pi x)/2 + log(e^e - sin(pi v) e^(k - 2x))
+template <int Piece, bool Scaled, class R>
+CURVKERN_HD R fitted_iv_value(R v, R x) {
     R q = c<R>(1) / x, w = v * v, off = w - c<R>(0.25);
     R k = off * kv_surface<Piece, 0>(q, w).f, e = off * even_iv_surface<Piece, 0>(q, w).f;
     R recessive = cos_sin_pi(v).sin * exp_normal(k - c<R>(2) * x);
-    return low_order_value<false, true>(x, log1p(e - recessive));
+    return low_order_value<false, Scaled>(x, log1p(e - recessive));
 }
 
 // e and k: the derivatives in w and x, and k - e.

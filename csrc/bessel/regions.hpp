@@ -93,28 +93,24 @@ constexpr bool is_scaled(Function f) {
 constexpr bool has_recessive(Function f, int order) {
     return order == 2 && !is_k(f) && !is_ratio(f) && !is_hyp(f);
 }
-constexpr bool has_hankel(Function f, int order) {
+// Hankel's expansion and the fits: v <= 1
+constexpr bool has_fits(Function f, int order) {
     return order < 2 && !is_ratio(f) && !is_hyp(f);
-}
-constexpr bool has_fit(Function f, int order) {
-    return has_hankel(f, order) && (order == 1 || is_k(f) || is_scaled(f));
 }
 // Do the fits leave anything to this region below the Debye radius?
 constexpr bool is_reached(Function f, int order, int code) {
-    return code != middle_low || is_k(f) || !has_fit(f, order);
+    return code != middle_low || is_k(f) || !has_fits(f, order);
 }
 constexpr bool has_zero_band(Function f, int order) {
-    return order == 0 && has_hankel(f, order) && !is_scaled(f);
+    return order == 0 && has_fits(f, order) && !is_scaled(f);
 }
 
 // v <= 1, x < radius(0): the interval of x, or `code` below the first
-template <Function F, int Order, class R>
+template <class R>
 CURVKERN_HD R low_order_region(R x, R code) {
     using L = Limits<R>;
-    if constexpr (has_fit(F, Order)) {
-        for (int i = 0; i < L::pieces; ++i) {
-            code = select(x >= c<R>(L::piece(i)), c<R>(fitted + i), code);
-        }
+    for (int i = 0; i < L::pieces; ++i) {
+        code = select(x >= c<R>(L::piece(i)), c<R>(fitted + i), code);
     }
     return select(x >= c<R>(L::radius(0)), c<R>(hankel), code);
 }
@@ -161,9 +157,9 @@ CURVKERN_HD R region_of(R v, R x) {
         auto power = (v * octaves < c<R>(is_double<R> ? -33.0 : -18.0)) & (x < c<R>(0.06));
         code = select(inner & power, c<R>(kv_power), code);
     }
-    if constexpr (has_hankel(F, Order)) {
+    if constexpr (has_fits(F, Order)) {
         auto here = (v <= c<R>(1)) & (x < c<R>(C::huge));
-        code = select(here, low_order_region<F, Order>(x, code), code);
+        code = select(here, low_order_region(x, code), code);
     }
     auto regular = (x > c<R>(0)) & (x < infinity<R>()) & (v >= c<R>(0)) & (v < infinity<R>());
     return select(regular, code, c<R>(edge));

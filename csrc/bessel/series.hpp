@@ -12,13 +12,10 @@
 namespace curvkern::bessel {
 CURVKERN_PER_ISA {
 
-// Terms after which the power series is below 2^-54 (2^-26) of its sum, for 0 < x <= 22.5
-// (10.4).
-template <class R>
-CURVKERN_HD int series_terms(Scalar<R> x) {
-    return is_double<R> ? 12 + static_cast<int>(x * Scalar<R>(1.9))
-                        : 7 + static_cast<int>(x * Scalar<R>(1.7));
-}
+// Terms after which the power series is below 2^-54 (2^-26) of its sum, for x < 1.2 (Small) and
+// up to Limits::radius(0). Fixed by the region: a result must not depend on its neighbours.
+template <bool Small, class R>
+inline constexpr int series_terms = is_double<R> ? (Small ? 14 : 54) : (Small ? 9 : 24);
 
 // f above, by Horner's rule on a fraction: numerator and denominator grow like binomials, and
 // no division is needed before the end.
@@ -33,18 +30,38 @@ CURVKERN_HD R series_tail(R v, R quarter_square, int terms) {
     return numerator / denominator;
 }
 
+// z f as a pair: numerator and denominator, times prod (k/8)^2, by the same rule. Fifty
+// roundings would otherwise show where log I is small.
+template <class R>
+CURVKERN_SHARED Pair<R> series_pair(R v, R x, int terms) {
+    R half = c<R>(0.5) * x;
+    Pair<R> square = two_prod(half, half);
+    Pair<R> q = {c<R>(1.0 / 64) * square.hi, c<R>(1.0 / 64) * square.lo};
+    Pair<R> numerator = {c<R>(1), c<R>(0)}, denominator = numerator;
+    for (int k = terms; k >= 2; --k) {
+        denominator = mul(denominator, mul(two_sum(v, c<R>(k)), c<R>(k / 64.0)));
+        numerator = add(denominator, mul(numerator, q));
+    }
+    return div(mul(square, numerator), mul(denominator, two_sum(v, c<R>(1))));
+}
+
 // log(I_v(x) Gamma(v+1) (2/x)^v) = log 0F1(; v+1; x^2/4), relative accuracy as x -> 0. A pair,
 // as log I - x must keep the lower digits of a logarithm that reaches x.
-template <class R>
-CURVKERN_SHARED Pair<R> log_series(R v, R x) {
-    R half = c<R>(0.5) * x, quarter_square = half * half;
-    R z = quarter_square / (v + c<R>(1));
-    R grown = z * series_tail(v, quarter_square, series_terms<R>(largest(x)));
-    Pair<R> whole = two_sum(grown, c<R>(1));
+template <bool Pairs, class R>
+CURVKERN_SHARED Pair<R> log_series(R v, R x, int terms) {
+    Pair<R> grown{};
+    if constexpr (Pairs) {
+        grown = series_pair(v, x, terms);
+    } else {
+        R half = c<R>(0.5) * x, quarter_square = half * half;
+        R z = quarter_square / (v + c<R>(1));
+        grown.hi = z * series_tail(v, quarter_square, terms);
+    }
+    Pair<R> whole = add(grown, c<R>(1));
     Pair<R> y = log_split(whole.hi, c<R>(0));
     y.lo = y.lo + whole.lo / whole.hi;
-    auto small = grown < c<R>(0.25);
-    return {select(small, log1p(grown), y.hi), select(small, c<R>(0), y.lo)};
+    auto small = grown.hi < c<R>(0.25);
+    return {select(small, log1p(grown.hi), y.hi), select(small, c<R>(0), y.lo)};
 }
 
 // log Gamma(v+1), 0 <= v <= 1, exact zeros at both ends
@@ -60,9 +77,9 @@ CURVKERN_HD R log_half(R x) {
 }
 
 // log I, or log I - x, from the series
-template <bool HighOrder, bool Scaled, class R>
+template <bool Small, bool HighOrder, bool Scaled, class R>
 CURVKERN_HD R log_iv_series(R v, R x) {
-    Pair<R> y = log_series(v, x);
+    Pair<R> y = log_series < HighOrder && !Small > (v, x, series_terms<Small, R>);
     if constexpr (Scaled) y = add(y, -x);
     if constexpr (HighOrder) {  // v > 1
         Pair<R> log_x = log_ratio(Pair<R>{x, c<R>(0)}, c<R>(2), c<R>(0));
