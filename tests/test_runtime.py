@@ -19,7 +19,7 @@ from torch.testing import assert_close
 
 import curvkern
 from curvkern import _autograd, _ops, _runtime, special
-from operations import OPERATIONS, Elementwise, every_operation
+from operations import OPERATIONS, Elementwise, every_operation, requiring_grad
 
 # Import -------------------------------------------------------------------------------------
 
@@ -191,6 +191,18 @@ def test_gate_without_the_private_names(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.undo()
     monkeypatch.delattr(torch._C._functorch, "peek_interpreter_stack")
     assert _autograd.derivative_wanted(v, x)
+    monkeypatch.undo()
+    monkeypatch.delattr(_autograd.forward_ad, "_set_fwd_grad_enabled")
+    with (
+        torch.autograd.forward_ad.dual_level(),
+        pytest.raises(
+            RuntimeError, match="no forward-mode derivatives with torch .*; use reverse mode"
+        ),
+    ):
+        OPERATIONS[0](v, torch.autograd.forward_ad.make_dual(x, v))
+    v, x = requiring_grad(v, x)
+    gradients = torch.autograd.grad(OPERATIONS[0](v, x).sum(), (v, x))
+    assert_close(gradients, OPERATIONS[0].operation(1)(v.detach(), x.detach()), rtol=0, atol=0)
 
 
 # Threads ------------------------------------------------------------------------------------
