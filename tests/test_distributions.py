@@ -7,7 +7,13 @@ import scipy.integrate
 import scipy.stats
 import torch
 from torch.autograd import gradcheck, gradgradcheck
-from torch.distributions import Categorical, Independent, MixtureSameFamily, kl_divergence
+from torch.distributions import (
+    Categorical,
+    Distribution,
+    Independent,
+    MixtureSameFamily,
+    kl_divergence,
+)
 
 from curvkern import _autograd, _runtime
 from curvkern.distributions import (
@@ -225,7 +231,9 @@ def laws_and_points():
     return loc, kappas(), x
 
 
-def test_log_prob_compiles_to_one_graph():
+def test_log_prob_compiles_to_one_graph(monkeypatch):
+    # torch's tracer turns the default off for the whole process; undone after the test.
+    monkeypatch.setattr(Distribution, "_validate_args", Distribution._validate_args)
     inputs = laws_and_points()
     torch.compiler.reset()
     compiled = torch.compile(log_prob, fullgraph=True, backend="aot_eager")(*inputs)

@@ -76,6 +76,13 @@ def test_fit_maximises_the_likelihood():
     assert gradient.abs().max() < 1e-11 * weights.sum()
 
 
+def test_fit_is_not_autocast():
+    x = law(6, 4.0).sample((300,), generator=generator(1)).float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        q = VonMisesFisher.fit(x)
+    assert torch.equal(q.loc, VonMisesFisher.fit(x).loc)
+
+
 def test_fit_batches_and_weights():
     x = directions(30, 4)
     weights = torch.rand(3, 30, dtype=F64, generator=generator(1))

@@ -81,7 +81,8 @@ def estimate(x: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
         share = data.new_full((data.shape[-2],), 1 / data.shape[-2])
     else:
         share = weights.to(wide) / weights.to(wide).sum(-1, keepdim=True)
-    mean = (share[..., None, :] @ data).squeeze(-2)
+    with torch.autocast(x.device.type, enabled=False):  # which would sum in bfloat16
+        mean = (share[..., None, :] @ data).squeeze(-2)
     zero = (mean == 0).all(-1, keepdim=True)  # no direction: any will do, the law is uniform
     pole = torch.eye(1, x.shape[-1], dtype=wide, device=x.device)[0]
     mean_or_pole = torch.where(zero, pole, mean)
