@@ -7,8 +7,15 @@ import scipy.integrate
 import scipy.stats
 import torch
 from torch.autograd import gradcheck, gradgradcheck
-from torch.distributions import Categorical, Independent, MixtureSameFamily, kl_divergence
+from torch.distributions import (
+    Categorical,
+    Distribution,
+    Independent,
+    MixtureSameFamily,
+    kl_divergence,
+)
 
+from curvkern import _autograd, _runtime
 from curvkern.distributions import (
     HypersphericalUniform,
     VonMisesFisher,
@@ -213,6 +220,43 @@ def test_torch_func_transforms():
 
     _, tangent = torch.func.jvp(draw, (k[2],), (torch.ones((), dtype=F64),))
     torch.testing.assert_close(tangent, torch.func.jacrev(draw)(k[2]))
+
+
+def log_prob(loc, kappa, x):
+    return VonMisesFisher(loc, kappa, validate_args=False).log_prob(x)
+
+
+def laws_and_points():
+    loc, x = directions(4, 5).requires_grad_(), directions(4, 5, seed=1).requires_grad_()
+    return loc, kappas(), x
+
+
+def test_log_prob_compiles_to_one_graph(monkeypatch):
+    # torch's tracer turns the default off for the whole process; undone after the test.
+    monkeypatch.setattr(Distribution, "_validate_args", Distribution._validate_args)
+    inputs = laws_and_points()
+    torch.compiler.reset()
+    compiled = torch.compile(log_prob, fullgraph=True, backend="aot_eager")(*inputs)
+    plain = log_prob(*inputs)
+    torch.testing.assert_close(compiled, plain)
+    torch.testing.assert_close(
+        torch.autograd.grad(compiled.sum(), inputs), torch.autograd.grad(plain.sum(), inputs)
+    )
+
+
+def test_reference_backend(monkeypatch):
+    def everything():
+        loc, kappa, x = laws_and_points()
+        p = VonMisesFisher(loc, kappa)
+        values = (p.log_prob(x), p.entropy(), p.mean, p.rsample(generator=generator(1)))
+        fitted = VonMisesFisher.fit(x.detach())
+        slopes = torch.autograd.grad(sum(value.sum() for value in values), (loc, kappa, x))
+        return [*values, fitted.loc, fitted.concentration, *slopes]
+
+    native = everything()
+    monkeypatch.setattr(_runtime, "_BACKEND", "reference")
+    monkeypatch.setattr(_autograd, "elementwise", None)  # the compiled way is closed
+    torch.testing.assert_close(everything(), native, rtol=1e-9, atol=1e-10)
 
 
 # --- divergences ------------------------------------------------------------------------------

@@ -1,16 +1,15 @@
 """Maximum likelihood of the von Mises-Fisher law: accuracy, gradients, hard samples."""
 
 import math
+import re
 
 import numpy as np
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 
-from curvkern.distributions import (
-    VonMisesFisher,
-    fit_concentration,
-)
+from curvkern import ConvergenceWarning
+from curvkern.distributions import VonMisesFisher, _fitting, fit_concentration
 from curvkern.distributions._concentration import resultant
 from spherical import (
     F64,
@@ -30,6 +29,28 @@ def test_fit_concentration_against_table(dim, rows):
     kappa = fit_concentration(column(rows, "Rbar"), dim)
     condition = column(rows, "cond").clamp_min(1)
     assert_relative(kappa / condition, column(rows, "kappa") / condition, 4)
+
+
+def test_newton_that_has_not_converged_warns_once(monkeypatch):
+    monkeypatch.setattr(_fitting, "NEWTON_STEPS", 1)
+    rbar = torch.tensor([0.0, 0.3, 0.6, 1.0], dtype=F64)
+    with pytest.warns(ConvergenceWarning, match="not converged after 1 steps") as caught:
+        kappa = fit_concentration(rbar, 3)
+    assert len(caught) == 1
+    missed = float(re.search("met to (.*) only", str(caught[0].message))[1])
+    off = (resultant(kappa[1:3], 3).mean - rbar[1:3]).abs().max().item()
+    assert missed == pytest.approx(off, rel=0.1)
+    assert off > 1e-12
+    assert kappa[:3].isfinite().all()
+
+
+@pytest.mark.parametrize("dim", [2, 3, 64, 32768, 10**6])
+def test_newton_converges_from_end_to_end(dim):
+    """Without the warning, which pytest is told to make an error."""
+    small, close = (torch.logspace(-1, e, 90, dtype=F64) for e in (-300, -15))
+    fit_concentration(torch.cat([small, 1 - close]), dim)
+    for ends in (0.0, 5e-324, 1 - 2.0**-53, 1.0):
+        fit_concentration(ends, dim)
 
 
 @pytest.mark.parametrize(("dim", "kappa"), [(2, 3.0), (3, 1e8), (64, 50.0), (2048, 3000.0)])
@@ -53,6 +74,13 @@ def test_fit_maximises_the_likelihood():
     fitted = VonMisesFisher(torch.nn.functional.normalize(raw[:-1], dim=0), raw[-1])
     (gradient,) = torch.autograd.grad((weights * fitted.log_prob(x)).sum(), raw)
     assert gradient.abs().max() < 1e-11 * weights.sum()
+
+
+def test_fit_is_not_autocast():
+    x = law(6, 4.0).sample((300,), generator=generator(1)).float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        q = VonMisesFisher.fit(x)
+    assert torch.equal(q.loc, VonMisesFisher.fit(x).loc)
 
 
 def test_fit_batches_and_weights():

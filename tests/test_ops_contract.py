@@ -16,7 +16,15 @@ from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 from torch.testing import assert_close
 
 from curvkern import _runtime, special
-from operations import OPERATIONS, Elementwise, both_dtypes, every_operation, requiring_grad
+from operations import (
+    COMPOSITES,
+    OPERATIONS,
+    Elementwise,
+    both_dtypes,
+    every_function,
+    every_operation,
+    requiring_grad,
+)
 
 # Autograd ---------------------------------------------------------------
 
@@ -29,7 +37,7 @@ def test_opcheck(op: Elementwise, order: int, dtype: torch.dtype) -> None:
         torch.library.opcheck(op.operation(order).default, op.sample(*shape, dtype=dtype))
 
 
-@every_operation
+@every_function
 def test_gradcheck(op: Elementwise) -> None:
     inputs = requiring_grad(*op.sample(6))
     assert torch.autograd.gradcheck(
@@ -42,7 +50,7 @@ def test_gradcheck(op: Elementwise) -> None:
     assert torch.autograd.gradgradcheck(op, inputs, check_fwd_over_rev=True)
 
 
-@every_operation
+@every_function
 def test_broadcast_derivatives(op: Elementwise) -> None:
     v, x = requiring_grad(op.sample(3, 1)[0], op.sample(4)[1])
     assert torch.autograd.gradcheck(op, (v, x))
@@ -70,10 +78,10 @@ def transforms(op: Elementwise) -> dict[str, tuple[Callable[..., Any], Callable[
         return function(v, x).sum()
 
     def first(v: Tensor, x: Tensor) -> Any:
-        return op.operation(1)(v, x)
+        return op.derivatives(1, v, x)
 
     def second(v: Tensor, x: Tensor) -> Any:
-        vv, vx, xx = (torch.diag(d) for d in op.operation(2)(v, x))
+        vv, vx, xx = (torch.diag(d) for d in op.derivatives(2, v, x))
         return (vv, vx), (vx, xx)
 
     both = (0, 1)
@@ -95,7 +103,7 @@ def transforms(op: Elementwise) -> dict[str, tuple[Callable[..., Any], Callable[
             lambda v, x: function(v.unsqueeze(0), x.unsqueeze(1)),
         ),
         "vmap of grad": (vmap(grad(function, both)), first),
-        "vmap of hessian": (vmap(hessian(function)), lambda v, x: op.operation(2)(v, x)[0]),
+        "vmap of hessian": (vmap(hessian(function)), lambda v, x: op.derivatives(2, v, x)[0]),
         "hessian": (hessian(total, both), second),
         "jacrev of jacrev": (jacrev(jacrev(total, both), both), second),
         "jacfwd of jacfwd": (jacfwd(jacfwd(total, both), both), second),
@@ -106,12 +114,12 @@ def transforms(op: Elementwise) -> dict[str, tuple[Callable[..., Any], Callable[
 TRANSFORMS = list(transforms(OPERATIONS[0]))
 
 
-@every_operation
+@every_function
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_transform(op: Elementwise, name: str) -> None:
     transformed, expected = transforms(op)[name]
     inputs = op.sample(4)
-    assert_close(transformed(*inputs), expected(*inputs), rtol=1e-13, atol=1e-13)
+    assert_close(transformed(*inputs), expected(*inputs), rtol=op.rtol, atol=op.rtol)
 
 
 # All rows of a kind share the code that is compiled here, and it takes seconds: one stands for
@@ -123,7 +131,7 @@ def test_compiled_transform(op: Elementwise, name: str) -> None:
     inputs = op.sample(4)
     torch.compiler.reset()
     compiled = torch.compile(transformed, fullgraph=True, backend="aot_eager")
-    assert_close(compiled(*inputs), expected(*inputs), rtol=1e-13, atol=1e-13)
+    assert_close(compiled(*inputs), expected(*inputs), rtol=op.rtol, atol=op.rtol)
 
 
 @every_operation
@@ -134,8 +142,21 @@ def test_compile(op: Elementwise, dynamic: bool) -> None:
     for shape in ((4,), (7,), (2, 3)):
         v, x = requiring_grad(*op.sample(*shape))
         assert_close(compiled(v, x), op(v, x), rtol=0, atol=0)
-        assert_close(torch.autograd.grad(compiled(v, x).sum(), (v, x)), op.operation(1)(v, x))
+        gradients = torch.autograd.grad(compiled(v, x).sum(), (v, x))
+        assert_close(gradients, op.derivatives(1, v, x))
     assert_close(compiled(2.5, x), op(2.5, x), rtol=0, atol=0)
+
+
+# Their graphs have hundreds of nodes, and to trace one takes seconds: once, not for each shape.
+@pytest.mark.parametrize("op", COMPOSITES, ids=lambda op: op.name)
+def test_compile_composite(op: Elementwise) -> None:
+    torch.compiler.reset()
+    compiled = torch.compile(op.function, fullgraph=True, backend="aot_eager")
+    v, x = requiring_grad(*op.sample(4))
+    result = compiled(v, x)
+    assert_close(result, op(v, x))
+    gradients = torch.autograd.grad(result.sum(), (v, x))
+    assert_close(gradients, op.derivatives(1, v, x), rtol=op.rtol, atol=op.rtol)
 
 
 def test_compile_with_inductor() -> None:
@@ -152,7 +173,7 @@ def test_compile_with_inductor() -> None:
     )
 
 
-@every_operation
+@every_function
 def test_autocast_keeps_float32(op: Elementwise) -> None:
     v, x = requiring_grad(*op.sample(5, dtype=torch.float32))
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -161,7 +182,7 @@ def test_autocast_keeps_float32(op: Elementwise) -> None:
     assert_close(result, op(v, x), rtol=0, atol=0)
 
 
-@every_operation
+@every_function
 def test_no_graph_where_none_is_wanted(op: Elementwise) -> None:
     v, x = requiring_grad(*op.sample(5))
     with torch.no_grad():
@@ -204,7 +225,7 @@ def test_forced_isa(isa: str, run_python: Any, tmp_path: Any) -> None:
     supported = _runtime.build_info()["isas"]
     if isa not in supported:
         pytest.skip(f"this processor runs {', '.join(supported)}, not {isa}")
-    inputs = {op.name: op.sample(3000) for op in OPERATIONS}
+    inputs = {op.name: op.sample(3000) for op in (*OPERATIONS, *COMPOSITES)}
     torch.save(inputs, tmp_path / "inputs.pt")
     run_python(
         f"""

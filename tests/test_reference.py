@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bessel_truth import EDGES, FIRST, FUNCTIONS, LOGARITHMS, SECOND, points, worst
-from curvkern.reference import bessel
+from curvkern.reference import bessel, matern
 
 #: Bound of the error: relative to max(1, |truth|), and to max(v, x), whose product with
 #: log(x/v) cancels where log I or log K crosses zero. Derivatives: relative to max(1, |truth|).
@@ -141,3 +141,17 @@ def test_broadcasting_and_empty() -> None:
         assert function(name)(v, x).shape == (3, 4)
         assert function(name)(v[:0], x).shape == (0, 4)
         assert function(name)(torch.tensor(2), torch.tensor(3)).dtype is torch.float32
+
+
+def test_matern_against_scipy_and_closed_forms() -> None:
+    r = np.linspace(0.01, 6, 80)
+    for nu in (0.3, 0.5, 1.0, 1.7, 2.5, 9.0):
+        z = math.sqrt(2 * nu) * r / 0.7
+        expected = 2 ** (1 - nu) / math.gamma(nu) * z**nu * scipy.special.kv(nu, z)
+        got = matern.matern(torch.tensor(r), torch.tensor(nu, dtype=torch.float64), 0.7)
+        np.testing.assert_allclose(got.numpy(), expected, rtol=2e-13)
+    for nu, factor in ((0.5, 1), (1.5, 1 + z), (2.5, 1 + z + z * z / 3)):
+        at = torch.tensor(z / math.sqrt(2 * nu))
+        got = matern.matern(at, torch.tensor(nu, dtype=torch.float64))
+        np.testing.assert_allclose(got.numpy(), factor * np.exp(-z), rtol=2e-13)
+    assert matern.matern(torch.zeros(2), torch.tensor(1.7)).tolist() == [1, 1]

@@ -12,9 +12,8 @@ from collections.abc import Callable
 
 import torch
 
-from curvkern import special
+from curvkern import reference, special
 from curvkern._bench.case import OURS, REFERENCE, Bar, Case, Contestants
-from curvkern.reference import bessel as reference
 
 FUNCTIONS = ("log_iv", "log_kv", "log_ive", "log_kve", "iv_ratio", "kv_ratio", "log_hyp0f1")
 REGIONS = {
@@ -80,7 +79,7 @@ def _value(op: str, region: str, dtype: str) -> Case:
         calls = {
             OURS: lambda: getattr(special, op)(v, x),
             YARDSTICK: lambda: torch.lgamma(x),
-            REFERENCE: lambda: getattr(reference, op)(v, x),
+            REFERENCE: lambda: getattr(reference.bessel, op)(v, x),
         }
         rival = _scipy(op) if (region, dtype) in SCIPY_WORKS else None
         if rival is not None:
@@ -122,7 +121,7 @@ def _gradients(op: str, region: str, dtype: str) -> Case:
             OURS: lambda: forward_and_backward(getattr(special, op)),
             VALUE: lambda: getattr(special, op)(v, x),
             YARDSTICK: lambda: torch.lgamma(x),
-            REFERENCE: lambda: forward_and_backward(getattr(reference, op)),
+            REFERENCE: lambda: forward_and_backward(getattr(reference.bessel, op)),
         }
 
     return Case(
@@ -158,7 +157,7 @@ def _fixed_order(op: str, v: int) -> Case:
         return {
             OURS: lambda: getattr(special, op)(order, x),
             YARDSTICK: lambda: torch.lgamma(x),
-            REFERENCE: lambda: getattr(reference, op)(order, x),
+            REFERENCE: lambda: getattr(reference.bessel, op)(order, x),
             "torch.special": lambda: torch.log(scaled(x)) + sign * x,
         }
 
@@ -195,7 +194,7 @@ def _von_mises_fisher(dtype: str) -> Case:
         return {
             OURS: lambda: normalizer(special.log_iv),
             YARDSTICK: lambda: torch.lgamma(order),
-            REFERENCE: lambda: normalizer(reference.log_iv),
+            REFERENCE: lambda: normalizer(reference.bessel.log_iv),
         }
 
     return Case(
@@ -225,11 +224,6 @@ def _matern(mode: str) -> Case:
         nu = torch.tensor(1.7, dtype=torch.float64, requires_grad=mode == "value+grads")
         scale = torch.tensor(2.0, dtype=torch.float64, requires_grad=mode == "value+grads")
 
-        def plain(r: torch.Tensor, nu: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-            z = torch.sqrt(2 * nu) * r / scale
-            log_k = reference.log_kv(nu.expand_as(z), z)
-            return torch.exp((1 - nu) * math.log(2) - torch.lgamma(nu) + nu * z.log() + log_k)
-
         def timed(function: Callable) -> object:
             matrix = function(r, nu, scale)
             if mode == "value":
@@ -239,7 +233,7 @@ def _matern(mode: str) -> Case:
         calls = {
             OURS: lambda: timed(special.matern),
             YARDSTICK: lambda: torch.lgamma(r),
-            REFERENCE: lambda: timed(plain),
+            REFERENCE: lambda: timed(reference.matern.matern),
         }
         if mode == "value":
             from sklearn.gaussian_process.kernels import Matern

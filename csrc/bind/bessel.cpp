@@ -11,11 +11,11 @@ namespace bessel {
 namespace {
 
 template <class T>
-void run(Kernel<T> kernel, const std::vector<TensorView>& views) {
+void run(Kernel<T> kernel, int order, const std::vector<TensorView>& views) {
     const View<const T> v = views[0].view<const T>();
     const View<const T> x = views[1].view<const T>();
     const Outputs<T> out(views);
-    for_chunks(v.size, [&](std::int64_t begin, std::int64_t end) {
+    for_chunks(v.size, order, [&](std::int64_t begin, std::int64_t end) {
         kernel(v.data + begin, x.data + begin, out.from(begin).data, end - begin);
     });
 }
@@ -25,9 +25,9 @@ void call(int function, int order, std::initializer_list<py::handle> objects) {
         elementwise_views(bessel_names[function][order], order, dlpack::device_cpu, objects);
     const Kernels& kernels = CURVKERN_SELECT_ISA(bessel::, ::kernels());
     if (views[0].dtype() == Dtype::float64) {
-        run(kernels.f64[function][order], views);
+        run(kernels.f64[function][order], order, views);
     } else {
-        run(kernels.f32[function][order], views);
+        run(kernels.f32[function][order], order, views);
     }
 }
 

@@ -12,20 +12,24 @@ namespace curvkern {
 
 namespace py = pybind11;
 
-// Elements a kernel takes at a time: about 50 us of work, which is much against the microsecond
-// that starting the threads costs and little against the time between two polls for signals.
-inline constexpr std::int64_t chunk_size = 2048;
+// Elements a thread takes at a time, much work against the microsecond that starting the
+// threads costs and little against the time between two polls for signals; each order of
+// derivatives about doubles the work of one element. A quarter of it takes about 50 us.
+inline constexpr std::int64_t chunk_size(int order) {
+    return std::int64_t{2048} >> order;
+}
 
 // body(begin, end) for [0, n) cut into chunks. Throws what a Python signal handler raised.
 template <class Body>
-void for_chunks(std::int64_t n, Body body) {
+void for_chunks(std::int64_t n, int order, Body body) {
     if (n == 0) return;
-    if (n <= chunk_size) return body(std::int64_t{0}, n);
+    const std::int64_t chunk = chunk_size(order);
+    if (n <= chunk / 4) return body(std::int64_t{0}, n);
     bool finished;
     {
         const py::gil_scoped_release release;
         finished = parallel_chunks(
-            n, chunk_size,
+            n, chunk,
             [] {
                 const py::gil_scoped_acquire acquire;
                 return PyErr_CheckSignals() != 0;

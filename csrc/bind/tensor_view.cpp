@@ -106,8 +106,12 @@ TensorView::TensorView(py::handle object, const char* op, const char* name,
                               (device == dlpack::device_cpu ? "cpu" : "cuda") + ", got " +
                               device_name(tensor_.device.type, tensor_.device.id));
     }
-    for (int axis = 0; axis < tensor_.ndim; ++axis) {
-        size_ = checked_multiply(size_, tensor_.shape[axis]);
+    try {
+        for (int axis = 0; axis < tensor_.ndim; ++axis) {
+            size_ = checked_multiply(size_, tensor_.shape[axis]);
+        }
+    } catch (const std::length_error& error) {
+        throw py::value_error(label() + " is " + error.what());
     }
     if (!is_contiguous(tensor_, size_)) {
         throw py::value_error(label() + " must be contiguous; call .contiguous() on it");

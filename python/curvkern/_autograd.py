@@ -12,6 +12,7 @@ is the rule for every order, forward and backward.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from inspect import signature
 from typing import Any
 
@@ -34,6 +35,22 @@ def _transform_active() -> bool:
         )
     except AttributeError:
         return True
+
+
+def _forward_mode() -> AbstractContextManager[Any]:
+    """Forward-mode differentiation, switched on inside an ``autograd.Function``'s jvp.
+
+    torch calls a jvp with it off, and an outer jvp of the result would be zero without a word.
+    The name is private to torch: where it is missing, forward mode is refused.
+    """
+    try:
+        switch: AbstractContextManager[Any] = forward_ad._set_fwd_grad_enabled(True)
+    except AttributeError:
+        raise RuntimeError(
+            f"curvkern: no forward-mode derivatives with torch {torch.__version__}, which "
+            "cannot nest them; use reverse mode, or CURVKERN_BACKEND=reference"
+        ) from None
+    return switch
 
 
 def derivative_wanted(*tensors: Tensor) -> bool:
@@ -96,9 +113,7 @@ def _gate(function: str, order: int, operation: Any, following: Any) -> Callable
 
         @staticmethod
         def jvp(ctx: Any, dv: Tensor | None, dx: Tensor | None) -> Any:
-            # torch calls this with forward mode off, and an outer jvp of the result would be
-            # zero without a word. So turn it on, with inputs stripped of this level's tangents.
-            with forward_ad._set_fwd_grad_enabled(True):
+            with _forward_mode():  # with inputs stripped of this level's tangents
                 primals = (forward_ad.unpack_dual(t, level=0).primal for t in ctx.saved_tensors)
                 d = derivatives(*primals)
                 tangents = tuple(_dot((dv, dx), d[k : k + 2]) for k in range(order + 1))
@@ -121,7 +136,8 @@ def _gate(function: str, order: int, operation: Any, following: Any) -> Callable
     )
 
     # apply() asks inspect for this at every call: an answer at hand makes it 44 us of 64.
-    Elementwise.forward.__signature__ = signature(Elementwise.forward)  # type: ignore[attr-defined]
+    forward: Any = Elementwise.forward
+    forward.__signature__ = signature(forward)
 
     def call(v: Tensor, x: Tensor) -> Any:
         if derivative_wanted(v, x):

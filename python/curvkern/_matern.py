@@ -88,7 +88,12 @@ def matern(r: Any, nu: Any, lengthscale: Any = 1.0) -> Any:
     """
     arguments = {"r": r, "nu": nu, "lengthscale": lengthscale}
     if not any(isinstance(a, Tensor) for a in arguments.values()):
-        arrays = [_as_tensor("matern", name, a) for name, a in arguments.items()]
+        # Beside an array a number has no dtype, or the default length scale would be float64.
+        numbers = {name for name, a in arguments.items() if type(a) in (int, float)} - {"r"}
+        arrays = [
+            a if name in numbers else _as_tensor("matern", name, a)
+            for name, a in arguments.items()
+        ]
         return matern(*arrays).numpy()[()]
     for name, argument in arguments.items():
         _check_kind("matern", name, argument)

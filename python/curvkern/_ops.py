@@ -59,8 +59,14 @@ def _define_elementwise(function: str, order: int) -> None:
     def cpu(v: Tensor, x: Tensor) -> Any:
         # torch hands the setting of torch.set_num_threads to a new thread when asked for it.
         torch.get_num_threads()
-        v, x = _contiguous(v), _contiguous(x)
-        out = allocate(v)
+        try:
+            v, x = _contiguous(v), _contiguous(x)
+            out = allocate(v)
+        except RuntimeError as error:
+            if "DefaultCPUAllocator" not in str(error):
+                raise
+            got = f"shape {tuple(v.shape)}, {v.dtype}"
+            raise MemoryError(f"{name}: too large for this machine's memory: {got}") from None
         getattr(_runtime.cpu_module(), name)(v, x, *out)
         return results(out)
 

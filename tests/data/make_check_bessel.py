@@ -5,8 +5,10 @@ Two formulas that share nothing give the two kinds, each with its derivative in 
     I_v(x) = (x/2)^v / Gamma(v+1) * sum_k (x^2/4)^k / (k! (v+1)_k)        all terms positive
     K_v(x) = 1/2 * integral exp(-x cosh t + v t) dt over the real line    trapezoidal rule
 
-so that d/dv log I is a mean of digamma values and d/dv log K is the mean of t. The Wronskian
-I_v K_{v+1} + I_{v+1} K_v = 1/x and its derivative in v then check one against the other.
+so that d/dv log I is a mean of digamma values and d/dv log K is the mean of t; their second
+derivatives in v are the variances, less the mean of trigamma values for I. The Wronskian
+I_v K_{v+1} + I_{v+1} K_v = 1/x and its derivatives in v then check one against the other. All
+else follows from Bessel's equation and the recurrences.
 Needs mpmath; takes about ten seconds: `python tests/data/make_check_bessel.py`
 """
 
@@ -43,15 +45,17 @@ def first_kind(v: mp.mpf, x: mp.mpf) -> dict[str, mp.mpf]:
     """The series of log I_v(x) and of its derivatives."""
     quarter = x * x / 4
     term, k, total, weighted_k = mp.mpf(1), 0, mp.mpf(1), mp.mpf(0)
-    psi = mp.digamma(v + 1)
-    weighted_psi = psi
+    psi, psi1 = mp.digamma(v + 1), mp.psi(1, v + 1)
+    weighted_psi, weighted_curve = psi, psi * psi - psi1
     while True:
         psi += 1 / (v + 1 + k)
+        psi1 -= 1 / (v + 1 + k) ** 2
         k += 1
         term *= quarter / (k * (v + k))
         total += term
         weighted_k += k * term
         weighted_psi += psi * term
+        weighted_curve += (psi * psi - psi1) * term
         if term < total * mp.eps * mp.mpf("1e-5") and k > x / 2:
             break
     log_sum = mp.log(total)
@@ -61,6 +65,8 @@ def first_kind(v: mp.mpf, x: mp.mpf) -> dict[str, mp.mpf]:
         "log_ive": log_i - x,
         "log_hyp0f1": log_sum,
         "log_iv_dv": mp.log(x / 2) - weighted_psi / total,
+        "log_iv_dvv": weighted_curve / total - (weighted_psi / total) ** 2,
+        "log_hyp0f1_dv": mp.digamma(v + 1) - weighted_psi / total,
         "log_iv_dx": (v + 2 * weighted_k / total) / x,
     }
 
@@ -72,7 +78,7 @@ def second_kind(v: mp.mpf, x: mp.mpf) -> dict[str, mp.mpf]:
     step = min(mp.mpf("0.3") * width, mp.mpf("0.05"))
     peak = v * centre - x * mp.cosh(centre)
     floor = -(mp.mp.dps + 5) * mp.log(10)
-    total = mean_t = mean_cosh = mp.mpf(0)
+    total = mean_t = mean_t2 = mean_cosh = mp.mpf(0)
     for direction in (1, -1):
         k = 0 if direction == 1 else 1
         while True:
@@ -84,6 +90,7 @@ def second_kind(v: mp.mpf, x: mp.mpf) -> dict[str, mp.mpf]:
             weight = mp.exp(exponent)
             total += weight
             mean_t += weight * t
+            mean_t2 += weight * t * t
             mean_cosh += weight * cosh
             k += 1
     log_k = peak + mp.log(total * step / 2)
@@ -91,6 +98,7 @@ def second_kind(v: mp.mpf, x: mp.mpf) -> dict[str, mp.mpf]:
         "log_kv": log_k,
         "log_kve": log_k + x,
         "log_kv_dv": mean_t / total if v else mp.mpf(0),  # odd integrand at v = 0
+        "log_kv_dvv": mean_t2 / total - (mean_t / total) ** 2,
         "log_kv_dx": -mean_cosh / total,
     }
 
@@ -107,15 +115,41 @@ def truths(v: float, x: float) -> dict[str, mp.mpf]:
     tolerance = mp.mpf("1e-45")
     assert abs(x * (left + right) - 1) < tolerance, (v, x)
     assert abs(x * slope) < tolerance * (1 + abs(one["log_iv_dv"])), (v, x)
+    curve = left * (one["log_iv_dvv"] + two_up["log_kv_dvv"])
+    curve += left * (one["log_iv_dv"] + two_up["log_kv_dv"]) ** 2
+    curve += right * (one_up["log_iv_dvv"] + two["log_kv_dvv"])
+    curve += right * (one_up["log_iv_dv"] + two["log_kv_dv"]) ** 2
+    assert abs(x * curve) < tolerance * (1 + abs(one["log_iv_dv"])) ** 2, (v, x)
+    mixed = one_up["log_iv_dv"] - one["log_iv_dv"]
     if v == 0:  # exponentially small: the mean of the digammas cancels against log(x/2)
         exact = -mp.exp(two["log_kv"] - one["log_iv"])
         assert abs(exact - one["log_iv_dv"]) < tolerance, x
         one["log_iv_dv"] = exact
-    ratios = {
-        "iv_ratio": mp.exp(one_up["log_iv"] - one["log_iv"]),
-        "kv_ratio": mp.exp(two_up["log_kv"] - two["log_kv"]),
-    }
-    return one | two | ratios
+    i, k = mp.exp(one_up["log_iv"] - one["log_iv"]), mp.exp(two_up["log_kv"] - two["log_kv"])
+    i_dv, k_dv = i * mixed, k * (two_up["log_kv_dv"] - two["log_kv_dv"])
+    i_dx, k_dx = 1 - i * i - (2 * v + 1) / x * i, k * k - (2 * v + 1) / x * k - 1
+    return (
+        one
+        | two
+        | {
+            "iv_ratio": i,
+            "iv_ratio_dv": i_dv,
+            "iv_ratio_dx": i_dx,
+            "kv_ratio": k,
+            "kv_ratio_dv": k_dv,
+            "kv_ratio_dx": k_dx,
+            "log_hyp0f1_dx": i,
+            "log_ive_dv": one["log_iv_dv"],
+            "log_ive_dx": one["log_iv_dx"] - 1,
+            "log_kve_dv": two["log_kv_dv"],
+            "log_kve_dx": two["log_kv_dx"] + 1,
+            # d/dx log I = I_{v+1}/I_v + v/x and d/dx log K = -K_{v+1}/K_v + v/x
+            "log_iv_dvx": i_dv + 1 / x,
+            "log_iv_dxx": i_dx - v / x**2,
+            "log_kv_dvx": 1 / x - k_dv,
+            "log_kv_dxx": -k_dx - v / x**2,
+        }
+    )
 
 
 def split(value: mp.mpf) -> list[float]:

@@ -1,15 +1,18 @@
 """The self-test behind ``python -m curvkern check``.
 
-Each family has a module here with a function ``rows()`` that measures and yields rows; a row
-passes when its largest error is finite and within its bar.
+Each module here has a function ``rows()`` that measures and yields rows; a row passes when its
+largest error is finite and within its bar.
 """
 
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+
+import numpy as np
 
 from .._console import BAD, Table, progress
 
@@ -19,9 +22,9 @@ class Row:
     """One measured line: the largest error of one quantity, in units of its dtype's eps."""
 
     function: str
-    quantity: str  # "value", "d/dv", "d/dx"
+    quantity: str  # "value", "d/dv", "d2/dvdx", "fit"
     dtype: str
-    against: str  # "table" (high precision) or "reference" (pure PyTorch)
+    against: str  # "table" (high precision), "closed form", "reference" (plain PyTorch)
     points: int
     error: float
     bar: float
@@ -31,6 +34,26 @@ class Row:
     def passed(self) -> bool:
         """Whether the error is a number within the bar."""
         return self.error <= self.bar
+
+
+def measured(
+    names: tuple[str, str, str, str],
+    points: int,
+    bar: float,
+    errors: Callable[[], np.ndarray],
+    label: Callable[[int], str],
+) -> Row:
+    """The row (function, quantity, dtype, against) of these errors.
+
+    NaN is the largest error of all, and so is an exception.
+    """
+    try:
+        found = errors()
+    except Exception as error:
+        return Row(*names, points, math.inf, bar, f"{type(error).__name__}: {error}")
+    found = np.where(np.isnan(found), np.inf, found)
+    at = int(found.argmax())
+    return Row(*names, points, float(found[at]), bar, label(at))
 
 
 def families() -> list[str]:

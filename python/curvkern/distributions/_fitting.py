@@ -8,16 +8,19 @@ References
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .. import ConvergenceWarning
 from .._arguments import _as_tensor
 from ._arguments import require_dim, require_floating, unit_vector
 from ._concentration import Resultant, resultant
 
 NEWTON_STEPS = 30  # 4 to 6 are taken; the rest is the safeguard's
+NEWTON_TOLERANCE = 1e-9  # of a step, relative to kappa; the error is the square of this
 
 
 def fit_concentration(rbar: Any, dim: int) -> Any:
@@ -78,7 +81,8 @@ def estimate(x: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
         share = data.new_full((data.shape[-2],), 1 / data.shape[-2])
     else:
         share = weights.to(wide) / weights.to(wide).sum(-1, keepdim=True)
-    mean = (share[..., None, :] @ data).squeeze(-2)
+    with torch.autocast(x.device.type, enabled=False):  # which would sum in bfloat16
+        mean = (share[..., None, :] @ data).squeeze(-2)
     zero = (mean == 0).all(-1, keepdim=True)  # no direction: any will do, the law is uniform
     pole = torch.eye(1, x.shape[-1], dtype=wide, device=x.device)[0]
     mean_or_pole = torch.where(zero, pole, mean)
@@ -153,10 +157,14 @@ def solve(rbar: Tensor, complement: Tensor, dim: int) -> Tensor:
             high = torch.where(miss > 0, kappa, high)
             step = kappa * torch.exp(-miss / (kappa * at.slope))
             step = torch.where((step >= low) & (step <= high), step, (low + high) / 2)
-            done = (step - kappa).abs() <= 1e-9 * kappa  # the error is the square of this
+            moved = (step - kappa).abs() / step
             kappa = step
-            if bool((done | ~torch.isfinite(kappa) | (kappa == 0)).all()):
+            open_ = (moved > NEWTON_TOLERANCE) & torch.isfinite(kappa)
+            if not bool(open_.any()):
                 break
+        else:
+            at = resultant(kappa, dim)
+            _warn(residual(kappa, at)[open_].abs().max().item(), moved[open_].max().item())
         slope = resultant(kappa, dim).slope
     if not (torch.is_grad_enabled() and (rbar.requires_grad or complement.requires_grad)):
         return kappa
@@ -167,6 +175,16 @@ def solve(rbar: Tensor, complement: Tensor, dim: int) -> Tensor:
             finite, slope, 1.0
         )
     return torch.where(finite, result, kappa)
+
+
+def _warn(residual: float, moved: float) -> None:
+    warnings.warn(
+        f"fit_concentration: not converged after {NEWTON_STEPS} steps: the mean resultant "
+        f"length is met to {residual:.1e} only, and the last step moved the concentration by "
+        f"{moved:.1e} of it, tolerance {NEWTON_TOLERANCE:.0e}",
+        ConvergenceWarning,
+        stacklevel=4,
+    )
 
 
 def _bracket(rbar: Tensor, complement: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -24,9 +24,9 @@ QUADRATURE_NODES = 40
 def sample_angle(kappa: Tensor, dim: int, generator: torch.Generator | None = None) -> Tensor:
     """Angle between mean direction and sample, for a 1-D tensor of concentrations.
 
-    Ulrich's rejection scheme as corrected by Wood [1]_. With z / (1 - z) a ratio of two gamma
-    variables the proposal is tan^2(theta/2) = b z / (1 - z), so neither 1 - cos(theta) nor the
-    constant b = (-2 kappa + sqrt(4 kappa^2 + (d-1)^2)) / (d-1) subtracts near numbers.
+    Ulrich's rejection scheme as corrected by Wood [1]_. With z a symmetric beta variable the
+    proposal is tan^2(theta/2) = b z / (1 - z), so neither 1 - cos(theta) nor the constant
+    b = (-2 kappa + sqrt(4 kappa^2 + (d-1)^2)) / (d-1) subtracts near numbers.
     """
     m = dim - 1
     theta = torch.empty_like(kappa)
@@ -35,8 +35,7 @@ def sample_angle(kappa: Tensor, dim: int, generator: torch.Generator | None = No
         k = kappa[todo]
         b = m / (2 * k + torch.hypot(2 * k, k.new_tensor(m)))
         p = 2 * b / (1 + b)  # 1 - x_0 in Wood's notation
-        gamma = torch._standard_gamma(k.new_full((2, k.numel()), m / 2), generator=generator)
-        tan2 = b * gamma[0] / gamma[1]
+        tan2 = b * _beta_odds(k, m, generator)
         q = 2 / (1 + 1 / tan2)  # 1 - cos(theta)
         log_ratio = k * (p - q) + m * torch.log1p((q - p) * (1 - p) / (p * (2 - p)))
         reject = log_ratio + torch.empty_like(k).exponential_(generator=generator) < 0
@@ -44,6 +43,24 @@ def sample_angle(kappa: Tensor, dim: int, generator: torch.Generator | None = No
         theta[todo[accept]] = 2 * torch.atan(torch.sqrt(tan2[accept]))
         todo = todo[reject]
     return theta
+
+
+def _beta_odds(like: Tensor, m: int, generator: torch.Generator | None) -> Tensor:
+    """z / (1 - z) for z of the beta law with both parameters m/2.
+
+    Ulrich's polar method [1]_: 2 z - 1 = s cos(phi) with s^2 = 1 - u^(2/(m-1)), u and phi
+    uniform. The odds of the unlikely side are (1 - s^2 cos^2 phi) / (1 + s |cos phi|)^2, and
+    the numerator is u^(2/(m-1)) + s^2 sin^2 phi.
+    """
+    u, turn = torch.rand(
+        (2, *like.shape), dtype=like.dtype, device=like.device, generator=generator
+    )
+    log_power = torch.log(u) * (2 / (m - 1) if m > 1 else math.inf)
+    s2, phi = -torch.expm1(log_power), 2 * math.pi * turn
+    cos = torch.cos(phi)
+    rest = torch.exp(log_power) + s2 * torch.sin(phi) ** 2
+    odds = rest / (1 + torch.sqrt(s2) * cos.abs()) ** 2
+    return torch.where(cos < 0, odds, 1 / odds)
 
 
 def angle_slope(theta: Tensor, kappa: Tensor, dim: int) -> Tensor:

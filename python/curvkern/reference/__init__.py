@@ -5,6 +5,6 @@ environment says ``CURVKERN_BACKEND=reference``. Ordinary autograd differentiate
 number of times.
 """
 
-from . import bessel
+from . import bessel, matern
 
-__all__ = ["bessel"]
+__all__ = ["bessel", "matern"]
