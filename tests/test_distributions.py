@@ -183,6 +183,42 @@ def test_gradients_in_the_concentration(function):
     assert gradgradcheck(function, kappas(), eps=1e-7, atol=1e-5, rtol=1e-3)
 
 
+@pytest.mark.parametrize("dtype", [F64, torch.float32])
+@pytest.mark.parametrize("dim", [2, 3, 64])
+def test_second_derivatives_at_concentration_zero(dim, dtype):
+    """F = k^2 / 2d - k^4 / 4d^2 (d + 2) + ..., and what follows for everything made of F."""
+    pole, across = torch.eye(dim, dtype=dtype)[:2]
+    uniform = HypersphericalUniform(dim, dtype=dtype)
+
+    def at(kappa):
+        return VonMisesFisher(pole, kappa)
+
+    quartic = 1 / (dim**2 * (dim + 2))
+    wanted = {
+        "entropy": (lambda k: at(k).entropy(), -1 / dim),
+        "log_normalizer": (lambda k: at(k).log_normalizer, -1 / dim),
+        "log_prob": (lambda k: at(k).log_prob(across), -1 / dim),
+        "mean": (lambda k: at(k).mean[0], 0.0),
+        "along": (lambda k: at(k).variance[0], -6 * quartic),
+        "across": (lambda k: at(k).variance[1], -2 * quartic),
+        "covariance": (lambda k: at(k).covariance_matrix[0, 0], -6 * quartic),
+        "to uniform": (lambda k: kl_divergence(at(k), uniform), 1 / dim),
+        "from uniform": (lambda k: kl_divergence(uniform, at(k)), 1 / dim),
+        "kl, first": (lambda k: kl_divergence(at(k), VonMisesFisher(across, 2.0)), 1 / dim),
+        "kl, second": (lambda k: kl_divergence(VonMisesFisher(across, 2.0), at(k)), 1 / dim),
+    }
+    got = {name: second_derivative(f, 0.0, dtype) for name, (f, _) in wanted.items()}
+    assert got == pytest.approx(
+        {name: value for name, (_, value) in wanted.items()}, rel=2e-6, abs=1e-12
+    )
+
+
+def second_derivative(function, at, dtype):
+    k = torch.tensor(at, dtype=dtype, requires_grad=True)
+    (first,) = torch.autograd.grad(function(k), k, create_graph=True)
+    return torch.autograd.grad(first, k)[0].item()
+
+
 def test_gradients_of_log_prob_are_those_of_the_cosine():
     loc, x = directions(3, 4).requires_grad_(), directions(3, 4, seed=1).requires_grad_()
     kappa = torch.tensor([0.2, 3.0, 50.0], dtype=F64, requires_grad=True)
