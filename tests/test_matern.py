@@ -1,6 +1,7 @@
 """matern against Arb, closed forms and limits; derivatives in r, nu and the length scale."""
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -245,6 +246,10 @@ def test_kinds_and_promotion():
     assert isinstance(matern(1.0, 1.5), np.float64)
     strided = np.linspace(0, 1, 6)[::-2]
     np.testing.assert_array_equal(matern(strided, 0.7), matern(strided.copy(), 0.7))
+    for nu in (Fraction(3, 2), np.float64(1.5)):
+        assert matern(2, nu) == matern(2.0, 1.5)
+        assert matern(torch.tensor(2), nu) == matern(torch.tensor(2), 1.5)
+    assert matern(torch.ones(2), 2**70).dtype == torch.float32
     assert matern(torch.arange(3), 1.5).dtype == torch.get_default_dtype()
     assert matern(torch.ones(3), torch.tensor(1.5, dtype=F64)).dtype == torch.float32
     assert matern(torch.ones(3), torch.full((3,), 1.5, dtype=F64)).dtype == F64
@@ -264,6 +269,11 @@ def test_kinds_and_promotion():
         ((torch.ones(2), torch.tensor(True)), TypeError, "nu .*bool"),
         ((torch.ones(2), "1.5"), TypeError, "nu .*str"),
         ((torch.ones(2), 1.5, None), TypeError, "lengthscale .*NoneType"),
+        ((torch.eye(2).to_sparse(), 1.5), TypeError, "r has layout torch.sparse_coo"),
+        ((np.ma.masked_array([1.0], [True]), 1.5), TypeError, "r is a masked array"),
+        ((1.0, np.ma.masked_array([1.0], [True])), TypeError, "nu is a masked array"),
+        ((torch.ones(2), 1.5, 10**400), ValueError, "lengthscale .* range of float64"),
+        ((torch.ones(1).expand(10**7, 10**7), 1.5), MemoryError, "10000000.* too large"),
         ((torch.ones(2), torch.ones(3)), ValueError, r"r \(2,\), nu \(3,\)"),
         (
             (torch.ones(2), torch.ones(2, device="meta")),

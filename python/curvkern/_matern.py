@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._arguments import _as_tensor, _check_kind
+from ._arguments import _as_tensor, checked, memory_error
 from ._bessel import log_kv
 from ._masks import all_of
 
@@ -90,10 +90,15 @@ def matern(r: Any, nu: Any, lengthscale: Any = 1.0) -> Any:
     if not any(isinstance(a, Tensor) for a in arguments.values()):
         arrays = [_as_tensor("matern", name, a) for name, a in arguments.items()]
         return matern(*arrays).numpy()[()]
-    for name, argument in arguments.items():
-        _check_kind("matern", name, argument)
-    wide = _broadcastable(arguments)
-    return _correlation(*wide).to(_promoted(*arguments.values()))
+    arguments = {name: checked("matern", name, a) for name, a in arguments.items()}
+    device, shape = _common(arguments)
+    try:
+        wide = (
+            torch.as_tensor(a, dtype=torch.float64, device=device) for a in arguments.values()
+        )
+        return _correlation(*wide).to(_promoted(*arguments.values()))
+    except RuntimeError as error:
+        raise memory_error("matern", shape, error) from None
 
 
 def _promoted(*arguments: Any) -> torch.dtype:
@@ -105,8 +110,8 @@ def _promoted(*arguments: Any) -> torch.dtype:
     return total.dtype if total.is_floating_point() else torch.get_default_dtype()
 
 
-def _broadcastable(arguments: dict[str, Any]) -> list[Tensor]:
-    """The arguments in float64 on one device; numbers and 0-d CPU tensors follow the others."""
+def _common(arguments: dict[str, Any]) -> tuple[torch.device, torch.Size]:
+    """The device, where numbers and 0-d CPU tensors follow the others, and the shape."""
     tensors = {name: a for name, a in arguments.items() if isinstance(a, Tensor)}
     movable = {name for name, t in tensors.items() if t.dim() == 0 and t.device.type == "cpu"}
     leader = next((name for name in tensors if name not in movable), next(iter(tensors)))
@@ -116,11 +121,11 @@ def _broadcastable(arguments: dict[str, Any]) -> list[Tensor]:
         if other != device:
             raise ValueError(f"matern: {leader} is on {device} but {name} is on {other}")
     try:
-        torch.broadcast_shapes(*(t.shape for t in tensors.values()))
+        shape = torch.broadcast_shapes(*(t.shape for t in tensors.values()))
     except RuntimeError:
         shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in tensors.items())
         raise ValueError(f"matern: shapes do not broadcast: {shapes}") from None
-    return [torch.as_tensor(a, dtype=torch.float64, device=device) for a in arguments.values()]
+    return device, shape
 
 
 def _correlation(r: Tensor, nu: Tensor, lengthscale: Tensor) -> Tensor:
