@@ -1,13 +1,21 @@
 """The laws on the sphere and their divergences: ball arithmetic, SciPy, quadrature."""
 
 import math
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import scipy.integrate
 import scipy.stats
 import torch
 from torch.autograd import gradcheck, gradgradcheck
-from torch.distributions import Categorical, Independent, MixtureSameFamily, kl_divergence
+from torch.distributions import (
+    Categorical,
+    Distribution,
+    Independent,
+    MixtureSameFamily,
+    kl_divergence,
+)
 
 from curvkern.distributions import (
     HypersphericalUniform,
@@ -230,6 +238,23 @@ def test_gradients_of_log_prob_are_those_of_the_cosine():
     assert gradgradcheck(lambda k: VonMisesFisher(loc, k).log_prob(x), kappa)
 
 
+@pytest.mark.parametrize("method", ["log_prob", "entropy", "kl"])
+def test_compiled_whole(method, monkeypatch):
+    # The compiler turns this off for the rest of the process.
+    monkeypatch.setattr(Distribution, "_validate_args", True)
+    loc, x = directions(2, 5), directions(2, 5, seed=1)
+
+    def compute(kappa):
+        p = VonMisesFisher(loc, kappa)
+        if method == "kl":
+            return kl_divergence(p, VonMisesFisher(x, 2.0))
+        return p.log_prob(x) if method == "log_prob" else p.entropy()
+
+    kappa = torch.tensor([0.5, 30.0], dtype=F64)
+    got = torch.compile(compute, fullgraph=True, backend="aot_eager")(kappa)
+    torch.testing.assert_close(got, compute(kappa))
+
+
 def test_torch_func_transforms():
     k = kappas().detach()
     x = directions(4, 5)
@@ -243,6 +268,13 @@ def test_torch_func_transforms():
     want = (x @ loc) - resultant(k, 5).mean
     torch.testing.assert_close(batched, want)
     torch.testing.assert_close(single, want)
+
+    def divergence(kappa):
+        return kl_divergence(VonMisesFisher(loc, kappa), VonMisesFisher(-loc, 2.0))
+
+    torch.testing.assert_close(
+        torch.func.vmap(divergence)(k), torch.stack([divergence(a) for a in k])
+    )
 
     def draw(kappa):
         return VonMisesFisher(loc, kappa).rsample(generator=generator(1))
@@ -318,9 +350,32 @@ def test_lower_precisions(dtype):
     assert VonMisesFisher.fit(x).concentration.dtype == dtype
 
 
+def test_concentrations_of_any_kind():
+    loc = directions(3)
+    want = VonMisesFisher(loc, 2.0).entropy()
+    for two in (2, Fraction(2), np.float64(2), torch.tensor(2), torch.tensor(2, dtype=F64)):
+        p = VonMisesFisher(loc, two)
+        assert p.concentration.dtype == F64
+        assert p.entropy() == want
+
+
+def test_how_laws_and_constraints_print():
+    assert repr(UNIFORM) == "HypersphericalUniform(dim: 3)"
+    assert repr(UNIFORM.expand((2,))) == "HypersphericalUniform(dim: 3, batch_shape: (2,))"
+    assert repr(UNIFORM.support) == "UnitVector()"
+    kappa = VonMisesFisher.arg_constraints["concentration"]
+    assert repr(kappa) == "FiniteNonnegative()"
+
+
+def test_meta_tensors_give_shapes():
+    p = VonMisesFisher(directions(4, 3).to("meta"), 1.0)
+    assert p.entropy().shape == p.log_prob(torch.empty(4, 3, device="meta")).shape == (4,)
+
+
 # --- refusals ---------------------------------------------------------------------------------
 
 POINT = directions(3)
+UNIFORM = HypersphericalUniform(3)
 
 
 @pytest.mark.parametrize(
@@ -345,7 +400,53 @@ POINT = directions(3)
         ),
         (lambda: VonMisesFisher(POINT, True), TypeError, "concentration .* bool"),
         (lambda: VonMisesFisher(None, 1.0), TypeError, "loc .* NoneType"),
-        (lambda: law(3, 1.0).log_prob(2 * POINT), ValueError, "support"),
+        (
+            lambda: VonMisesFisher(2 * POINT, 1.0),
+            ValueError,
+            "unit vectors, .* norm 2;",
+        ),
+        (lambda: VonMisesFisher(POINT, "2"), TypeError, "a tensor or a real number, got str"),
+        (lambda: VonMisesFisher(POINT, None), TypeError, "or a real number, got NoneType"),
+        (lambda: VonMisesFisher(POINT, torch.tensor(True)), TypeError, "concentration .*bool"),
+        (lambda: VonMisesFisher(POINT, 10**400), ValueError, "concentration .* range of float"),
+        (lambda: VonMisesFisher(POINT.to_sparse(), 1.0), TypeError, "loc has layout .*sparse"),
+        (lambda: law(3, 1.0).log_prob(2 * POINT), ValueError, "log_prob: value .* norm 2; "),
+        (lambda: law(3, 1.0).log_prob(POINT[:2]), ValueError, r"value .*\(2,\) .* \(3,\)"),
+        (lambda: law(3, 1.0).log_prob([1.0, 0, 0]), TypeError, "value .* list"),
+        (
+            lambda: law(3, 1.0).expand((2,)).log_prob(POINT.expand(5, 3)),
+            ValueError,
+            r"\(5, 3\)",
+        ),
+        (lambda: UNIFORM.log_prob(torch.tensor([1, 0, 0])), TypeError, "value .*int64"),
+        (lambda: UNIFORM.log_prob(2 * POINT), ValueError, "value must hold unit .* norm 2"),
+        (lambda: law(3, [1.0, 2.0]).expand((3, 4)), ValueError, r"expand: .*\(3, 4\).*\(2,\)"),
+        (lambda: law(3, 1.0).expand(5), TypeError, "batch_shape must be a sequence .* got 5"),
+        (lambda: law(3, [1.0, 2.0]).expand((4, -1)), ValueError, "batch_shape .*non-negative"),
+        (lambda: UNIFORM.expand((2,)).expand((3,)), ValueError, r"expand: .*\(3,\).*\(2,\)"),
+        (lambda: HypersphericalUniform(3, 5), TypeError, "batch_shape .* got 5"),
+        (lambda: law(3, 1.0).sample((-1,)), ValueError, r"sample_shape .* got \(-1,\)"),
+        (lambda: law(3, 1.0).sample(5), TypeError, "sample_shape must be a sequence .* got 5"),
+        (lambda: law(3, 1.0).sample((2**70,)), ValueError, "sample_shape is too large"),
+        (lambda: law(3, 1.0).sample((2**40,)), MemoryError, "1099511627776.* too large"),
+        (lambda: law(3, 1.0).sample((2**62, 2**10)), MemoryError, "1024, 3.* too large"),
+        (lambda: UNIFORM.sample((2**40,)), MemoryError, "1099511627776.* too large"),
+        (lambda: UNIFORM.sample((-1,)), ValueError, r"sample_shape .* got \(-1,\)"),
+        (
+            lambda: VonMisesFisher(POINT.to("meta"), 1.0).sample(),
+            NotImplementedError,
+            "meta device",
+        ),
+        (
+            lambda: kl_divergence(law(3, [[1.0] * 4] * 2), law(3, [1.0] * 3)),
+            ValueError,
+            r"kl_divergence: .*\(2, 4\) and \(3,\)",
+        ),
+        (
+            lambda: kl_divergence(UNIFORM.expand((2, 4)), law(3, [1.0] * 3)),
+            ValueError,
+            r"kl_divergence: .*\(2, 4\) and \(3,\)",
+        ),
         (lambda: HypersphericalUniform(1), ValueError, "dim .* at least 2, got 1"),
         (lambda: HypersphericalUniform(2.0), TypeError, "dim .* float"),
         (lambda: fit_concentration(0.5, 1), ValueError, "dim .* at least 2, got 1"),

@@ -8,12 +8,18 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
+from .._arguments import checked, memory_error
 from . import _fitting, _sampling
 from ._arguments import (
     Shape,
+    as_shape,
     at_least_float32,
+    expanded_shape,
     finite_nonnegative,
+    require_finite_nonnegative,
     require_floating,
+    require_point,
+    require_unit_vectors,
     unit_vector,
 )
 from ._concentration import deficit, kl_uniform, log_area, log_hyp, resultant
@@ -83,10 +89,11 @@ class VonMisesFisher(Distribution):
         self, loc: Tensor, concentration: Tensor | float, validate_args: bool | None = None
     ) -> None:
         require_floating("VonMisesFisher", loc=loc)
-        kappa: Any = concentration
-        if isinstance(kappa, (int, float)) and not isinstance(kappa, bool):
-            kappa = loc.new_tensor(float(kappa))
-        require_floating("VonMisesFisher", concentration=kappa)
+        kappa = checked("VonMisesFisher", "concentration", concentration)
+        if not isinstance(kappa, Tensor):
+            kappa = loc.new_tensor(kappa)
+        elif not kappa.is_floating_point():
+            kappa = kappa.to(loc.dtype)
         if loc.dim() < 1 or loc.shape[-1] < 2:
             raise ValueError(
                 "VonMisesFisher: loc must have shape (..., d) with d >= 2, "
@@ -107,11 +114,17 @@ class VonMisesFisher(Distribution):
         self.dim = loc.shape[-1]
         self.loc = loc.to(dtype).expand((*batch_shape, self.dim))
         self.concentration = kappa.to(dtype).expand(batch_shape)
-        super().__init__(batch_shape, torch.Size([self.dim]), validate_args)
+        super().__init__(batch_shape, torch.Size([self.dim]), validate_args=False)
+        self._validate_args = (
+            Distribution._validate_args if validate_args is None else validate_args
+        )
+        if self._validate_args:
+            require_unit_vectors("VonMisesFisher", "loc", loc)
+            require_finite_nonnegative("VonMisesFisher", "concentration", kappa)
 
     def expand(self, batch_shape: Shape, _instance: Any = None) -> VonMisesFisher:
         new = self._get_checked_instance(VonMisesFisher, _instance)
-        batch_shape = torch.Size(batch_shape)
+        batch_shape = expanded_shape(self, batch_shape)
         new.dim = self.dim
         new.loc = self.loc.expand(batch_shape + self.event_shape)
         new.concentration = self.concentration.expand(batch_shape)
@@ -164,8 +177,7 @@ class VonMisesFisher(Distribution):
         Evaluated as kappa (mu.x - 1) + (kappa + log C) with mu.x - 1 = -|x - mu|^2 / 2: a large
         kappa then multiplies no rounding error of mu.x. Its gradients are those of kappa mu.x.
         """
-        if self._validate_args:
-            self._validate_sample(value)
+        require_point(self, value)
         wide = at_least_float32(self.loc.dtype)
         x, mu = value.to(torch.promote_types(value.dtype, wide)), self.loc.to(wide)
         squares = (x * x).sum(-1) + (mu * mu).sum(-1)
@@ -185,7 +197,19 @@ class VonMisesFisher(Distribution):
     ) -> Tensor:
         """Reparameterised samples, shape sample_shape + batch_shape + (d,); see the class
         notes."""
-        shape = self._extended_shape(torch.Size(sample_shape))
+        if self.loc.is_meta:
+            raise NotImplementedError(
+                "VonMisesFisher: samples are accepted or rejected by their values, and tensors "
+                "on the meta device have none"
+            )
+        sample_shape = as_shape("VonMisesFisher", "sample_shape", sample_shape)
+        shape = self._extended_shape(sample_shape)
+        try:
+            return self._draw(shape, generator)
+        except RuntimeError as error:
+            raise memory_error("VonMisesFisher", shape, error) from None
+
+    def _draw(self, shape: torch.Size, generator: torch.Generator | None) -> Tensor:
         kappa = self._kappa.expand(shape[:-1])
         with torch.no_grad():
             theta = _sampling.sample_angle(kappa.reshape(-1), self.dim, generator).reshape(
