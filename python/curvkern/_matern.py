@@ -69,9 +69,11 @@ def matern(r: Any, nu: Any, lengthscale: Any = 1.0) -> Any:
     Raises
     ------
     TypeError
-        A complex, boolean or sparse argument, or no number at all.
+        A complex, boolean, sparse, nested or masked argument, or no number at all.
     ValueError
-        Shapes that do not broadcast; tensors on two devices.
+        Shapes that do not broadcast; tensors on two devices; a number beyond float64.
+    MemoryError
+        A result that does not fit.
 
     Notes
     -----

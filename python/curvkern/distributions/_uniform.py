@@ -101,6 +101,7 @@ class HypersphericalUniform(Distribution):
     def rsample(
         self, sample_shape: Shape = (), generator: torch.Generator | None = None
     ) -> Tensor:
+        """Samples of shape sample_shape + batch_shape + (d,), random by `generator`."""
         dtype = self._like.dtype
         wide = at_least_float32(dtype)
         sample_shape = as_shape("HypersphericalUniform", "sample_shape", sample_shape)
