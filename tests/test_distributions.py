@@ -1,7 +1,9 @@
 """The laws on the sphere and their divergences: ball arithmetic, SciPy, quadrature."""
 
 import math
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import scipy.integrate
 import scipy.stats
@@ -190,6 +192,42 @@ def test_gradients_in_the_concentration(function):
     assert gradgradcheck(function, kappas(), eps=1e-7, atol=1e-5, rtol=1e-3)
 
 
+@pytest.mark.parametrize("dtype", [F64, torch.float32])
+@pytest.mark.parametrize("dim", [2, 3, 64])
+def test_second_derivatives_at_concentration_zero(dim, dtype):
+    """F = k^2 / 2d - k^4 / 4d^2 (d + 2) + ..., and what follows for everything made of F."""
+    pole, across = torch.eye(dim, dtype=dtype)[:2]
+    uniform = HypersphericalUniform(dim, dtype=dtype)
+
+    def at(kappa):
+        return VonMisesFisher(pole, kappa)
+
+    quartic = 1 / (dim**2 * (dim + 2))
+    wanted = {
+        "entropy": (lambda k: at(k).entropy(), -1 / dim),
+        "log_normalizer": (lambda k: at(k).log_normalizer, -1 / dim),
+        "log_prob": (lambda k: at(k).log_prob(across), -1 / dim),
+        "mean": (lambda k: at(k).mean[0], 0.0),
+        "along": (lambda k: at(k).variance[0], -6 * quartic),
+        "across": (lambda k: at(k).variance[1], -2 * quartic),
+        "covariance": (lambda k: at(k).covariance_matrix[0, 0], -6 * quartic),
+        "to uniform": (lambda k: kl_divergence(at(k), uniform), 1 / dim),
+        "from uniform": (lambda k: kl_divergence(uniform, at(k)), 1 / dim),
+        "kl, first": (lambda k: kl_divergence(at(k), VonMisesFisher(across, 2.0)), 1 / dim),
+        "kl, second": (lambda k: kl_divergence(VonMisesFisher(across, 2.0), at(k)), 1 / dim),
+    }
+    got = {name: second_derivative(f, 0.0, dtype) for name, (f, _) in wanted.items()}
+    assert got == pytest.approx(
+        {name: value for name, (_, value) in wanted.items()}, rel=2e-6, abs=1e-12
+    )
+
+
+def second_derivative(function, at, dtype):
+    k = torch.tensor(at, dtype=dtype, requires_grad=True)
+    (first,) = torch.autograd.grad(function(k), k, create_graph=True)
+    return torch.autograd.grad(first, k)[0].item()
+
+
 def test_gradients_of_log_prob_are_those_of_the_cosine():
     loc, x = directions(3, 4).requires_grad_(), directions(3, 4, seed=1).requires_grad_()
     kappa = torch.tensor([0.2, 3.0, 50.0], dtype=F64, requires_grad=True)
@@ -199,6 +237,23 @@ def test_gradients_of_log_prob_are_those_of_the_cosine():
     torch.testing.assert_close(in_x, kappa[:, None] * loc)
     assert gradcheck(lambda k: VonMisesFisher(loc, k).log_prob(x), kappa)
     assert gradgradcheck(lambda k: VonMisesFisher(loc, k).log_prob(x), kappa)
+
+
+@pytest.mark.parametrize("method", ["log_prob", "entropy", "kl"])
+def test_compiled_whole(method, monkeypatch):
+    # The compiler turns this off for the rest of the process.
+    monkeypatch.setattr(Distribution, "_validate_args", True)
+    loc, x = directions(2, 5), directions(2, 5, seed=1)
+
+    def compute(kappa):
+        p = VonMisesFisher(loc, kappa)
+        if method == "kl":
+            return kl_divergence(p, VonMisesFisher(x, 2.0))
+        return p.log_prob(x) if method == "log_prob" else p.entropy()
+
+    kappa = torch.tensor([0.5, 30.0], dtype=F64)
+    got = torch.compile(compute, fullgraph=True, backend="aot_eager")(kappa)
+    torch.testing.assert_close(got, compute(kappa))
 
 
 def test_torch_func_transforms():
@@ -214,6 +269,13 @@ def test_torch_func_transforms():
     want = (x @ loc) - resultant(k, 5).mean
     torch.testing.assert_close(batched, want)
     torch.testing.assert_close(single, want)
+
+    def divergence(kappa):
+        return kl_divergence(VonMisesFisher(loc, kappa), VonMisesFisher(-loc, 2.0))
+
+    torch.testing.assert_close(
+        torch.func.vmap(divergence)(k), torch.stack([divergence(a) for a in k])
+    )
 
     def draw(kappa):
         return VonMisesFisher(loc, kappa).rsample(generator=generator(1))
@@ -326,9 +388,32 @@ def test_lower_precisions(dtype):
     assert VonMisesFisher.fit(x).concentration.dtype == dtype
 
 
+def test_concentrations_of_any_kind():
+    loc = directions(3)
+    want = VonMisesFisher(loc, 2.0).entropy()
+    for two in (2, Fraction(2), np.float64(2), torch.tensor(2), torch.tensor(2, dtype=F64)):
+        p = VonMisesFisher(loc, two)
+        assert p.concentration.dtype == F64
+        assert p.entropy() == want
+
+
+def test_how_laws_and_constraints_print():
+    assert repr(UNIFORM) == "HypersphericalUniform(dim: 3)"
+    assert repr(UNIFORM.expand((2,))) == "HypersphericalUniform(dim: 3, batch_shape: (2,))"
+    assert repr(UNIFORM.support) == "UnitVector()"
+    kappa = VonMisesFisher.arg_constraints["concentration"]
+    assert repr(kappa) == "FiniteNonnegative()"
+
+
+def test_meta_tensors_give_shapes():
+    p = VonMisesFisher(directions(4, 3).to("meta"), 1.0)
+    assert p.entropy().shape == p.log_prob(torch.empty(4, 3, device="meta")).shape == (4,)
+
+
 # --- refusals ---------------------------------------------------------------------------------
 
 POINT = directions(3)
+UNIFORM = HypersphericalUniform(3)
 
 
 @pytest.mark.parametrize(
@@ -353,7 +438,53 @@ POINT = directions(3)
         ),
         (lambda: VonMisesFisher(POINT, True), TypeError, "concentration .* bool"),
         (lambda: VonMisesFisher(None, 1.0), TypeError, "loc .* NoneType"),
-        (lambda: law(3, 1.0).log_prob(2 * POINT), ValueError, "support"),
+        (
+            lambda: VonMisesFisher(2 * POINT, 1.0),
+            ValueError,
+            "unit vectors, .* norm 2;",
+        ),
+        (lambda: VonMisesFisher(POINT, "2"), TypeError, "a tensor or a real number, got str"),
+        (lambda: VonMisesFisher(POINT, None), TypeError, "or a real number, got NoneType"),
+        (lambda: VonMisesFisher(POINT, torch.tensor(True)), TypeError, "concentration .*bool"),
+        (lambda: VonMisesFisher(POINT, 10**400), ValueError, "concentration .* range of float"),
+        (lambda: VonMisesFisher(POINT.to_sparse(), 1.0), TypeError, "loc has layout .*sparse"),
+        (lambda: law(3, 1.0).log_prob(2 * POINT), ValueError, "log_prob: value .* norm 2; "),
+        (lambda: law(3, 1.0).log_prob(POINT[:2]), ValueError, r"value .*\(2,\) .* \(3,\)"),
+        (lambda: law(3, 1.0).log_prob([1.0, 0, 0]), TypeError, "value .* list"),
+        (
+            lambda: law(3, 1.0).expand((2,)).log_prob(POINT.expand(5, 3)),
+            ValueError,
+            r"\(5, 3\)",
+        ),
+        (lambda: UNIFORM.log_prob(torch.tensor([1, 0, 0])), TypeError, "value .*int64"),
+        (lambda: UNIFORM.log_prob(2 * POINT), ValueError, "value must hold unit .* norm 2"),
+        (lambda: law(3, [1.0, 2.0]).expand((3, 4)), ValueError, r"expand: .*\(3, 4\).*\(2,\)"),
+        (lambda: law(3, 1.0).expand(5), TypeError, "batch_shape must be a sequence .* got 5"),
+        (lambda: law(3, [1.0, 2.0]).expand((4, -1)), ValueError, "batch_shape .*non-negative"),
+        (lambda: UNIFORM.expand((2,)).expand((3,)), ValueError, r"expand: .*\(3,\).*\(2,\)"),
+        (lambda: HypersphericalUniform(3, 5), TypeError, "batch_shape .* got 5"),
+        (lambda: law(3, 1.0).sample((-1,)), ValueError, r"sample_shape .* got \(-1,\)"),
+        (lambda: law(3, 1.0).sample(5), TypeError, "sample_shape must be a sequence .* got 5"),
+        (lambda: law(3, 1.0).sample((2**70,)), ValueError, "sample_shape is too large"),
+        (lambda: law(3, 1.0).sample((2**40,)), MemoryError, "1099511627776.* too large"),
+        (lambda: law(3, 1.0).sample((2**62, 2**10)), MemoryError, "1024, 3.* too large"),
+        (lambda: UNIFORM.sample((2**40,)), MemoryError, "1099511627776.* too large"),
+        (lambda: UNIFORM.sample((-1,)), ValueError, r"sample_shape .* got \(-1,\)"),
+        (
+            lambda: VonMisesFisher(POINT.to("meta"), 1.0).sample(),
+            NotImplementedError,
+            "meta device",
+        ),
+        (
+            lambda: kl_divergence(law(3, [[1.0] * 4] * 2), law(3, [1.0] * 3)),
+            ValueError,
+            r"kl_divergence: .*\(2, 4\) and \(3,\)",
+        ),
+        (
+            lambda: kl_divergence(UNIFORM.expand((2, 4)), law(3, [1.0] * 3)),
+            ValueError,
+            r"kl_divergence: .*\(2, 4\) and \(3,\)",
+        ),
         (lambda: HypersphericalUniform(1), ValueError, "dim .* at least 2, got 1"),
         (lambda: HypersphericalUniform(2.0), TypeError, "dim .* float"),
         (lambda: fit_concentration(0.5, 1), ValueError, "dim .* at least 2, got 1"),

@@ -151,3 +151,15 @@ def test_gradient_of_fit_is_the_inverse_slope(dim, rbar):
     (gradient,) = torch.autograd.grad(kappa, r)
     slope = resultant(kappa.detach(), dim).slope
     assert gradient.item() == pytest.approx(1 / slope.item(), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "weight"), [(torch.float32, 1e37), (F64, 1e307), (F64, 1e-310), (F64, 1.0)]
+)
+def test_only_ratios_of_weights_count(dtype, weight):
+    """100 weights whose sum is beyond the largest number, or so small that they lose digits."""
+    x = law(5, 4.0).sample((100,), generator=generator(1)).to(dtype)
+    weights = torch.full((100,), weight, dtype=dtype, requires_grad=True)
+    got, want = VonMisesFisher.fit(x, weights), VonMisesFisher.fit(x)
+    torch.testing.assert_close(got.loc, want.loc)
+    torch.testing.assert_close(got.concentration, want.concentration)

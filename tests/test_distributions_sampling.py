@@ -123,6 +123,26 @@ def test_implicit_derivative_of_the_angle_by_quadrature(dim, kappa):
         assert got == pytest.approx(-left, rel=1e-7)
 
 
+@pytest.mark.parametrize("dtype", [F64, torch.float32])
+@pytest.mark.parametrize("dim", [2, 3, 64])
+def test_second_derivative_of_rsample_at_concentration_zero(dim, dtype):
+    """It is that of the neighbourhood, backward and forward over backward."""
+
+    def draw(kappa):
+        p = VonMisesFisher(torch.eye(dim, dtype=dtype)[0], kappa, validate_args=False)
+        return p.rsample(generator=generator(1))[0]
+
+    at, near = (torch.tensor(k, dtype=dtype, requires_grad=True) for k in (0.0, 1e-6))
+    second = []
+    for k in (at, near):
+        (first,) = torch.autograd.grad(draw(k), k, create_graph=True)
+        second.append(torch.autograd.grad(first, k)[0])
+    torch.testing.assert_close(*second, rtol=1e-5, atol=1e-7)
+    gradient = torch.func.grad(draw)
+    _, forward = torch.func.jvp(gradient, (at.detach(),), (torch.ones((), dtype=dtype),))
+    torch.testing.assert_close(forward, second[0])
+
+
 @pytest.mark.parametrize("dim", [2, 3, 20])
 def test_rsample_gradients_are_unbiased(dim):
     """E mu.x = A has the derivative A' in kappa, E a.x = A a.mu the derivative A a in mu."""

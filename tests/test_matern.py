@@ -1,6 +1,7 @@
 """matern against Arb, closed forms and limits; derivatives in r, nu and the length scale."""
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -172,6 +173,31 @@ def test_second_derivatives_in_order_and_scale_vanish_at_zero_distance(nu):
         assert (hessian == 0).all()
 
 
+@pytest.mark.parametrize(
+    ("nu", "twice", "with_nu", "with_scale"),
+    [
+        (0.2, math.inf, math.inf, math.inf),
+        (0.5, 1 / 0.49, math.inf, 1 / 0.49),
+        (0.8, -math.inf, 0.0, 0.0),
+        (1.0, -math.inf, 0.0, 0.0),
+        (1.2, -6 / 0.49, 0.0, 0.0),
+        (30.0, -30 / 29 / 0.49, 0.0, 0.0),
+    ],
+)
+@pytest.mark.parametrize("zero", [0.0, -0.0])
+def test_second_derivatives_at_zero_distance(nu, twice, with_nu, with_scale, zero):
+    """The limits from the right; also where nobody can see which elements are zero."""
+    arguments = tuple(torch.tensor(a, dtype=F64, requires_grad=True) for a in (zero, nu, 0.7))
+    (slope,) = torch.autograd.grad(matern(*arguments), arguments[0], create_graph=True)
+    second = torch.stack(torch.autograd.grad(slope, arguments))
+    want = torch.tensor([twice, with_nu, with_scale], dtype=F64)
+    torch.testing.assert_close(second, want)
+    pair = [a.detach().expand(2) for a in arguments]
+    of_slope = torch.func.grad(torch.func.grad(matern), argnums=(0, 1, 2))
+    batched = torch.stack(torch.func.vmap(of_slope)(*pair))
+    torch.testing.assert_close(batched, want[:, None].expand(3, 2))
+
+
 @pytest.mark.parametrize("nu", [1.5, 2.5, 7.3, 30.0])
 def test_curvature_at_zero_distance(nu):
     """M'' (0) = -nu / (nu - 1), the variance of the derivative of the process."""
@@ -224,10 +250,59 @@ def test_outside_the_domain_is_nan_and_infinity_is_zero():
         assert matern(torch.tensor(0.0), nu) == 1
 
 
-def test_nan_gradients_stay_where_the_nan_is():
-    r = torch.tensor([-1.0, 0.5, 0.0], dtype=F64, requires_grad=True)
-    (gradient,) = torch.autograd.grad(matern(r, 1.5)[1:].sum(), r)
-    assert gradient[1:].isfinite().all()
+OUTSIDE = {
+    "r": (-1.0, 1.5, 0.7),
+    "nu": (1.0, -1.5, 0.7),
+    "nu zero": (0.0, 0.0, 0.7),
+    "lengthscale": (1.0, 1.5, -0.7),
+    "lengthscale zero": (1.0, 1.5, 0.0),
+    "nan": (math.nan, 1.5, 0.7),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@pytest.mark.parametrize("bad", OUTSIDE)
+def test_derivatives_are_nan_where_the_value_is(bad, dtype):
+    """Whether the batch is looked at or not, and only there."""
+    rows = torch.tensor(
+        [OUTSIDE[bad], (0.5, 1.5, 0.7), (0.0, 1.5, 0.7), (math.inf, 2.0, 0.7)], dtype=dtype
+    )
+    columns = [column.clone().requires_grad_() for column in rows.T]
+    outside = torch.tensor([True, False, False, False])
+    value = matern(*columns)
+    gradients = torch.autograd.grad(value.sum(), columns, create_graph=True)
+    assert torch.equal(value.isnan(), outside)
+    for gradient in gradients:
+        assert torch.equal(gradient.isnan(), outside)
+    for second in torch.autograd.grad(gradients[0].sum(), columns):
+        assert torch.equal(second.isnan(), outside)
+    batched = torch.func.vmap(torch.func.grad(matern, argnums=(0, 1, 2)))(*rows.T)
+    for gradient, want in zip(batched, gradients, strict=True):
+        torch.testing.assert_close(gradient, want.detach(), equal_nan=True)
+
+
+@pytest.mark.parametrize("bad", OUTSIDE)
+def test_gradient_is_nan_where_every_value_is(bad):
+    arguments = [torch.tensor([a], requires_grad=True) for a in OUTSIDE[bad]]
+    matern(*arguments).sum().backward()
+    assert all(a.grad.isnan() for a in arguments)
+
+
+def test_arguments_whose_scaled_distance_underflows():
+    """z = sqrt(2 nu) r / l is 1e-450, and 1 - M nearly 1 all the same."""
+    assert abs(matern(1e-300, 1e-300)) <= 4 * EPS
+    assert matern(1e-200, 1e-250) == pytest.approx(float(exact(1e-200, 1e-250)), abs=4 * EPS)
+    r = torch.tensor(1e-300, dtype=F64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(matern(r, 1e-300), r)
+    assert gradient.isfinite()
+
+
+@pytest.mark.parametrize("nu", [14.57, 30.0, 200.0])
+@pytest.mark.parametrize("r", [3.39e-12, 1e-7, 1e-3])
+def test_order_gradient_is_relatively_right_at_tiny_distances(nu, r):
+    order = torch.tensor(nu, dtype=F64, requires_grad=True)
+    (got,) = torch.autograd.grad(matern(r, order), order)
+    assert got.item() == pytest.approx(exact_derivatives(r, nu)[1], rel=2 * nu * EPS)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -245,6 +320,10 @@ def test_kinds_and_promotion():
     assert isinstance(matern(1.0, 1.5), np.float64)
     strided = np.linspace(0, 1, 6)[::-2]
     np.testing.assert_array_equal(matern(strided, 0.7), matern(strided.copy(), 0.7))
+    for nu in (Fraction(3, 2), np.float64(1.5)):
+        assert matern(2, nu) == matern(2.0, 1.5)
+        assert matern(torch.tensor(2), nu) == matern(torch.tensor(2), 1.5)
+    assert matern(torch.ones(2), 2**70).dtype == torch.float32
     assert matern(torch.arange(3), 1.5).dtype == torch.get_default_dtype()
     assert matern(torch.ones(3), torch.tensor(1.5, dtype=F64)).dtype == torch.float32
     assert matern(torch.ones(3), torch.full((3,), 1.5, dtype=F64)).dtype == F64
@@ -264,6 +343,11 @@ def test_kinds_and_promotion():
         ((torch.ones(2), torch.tensor(True)), TypeError, "nu .*bool"),
         ((torch.ones(2), "1.5"), TypeError, "nu .*str"),
         ((torch.ones(2), 1.5, None), TypeError, "lengthscale .*NoneType"),
+        ((torch.eye(2).to_sparse(), 1.5), TypeError, "r has layout torch.sparse_coo"),
+        ((np.ma.masked_array([1.0], [True]), 1.5), TypeError, "r is a masked array"),
+        ((1.0, np.ma.masked_array([1.0], [True])), TypeError, "nu is a masked array"),
+        ((torch.ones(2), 1.5, 10**400), ValueError, "lengthscale .* range of float64"),
+        ((torch.ones(1).expand(10**7, 10**7), 1.5), MemoryError, "10000000.* too large"),
         ((torch.ones(2), torch.ones(3)), ValueError, r"r \(2,\), nu \(3,\)"),
         (
             (torch.ones(2), torch.ones(2, device="meta")),

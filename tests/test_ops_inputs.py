@@ -6,6 +6,7 @@ The rows are in tests/operations.py. The reliability cases are R20 to R30.
 from __future__ import annotations
 
 from collections.abc import Callable
+from fractions import Fraction
 from itertools import product
 from typing import Any
 
@@ -219,6 +220,57 @@ def test_subclass(op: Elementwise) -> None:
     parameter = torch.nn.Parameter(v)
     op(parameter, x).sum().backward()
     assert_close(parameter.grad, op.derivatives(1, v, x)[0])
+
+
+@every_operation
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged], ids=str)
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_layout(op: Elementwise, layout: torch.layout) -> None:
+    nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=layout)
+    with pytest.raises(TypeError, match=f"{op.name}: v has a nested layout"):
+        op(nested, 1.0)
+    with pytest.raises(TypeError, match=f"{op.name}: x has a nested layout"):
+        op(1.0, nested)
+
+
+@every_operation
+def test_too_large(op: Elementwise) -> None:
+    """80 TB, and more bytes than an int64 can count; and it works afterwards."""
+    v, x = op.sample(1)
+    for shape in ((10**6, 10**7), (2**31, 2**31)):
+        with pytest.raises(MemoryError, match=rf"{op.name}: .*\({shape[0]}, .*too large"):
+            op(v.expand(shape), x)
+    assert op(v, x).isfinite().all()
+
+
+@every_operation
+def test_numbers_of_any_kind(op: Elementwise) -> None:
+    for good in (2.5, np.float64(2.5), Fraction(5, 2)):
+        assert op(good, 3) == op(2.5, 3.0)
+        x = torch.tensor([3.0])
+        assert torch.equal(op(good, x), op(torch.tensor([2.5]), x))
+        assert torch.equal(op(x, good), op(x, torch.tensor([2.5])))
+    large = torch.tensor(2.0**70, dtype=torch.float64)
+    assert op(2.5, 2**70) == op(torch.tensor(2.5, dtype=torch.float64), large).item()
+    assert torch.equal(op(large, 2**70), op(large, large))
+    infinite = torch.tensor([torch.inf])  # what 1e300 is in float32
+    assert_close(
+        op(torch.tensor([2.5]), 1e300), op(torch.tensor([2.5]), infinite), equal_nan=True
+    )
+    for good in (2.5, torch.tensor(2.5)):
+        with pytest.raises(ValueError, match=f"{op.name}: x must be within the range"):
+            op(good, 10**400)
+
+
+@every_operation
+def test_masked_arrays_are_refused(op: Elementwise) -> None:
+    masked = np.ma.masked_array([1.0, 2.0], mask=[False, True])
+    for bad in (masked, np.ma.masked):
+        for good in (1.0, np.ones(2), torch.ones(2)):
+            with pytest.raises(TypeError, match=rf"{op.name}: v is a masked .*\.filled\(\)"):
+                op(bad, good)
+            with pytest.raises(TypeError, match=rf"{op.name}: x is a masked .*\.filled\(\)"):
+                op(good, bad)
 
 
 # The native boundary ------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,12 +28,14 @@ def elementwise(
         )
         return result.numpy()[()]
 
-    for name, value in (("v", v), ("x", x)):
-        _check_kind(function, name, value)
+    v, x = checked(function, "v", v), checked(function, "x", x)
     dtype = _result_dtype(function, v, x)
     work = torch.float32 if dtype in _HALVES else dtype
     v, x = _broadcast(function, *_one_device(function, v, x, work))
-    result = compute(v, x)
+    try:
+        result = compute(v, x)
+    except RuntimeError as error:
+        raise memory_error(function, v.shape, error) from None
     return result if work is dtype else result.to(dtype)
 
 
@@ -44,6 +46,9 @@ def _as_tensor(function: str, name: str, value: Any) -> Tensor:
             f"{function}: {name} must be a tensor, a NumPy array or a real number, "
             f"got {type(value).__name__}"
         )
+    _refuse_mask(function, name, value)
+    if not isinstance(value, (np.ndarray, np.generic, bool)):
+        value = to_float(function, name, value)
     array = np.asarray(value)
     if array.dtype.kind in "iu":
         array = array.astype(np.float64)
@@ -55,24 +60,63 @@ def _as_tensor(function: str, name: str, value: Any) -> Tensor:
     return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
 
 
-def _check_kind(function: str, name: str, value: Any) -> None:
+def checked(function: str, name: str, value: Any) -> Tensor | float:
+    """A tensor as it is or a number as a float, if it is of a kind that can stay beside one."""
     if isinstance(value, Tensor):
-        if value.layout is not torch.strided:
-            raise TypeError(
-                f"{function}: {name} has layout {value.layout}, expected torch.strided; "
-                "call .to_dense() on it"
-            )
+        check_layout(function, name, value)
         if value.dtype is torch.bool or value.dtype.is_complex:
             raise TypeError(f"{function}: {name} must be real, got {value.dtype}")
-    elif isinstance(value, (np.ndarray, np.generic)) and not isinstance(value, float):
+        return value
+    if isinstance(value, (np.ndarray, np.generic)) and not isinstance(value, float):
+        _refuse_mask(function, name, value)
         raise TypeError(
             f"{function}: {name} is a NumPy {type(value).__name__} beside a tensor; "
             "convert it with torch.as_tensor"
         )
-    elif isinstance(value, bool) or not isinstance(value, numbers.Real):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(
             f"{function}: {name} must be a tensor or a real number, got {type(value).__name__}"
         )
+    return to_float(function, name, value)
+
+
+def check_layout(function: str, name: str, tensor: Tensor) -> None:
+    if tensor.is_nested:
+        raise TypeError(
+            f"{function}: {name} has a nested layout, expected torch.strided; "
+            "pass its .values() or .unbind()"
+        )
+    if tensor.layout is not torch.strided:
+        raise TypeError(
+            f"{function}: {name} has layout {tensor.layout}, expected torch.strided; "
+            "call .to_dense() on it"
+        )
+
+
+def _refuse_mask(function: str, name: str, value: Any) -> None:
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(
+            f"{function}: {name} is a masked array, whose mask would be lost; "
+            "call .filled() or .compressed() on it"
+        )
+
+
+def to_float(function: str, name: str, value: Any) -> float:
+    """A real number of any kind as a float."""
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(
+            f"{function}: {name} must be within the range of float64, got a number beyond it"
+        ) from None
+
+
+def memory_error(function: str, shape: Sequence[int], error: RuntimeError) -> Exception:
+    """What to raise for an error of torch: it has no class of its own for lack of memory."""
+    lacking = ("allocate memory", "calculation overflowed", "multiplication overflow")
+    if any(words in str(error) for words in lacking):
+        return MemoryError(f"{function}: a result of shape {tuple(shape)} is too large")
+    return error
 
 
 def _result_dtype(function: str, v: Any, x: Any) -> torch.dtype:
@@ -104,9 +148,9 @@ def _rank(value: Any) -> int:
 def _one_device(function: str, v: Any, x: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Both arguments as tensors of the dtype; numbers and 0-d CPU tensors follow the other."""
     if not isinstance(v, Tensor):
-        v = torch.full((), v, dtype=dtype, device=x.device)
+        v = torch.full((), v, dtype=torch.float64, device=x.device)
     if not isinstance(x, Tensor):
-        x = torch.full((), x, dtype=dtype, device=v.device)
+        x = torch.full((), x, dtype=torch.float64, device=v.device)
     if v.device != x.device:
         if v.ndim == 0 and v.device.type == "cpu":
             v = v.to(x.device)

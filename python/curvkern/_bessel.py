@@ -50,8 +50,8 @@ def log_iv(v: Real, x: Real) -> Result:
 
     Raises
     ------
-    TypeError, ValueError
-        See :mod:`curvkern.special`.
+    TypeError, ValueError, MemoryError
+        See :mod:`curvkern.special`, which has the derivatives and the accuracy too.
 
     Examples
     --------
@@ -96,8 +96,8 @@ def log_kv(v: Real, x: Real) -> Result:
 
     Raises
     ------
-    TypeError, ValueError
-        See :mod:`curvkern.special`.
+    TypeError, ValueError, MemoryError
+        See :mod:`curvkern.special`, which has the derivatives and the accuracy too.
 
     Examples
     --------
@@ -132,8 +132,8 @@ def log_ive(v: Real, x: Real) -> Result:
 
     Raises
     ------
-    TypeError, ValueError
-        See :mod:`curvkern.special`.
+    TypeError, ValueError, MemoryError
+        See :mod:`curvkern.special`, which has the derivatives and the accuracy too.
 
     Examples
     --------
@@ -165,8 +165,8 @@ def log_kve(v: Real, x: Real) -> Result:
 
     Raises
     ------
-    TypeError, ValueError
-        See :mod:`curvkern.special`.
+    TypeError, ValueError, MemoryError
+        See :mod:`curvkern.special`, which has the derivatives and the accuracy too.
 
     Examples
     --------
@@ -199,8 +199,8 @@ def iv_ratio(v: Real, x: Real) -> Result:
 
     Raises
     ------
-    TypeError, ValueError
-        See :mod:`curvkern.special`.
+    TypeError, ValueError, MemoryError
+        See :mod:`curvkern.special`, which has the derivatives and the accuracy too.
 
     Examples
     --------
@@ -230,8 +230,8 @@ def kv_ratio(v: Real, x: Real) -> Result:
 
     Raises
     ------
-    TypeError, ValueError
-        See :mod:`curvkern.special`.
+    TypeError, ValueError, MemoryError
+        See :mod:`curvkern.special`, which has the derivatives and the accuracy too.
 
     Examples
     --------
@@ -265,8 +265,8 @@ def log_hyp0f1(v: Real, x: Real) -> Result:
 
     Raises
     ------
-    TypeError, ValueError
-        See :mod:`curvkern.special`.
+    TypeError, ValueError, MemoryError
+        See :mod:`curvkern.special`, which has the derivatives and the accuracy too.
 
     Examples
     --------

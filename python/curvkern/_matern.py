@@ -19,6 +19,7 @@ References
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
@@ -26,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._arguments import _as_tensor, _check_kind
+from ._arguments import _as_tensor, checked, memory_error
 from ._bessel import log_kv
 from ._masks import all_of
 
@@ -37,6 +38,7 @@ SERIES_TERMS = 6  # truncation below 1e-15 at z = SMALL_Z
 DEBYE_TERMS = ((1e8, 1), (1e4, 3), (1e3, 4), (100, 7), (50, 9), (30, 11), (20, 14))
 DEBYE_MOST_TERMS = 15
 HUGE_NU = 1e15  # from here on the limit exp(-r^2 / 2 l^2) to rounding
+BEYOND = 1e160  # its square is infinite
 HUGE_DISTANCE = 1e100  # in length scales; the correlation is 0 long before
 
 
@@ -67,16 +69,32 @@ def matern(r: Any, nu: Any, lengthscale: Any = 1.0) -> Any:
     Raises
     ------
     TypeError
-        A complex, boolean or sparse argument, or no number at all.
+        A complex, boolean, sparse, nested or masked argument, or no number at all.
     ValueError
-        Shapes that do not broadcast; tensors on two devices.
+        Shapes that do not broadcast; tensors on two devices; a number beyond float64.
+    MemoryError
+        A result that does not fit.
 
     Notes
     -----
-    Computed in float64 whatever the dtype. Arguments outside the domain give NaN. All three
-    have gradients, twice. At r = 0 the derivative in r is the one from the right: -inf below
-    nu = 1/2, -1/l there, 0 above; those in nu and l are 0. The largest absolute error found
+    Computed in float64 whatever the dtype. Outside the domain the value is NaN, and so are all
+    derivatives. All three arguments have gradients, twice. The largest absolute error found
     against ball arithmetic is 8e-15 (6000 random points, 1e-3 <= nu <= 300), below nu = 14.
+    Second derivatives lose digits to cancellation below nu = 14 where r is tiny beside l.
+
+    At r = 0, where r / l underflows too, the derivatives are the limits from the right:
+
+    ====================  ======  ===================  =================
+    nu                    in r    in r twice           in r and nu
+    ====================  ======  ===================  =================
+    below 1/2             -inf    inf                  inf
+    1/2                   -1/l    1/l^2                inf
+    above 1/2, up to 1    0       -inf                 0
+    above 1               0       -nu / (nu - 1) l^2   0
+    ====================  ======  ===================  =================
+
+    That in r and l is the one of the slope in r; those in nu and l alone are 0. In forward
+    mode an infinite slope times a tangent of zero is NaN.
 
     Examples
     --------
@@ -95,10 +113,15 @@ def matern(r: Any, nu: Any, lengthscale: Any = 1.0) -> Any:
             for name, a in arguments.items()
         ]
         return matern(*arrays).numpy()[()]
-    for name, argument in arguments.items():
-        _check_kind("matern", name, argument)
-    wide = _broadcastable(arguments)
-    return _correlation(*wide).to(_promoted(*arguments.values()))
+    arguments = {name: checked("matern", name, a) for name, a in arguments.items()}
+    device, shape = _common(arguments)
+    try:
+        wide = (
+            torch.as_tensor(a, dtype=torch.float64, device=device) for a in arguments.values()
+        )
+        return _correlation(*wide).to(_promoted(*arguments.values()))
+    except RuntimeError as error:
+        raise memory_error("matern", shape, error) from None
 
 
 def _promoted(*arguments: Any) -> torch.dtype:
@@ -110,8 +133,8 @@ def _promoted(*arguments: Any) -> torch.dtype:
     return total.dtype if total.is_floating_point() else torch.get_default_dtype()
 
 
-def _broadcastable(arguments: dict[str, Any]) -> list[Tensor]:
-    """The arguments in float64 on one device; numbers and 0-d CPU tensors follow the others."""
+def _common(arguments: dict[str, Any]) -> tuple[torch.device, torch.Size]:
+    """The device, where numbers and 0-d CPU tensors follow the others, and the shape."""
     tensors = {name: a for name, a in arguments.items() if isinstance(a, Tensor)}
     movable = {name for name, t in tensors.items() if t.dim() == 0 and t.device.type == "cpu"}
     leader = next((name for name in tensors if name not in movable), next(iter(tensors)))
@@ -121,35 +144,55 @@ def _broadcastable(arguments: dict[str, Any]) -> list[Tensor]:
         if other != device:
             raise ValueError(f"matern: {leader} is on {device} but {name} is on {other}")
     try:
-        torch.broadcast_shapes(*(t.shape for t in tensors.values()))
+        shape = torch.broadcast_shapes(*(t.shape for t in tensors.values()))
     except RuntimeError:
         shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in tensors.items())
         raise ValueError(f"matern: shapes do not broadcast: {shapes}") from None
-    return [torch.as_tensor(a, dtype=torch.float64, device=device) for a in arguments.values()]
+    return device, shape
 
 
 def _correlation(r: Tensor, nu: Tensor, lengthscale: Tensor) -> Tensor:
     """M in float64: each form sees harmless arguments outside its own range."""
-    valid = (r >= 0) & (nu > 0) & (lengthscale > 0)
-    distance = torch.where(valid, r / lengthscale, 1.0).clamp_max(HUGE_DISTANCE)
-    nu = torch.where(nu > 0, nu, 1.0).clamp_max(HUGE_NU)
-    z = torch.sqrt(2 * nu) * distance
+    distance = r / lengthscale
+    valid = (r >= 0) & (nu > 0) & (lengthscale > 0) & (distance >= 0)
+    bounded = valid & (distance < HUGE_DISTANCE)
+    if not all_of(bounded):  # keep r / l^2 finite, or a gradient of zero times it is NaN
+        distance = torch.where(bounded, r, HUGE_DISTANCE) / torch.where(
+            bounded, lengthscale, 1.0
+        )
+    order = torch.where(nu > 0, nu, 1.0).clamp_max(HUGE_NU)
+    z = torch.sqrt(2 * order) * distance
 
-    smooth = valid & (nu >= LARGE_NU)
+    smooth = valid & (order >= LARGE_NU)
     origin = valid & (distance == 0)
     near = valid & (z < SMALL_Z) & ~smooth & ~origin
     far = valid & ~(near | smooth | origin)
-    rough_nu, smooth_nu = nu.clamp_max(LARGE_NU), nu.clamp_min(LARGE_NU)
+    rough_nu, smooth_nu = order.clamp_max(LARGE_NU), order.clamp_min(LARGE_NU)
+    near_distance = SMALL_Z / torch.sqrt(2 * rough_nu.detach())
+    zero = r - torch.where(origin, r, 0.0).detach()  # r may be positive where r / l underflows
 
-    result = torch.where(valid, torch.ones_like(z), torch.nan)
+    result = torch.ones_like(z)
     result = _fill(result, smooth, _debye, 1.0, distance, smooth_nu)
-    result = _fill(result, near, _series, SMALL_Z, z, rough_nu)
+    result = _fill(result, near, _series, near_distance, distance, rough_nu)
     result = _fill(result, far, _direct, 1.0, z, rough_nu)
-    return _fill(result, origin, _origin, 1.0, r, nu, lengthscale)
+    result = _fill(result, origin, _origin, 1e-100, zero, order, lengthscale)
+    if all_of(valid):
+        return result
+    return torch.where(valid, result, _outside(valid, r, nu, lengthscale))
+
+
+def _outside(valid: Tensor, *arguments: Tensor) -> Tensor:
+    """NaN outside the domain, with NaN for all derivatives there and 0 for those inside."""
+    total = functools.reduce(torch.add, (torch.where(valid, 0.0, a) for a in arguments))
+    return torch.exp(torch.where(valid, 0.0, torch.nan) * total)
 
 
 def _fill(
-    result: Tensor, mask: Tensor, form: Callable[..., Tensor], safe: float, *arguments: Tensor
+    result: Tensor,
+    mask: Tensor,
+    form: Callable[..., Tensor],
+    safe: Tensor | float,
+    *arguments: Tensor,
 ) -> Tensor:
     """`result` with form(*arguments) where the mask holds, evaluated nowhere else if possible.
 
@@ -168,16 +211,21 @@ def _fill(
 
 
 def _origin(r: Tensor, nu: Tensor, lengthscale: Tensor) -> Tensor:
-    """1 - Gamma(1-nu)/Gamma(1+nu) (z/2)^{2 nu} - (z/2)^2/(nu-1) at z = 0: one, with slopes."""
+    """M at r = 0, which is one, with its derivatives: the limits as r falls to 0.
+
+    M = 1 - Gamma(1-nu)/Gamma(1+nu) (z/2)^{2 nu} - (z/2)^2 / (nu-1) + ...; where a limit is
+    infinite what stands here has the same one. A product of two factors BEYOND has an infinite
+    second derivative, and first ones that are zero and not zero times infinity.
+    """
     half_z = r * torch.sqrt(nu / 2) / lengthscale
-    bowl = half_z**2 / torch.where(nu == 1, torch.inf, nu - 1)
-    # The power is a function of r alone: at r = 0 all its derivatives in nu and l are 0, but
-    # would be computed as 0 * inf. At nu = 1/2 it is linear.
-    rate, inner = torch.sqrt(nu / 2) / lengthscale, torch.where(nu < 1, nu, 0.5)
-    rate, inner = rate.detach(), inner.detach()
-    weight = torch.exp(torch.lgamma(1 - inner) - torch.lgamma(1 + inner))
-    cusp = torch.where(nu == 0.5, 2 * half_z, weight * (r * rate) ** (2 * inner))
-    return 1 - torch.where(nu < 1, cusp, 0.0) - bowl
+    bowl = half_z**2 / torch.where((nu > 1) | (nu == 0.5), nu - 1, torch.inf)
+    steep, far_r = nu < 0.5, BEYOND * r
+    cusp = torch.where(nu == 0.5, 2 * half_z, torch.where(nu <= 1, far_r * far_r, 0.0))
+    cusp = torch.where(steep, torch.where(steep, r, 1.0) ** 0.75, cusp)
+    length = lengthscale.clamp_max(HUGE_DISTANCE)
+    moving = torch.where(steep, length - length.detach(), 0.0) + nu - nu.detach()
+    twist = torch.where(nu <= 0.5, far_r * (BEYOND * moving), 0.0)
+    return 1 - cusp - bowl + twist
 
 
 def _direct(z: Tensor, nu: Tensor) -> Tensor:
@@ -185,9 +233,10 @@ def _direct(z: Tensor, nu: Tensor) -> Tensor:
     return torch.exp(log_kv(nu, z) + nu * torch.log(z / 2) + scale)
 
 
-def _series(z: Tensor, nu: Tensor) -> Tensor:
-    """1 - M from the power series of K_nu; q = z^2 / 4, n = round(nu) >= 1, delta = nu - n.
+def _series(distance: Tensor, nu: Tensor) -> Tensor:
+    """1 - M from the power series of K_nu; n = round(nu) >= 1, delta = nu - n.
 
+    q     = z^2 / 4 = nu (r/l)^2 / 2
     1 - M = - sum_{0<k<n} q^k / (k! (1-nu)_k) + 1 / prod_{k<n} (k - nu)
             * sum_i q^{n+i} / ((n+i)! (1-delta)_i) (1 - exp(delta h_i)) / delta
     h_i   = log q + g_i
@@ -198,7 +247,7 @@ def _series(z: Tensor, nu: Tensor) -> Tensor:
     """
     n = torch.round(nu.detach()).clamp_min(1)
     delta = nu - n
-    log_q = 2 * torch.log(z / 2)
+    log_q = 2 * torch.log(distance) + torch.log(nu / 2)  # z itself may underflow
     q = torch.exp(log_q)
 
     total, power = torch.zeros_like(q), torch.ones_like(q)
@@ -275,12 +324,13 @@ def _debye(distance: Tensor, nu: Tensor) -> Tensor:
         )
         for row in DEBYE_ROWS
     ]
-    at_one = functools.reduce(torch.add, coefficients)
-    total = coefficients[-1]
-    for coefficient in reversed(coefficients[:-1]):
-        total = total * t + coefficient
+    # (S(1) - S(t)) / (1 - t) by synthetic division: its coefficients are partial sums.
+    *partial, at_one = itertools.accumulate(reversed(coefficients))
+    quotient = functools.reduce(lambda total, c: total * t + c, partial)
     return torch.exp(
-        nu * (torch.log1p(y / 2) - y) - torch.log1p(w) / 4 + torch.log(total / at_one)
+        nu * (torch.log1p(y / 2) - y)
+        - torch.log1p(w) / 4
+        + torch.log1p(-y * t * quotient / at_one)
     )
 
 

@@ -22,7 +22,6 @@ References
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import NamedTuple
 
@@ -162,13 +161,15 @@ def bregman(b: Tensor, a: Tensor, dim: int) -> Tensor:
     return torch.where(near, remainder, difference)
 
 
-@functools.cache
-def _legendre_table(count: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _legendre_table(count: int) -> tuple[list[float], list[float]]:
     nodes, weights = np.polynomial.legendre.leggauss(count)
-    return tuple((nodes + 1) / 2), tuple(weights / 2)
+    return ((nodes + 1) / 2).tolist(), (weights / 2).tolist()
+
+
+LEGENDRE = {count: _legendre_table(count) for count in (12, 40)}  # torch.compile cannot make it
 
 
 def gauss_legendre(count: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Nodes and weights on [0, 1]."""
-    nodes, weights = _legendre_table(count)
+    """Nodes and weights on [0, 1], for a count in the table."""
+    nodes, weights = LEGENDRE[count]
     return like.new_tensor(nodes), like.new_tensor(weights)

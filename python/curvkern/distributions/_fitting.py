@@ -80,7 +80,9 @@ def estimate(x: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
     if weights is None:
         share = data.new_full((data.shape[-2],), 1 / data.shape[-2])
     else:
-        share = weights.to(wide) / weights.to(wide).sum(-1, keepdim=True)
+        # Only ratios count, and the sum of the weights themselves may overflow.
+        share = weights.to(wide) / weights.detach().to(wide).amax(-1, keepdim=True)
+        share = share / share.sum(-1, keepdim=True)
     with torch.autocast(x.device.type, enabled=False):  # which would sum in bfloat16
         mean = (share[..., None, :] @ data).squeeze(-2)
     zero = (mean == 0).all(-1, keepdim=True)  # no direction: any will do, the law is uniform
@@ -131,7 +133,7 @@ def _check(x: Tensor, weights: Tensor | None) -> None:
         raise ValueError(f"fit: weights must be non-negative, got {weights.min().item():g}")
     if not bool(torch.isfinite(weights).all()):
         raise ValueError("fit: weights must be finite, got nan or inf")
-    if bool((weights.sum(-1) == 0).any()):
+    if bool((weights.amax(-1) == 0).any()):
         raise ValueError("fit: weights must have a positive sum, got 0")
 
 

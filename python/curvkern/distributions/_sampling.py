@@ -72,16 +72,8 @@ def angle_slope(theta: Tensor, kappa: Tensor, dim: int) -> Tensor:
     nodes, weights = gauss_legendre(QUADRATURE_NODES, theta)
     theta = theta.clamp(1e-100, math.pi - 1e-15)
     n = dim - 2
-    root = torch.hypot(2 * kappa, kappa.new_tensor(n)) + n
-    cos_mode = 2 * kappa / root.clamp_min(1e-300)
-    sin2_mode = 2 * n / root.clamp_min(1e-300)
-    curvature = kappa * cos_mode + (n / sin2_mode if n else 0)
-    reach = 14 / torch.sqrt(curvature.clamp_min(1e-300))
-    past_mode = torch.cos(theta) <= cos_mode
-    end = torch.where(
-        past_mode, (theta + reach).clamp_max(math.pi), (theta - reach).clamp_min(0)
-    )
-    width = (end - theta)[..., None]
+    # Constant to derivatives: the integrand vanishes at the end, or the end does not move.
+    width = (_tail_end(theta.detach(), kappa.detach(), n) - theta)[..., None]
     s = theta[..., None] + width * nodes
     half = width * nodes / 2
     # kappa (cos s - cos theta)
@@ -90,6 +82,19 @@ def angle_slope(theta: Tensor, kappa: Tensor, dim: int) -> Tensor:
         log_f = log_f + n * torch.log(torch.sin(s) / torch.sin(theta)[..., None])
     lever = resultant(kappa, dim).complement[..., None] - 2 * torch.sin(s / 2) ** 2
     return (width * weights * lever * torch.exp(log_f)).sum(-1)
+
+
+def _tail_end(theta: Tensor, kappa: Tensor, n: int) -> Tensor:
+    """Away from the mode of exp(kappa cos s) sin(s)^n, at most to a pole of the sphere."""
+    root = torch.hypot(2 * kappa, kappa.new_tensor(n)) + n
+    cos_mode = 2 * kappa / root.clamp_min(1e-300)
+    sin2_mode = 2 * n / root.clamp_min(1e-300)
+    curvature = kappa * cos_mode + (n / sin2_mode if n else 0)
+    reach = 14 / torch.sqrt(curvature.clamp_min(1e-300))
+    past_mode = torch.cos(theta) <= cos_mode
+    return torch.where(
+        past_mode, (theta + reach).clamp_max(math.pi), (theta - reach).clamp_min(0)
+    )
 
 
 class ImplicitAngle(torch.autograd.Function):

@@ -8,7 +8,17 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
-from ._arguments import Shape, at_least_float32, require_dim, require_floating, unit_vector
+from .._arguments import memory_error
+from ._arguments import (
+    Shape,
+    as_shape,
+    at_least_float32,
+    expanded_shape,
+    require_dim,
+    require_floating,
+    require_point,
+    unit_vector,
+)
 from ._concentration import log_area
 from ._sampling import unit_noise
 
@@ -54,13 +64,18 @@ class HypersphericalUniform(Distribution):
         self.dim = require_dim("HypersphericalUniform", dim)
         self._like = torch.empty((), dtype=dtype, device=device)
         require_floating("HypersphericalUniform", dtype=self._like)
-        super().__init__(torch.Size(batch_shape), torch.Size([self.dim]), validate_args)
+        shape = as_shape("HypersphericalUniform", "batch_shape", batch_shape)
+        super().__init__(shape, torch.Size([self.dim]), validate_args)
+
+    def __repr__(self) -> str:
+        batch = f", batch_shape: {tuple(self.batch_shape)}" if self.batch_shape else ""
+        return f"HypersphericalUniform(dim: {self.dim}{batch})"
 
     def expand(self, batch_shape: Shape, _instance: Any = None) -> HypersphericalUniform:
         new = self._get_checked_instance(HypersphericalUniform, _instance)
         new.dim, new._like = self.dim, self._like
         super(HypersphericalUniform, new).__init__(
-            torch.Size(batch_shape), self.event_shape, validate_args=False
+            expanded_shape(self, batch_shape), self.event_shape, validate_args=False
         )
         new._validate_args = self._validate_args
         return new
@@ -76,8 +91,7 @@ class HypersphericalUniform(Distribution):
         return self._like.new_full(self.batch_shape + self.event_shape, 1 / self.dim)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        if self._validate_args:
-            self._validate_sample(value)
+        require_point(self, value)
         shape = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
         return value.new_full(shape, -log_area(self.dim))
 
@@ -87,10 +101,15 @@ class HypersphericalUniform(Distribution):
     def rsample(
         self, sample_shape: Shape = (), generator: torch.Generator | None = None
     ) -> Tensor:
+        """Samples of shape sample_shape + batch_shape + (d,), random by `generator`."""
         dtype = self._like.dtype
         wide = at_least_float32(dtype)
-        shape = self._extended_shape(torch.Size(sample_shape))
-        return unit_noise(shape, self._like, generator, wide).to(dtype)
+        sample_shape = as_shape("HypersphericalUniform", "sample_shape", sample_shape)
+        shape = self._extended_shape(sample_shape)
+        try:
+            return unit_noise(shape, self._like, generator, wide).to(dtype)
+        except RuntimeError as error:
+            raise memory_error("HypersphericalUniform", shape, error) from None
 
     def sample(
         self, sample_shape: Shape = (), generator: torch.Generator | None = None
