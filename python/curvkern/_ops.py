@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from . import _runtime
+from ._arguments import memory_error
 
 library = torch.library.Library("curvkern", "DEF")
 
@@ -63,10 +64,7 @@ def _define_elementwise(function: str, order: int) -> None:
             v, x = _contiguous(v), _contiguous(x)
             out = allocate(v)
         except RuntimeError as error:
-            if "DefaultCPUAllocator" not in str(error):
-                raise
-            got = f"shape {tuple(v.shape)}, {v.dtype}"
-            raise MemoryError(f"{name}: too large for this machine's memory: {got}") from None
+            raise memory_error(name, v.shape, error) from None
         getattr(_runtime.cpu_module(), name)(v, x, *out)
         return results(out)
 

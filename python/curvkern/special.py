@@ -35,8 +35,8 @@ the same accuracy, not by differences.
 Accuracy, in units of the eps of the dtype computed in: values within 2 eps, relative to
 max(1, abs(log)) for the logarithms; first derivatives within 8 eps, relative, except next to
 zeros where they are differences of larger terms; second derivatives less, in float64 a few
-hundred eps except next to their zeros. The last bit may depend on which elements share a call,
-as blocks of a vector's width choose their method together; the same call gives the same bits.
+hundred eps except next to their zeros. A result does not depend on the elements
+that share the call.
 
 :func:`matern` states its own accuracy.
 
