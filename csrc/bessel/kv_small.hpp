@@ -41,13 +41,14 @@ CURVKERN_HD KSlopes<R> k_slopes_temme(R v, R x) {
     auto flat = k.n == c<R>(0);
     R half_square = c<R>(0.5) * x * x;
     R below = select(flat, c<R>(2), half_square) * (k.below.d[0] * inverse.d[0]);
-    // 2 ratio / x as a pair, where 2/x does not overflow
+    // 2 ratio / x as a pair, where 2/x is within the reach of two_prod
     R twice = c<R>(2) / x;
     Pair<R> ratio = two_prod(k.ratio.d[0], twice), back = two_prod(twice, x);
     R twice_rest = c<R>(0.5) * ((c<R>(2) - back.hi) - back.lo);  // relative
     R rest = select(flat, k.ratio_rest * twice, c<R>(0));
     R refined = ratio.hi + (ratio.lo + (rest + ratio.hi * twice_rest));
-    y.ratio = select(twice < infinity<R>(), refined, c<R>(2) * k.ratio.d[0] / x);
+    y.ratio = select(twice < c<R>(is_double<R> ? 0x1p900 : 0x1p90), refined,
+                     c<R>(2) * k.ratio.d[0] / x);
     y.dx = -(v + below) / x;
     y.dxx = kv_curvature(v, x, below);
     if constexpr (Order > 0) {

@@ -3,7 +3,7 @@
 //
 //   function      largest error (ulp, float64 / float32)   valid for
 //   exp           1.0 / 1.0      every input; exp(-inf) = 0, subnormal results kept
-//   expm1         2.0 / 2.0      every input
+//   expm1         2.5 / 2.0      every input
 //   log           1.0 / 1.0      every input; log(0) = -inf, log(x<0) = nan, subnormals in
 //   log1p         2.0 / 2.0      every input; log1p(-1) = -inf
 //   lgamma        2.0 / 2.0      x > 0, relative to max(1, |lgamma(x)|)
