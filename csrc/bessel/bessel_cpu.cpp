@@ -13,7 +13,7 @@ constexpr int block = 512;
 
 template <class T>
 using Vector = std::conditional_t<is_double<T>, VectorDouble, VectorFloat>;
-// Second derivatives are rarely in a hot loop: one register at a time compiles twice as fast.
+// Second derivatives are rarely in a hot loop: one register at a time is half the code.
 template <class T, int Order>
 using Wide = std::conditional_t<Order == 2, Vector<T>, Twin<Vector<T>>>;
 template <class T>

@@ -107,6 +107,11 @@ CURVKERN_HD Pair<R> angle_pair(const Scaling<R>& s, R x, const Pair<R>& r) {
     return Extreme ? log_ratio(top, x, s.exponent) : log_quotient(top, x);
 }
 
+// Below this v/x the quotient (v + r)/x is 1 + v/x, and its logarithm has lost the digits of
+// v/x: asinh(z) = z - z^3/6 + ..
+template <class R>
+inline constexpr double flat_below = is_double<R> ? 0x1p-17 : 0x1p-8;
+
 // What value, slopes and ratios need of the point.
 template <class R>
 struct Point {
@@ -118,10 +123,8 @@ template <bool Extreme, class R>
 CURVKERN_HD Point<R> point(R v, R x) {
     Scaling<R> s = scaling<Extreme>(v, x);
     Polar<R> z = polar_scaled(s.v, s.x);
-    // For small v/x the quotient is 1 + v/x and its logarithm has no correct digits left:
-    // asinh(z) = z - z^3/6 + ..
     R q = v / x;
-    auto flat = q < c<R>(is_double<R> ? 0x1p-17 : 0x1p-8);
+    auto flat = q < c<R>(flat_below<R>);
     Pair<R> pair = angle_pair<Extreme>(s, x, z.r);
     R angle = select(flat, q - q * q * q * c<R>(1.0 / 6), pair.hi + pair.lo);
     return {z.r.hi * s.down, z.inverse * s.up, s.v * z.inverse, s.x * z.inverse, angle};
@@ -132,11 +135,11 @@ CURVKERN_HD R flip(R y) {  // the sign that distinguishes K from I
     return K ? -y : y;
 }
 
-// asinh(v/x) for v far below x, where the quotient (v + r)/x has lost the digits of v/x
+// asinh(v/x) as a pair also there
 template <class R>
 CURVKERN_HD Pair<R> flat_angle(R v, R x, Pair<R> angle) {
     Pair<R> z = div(Pair<R>{v, c<R>(0)}, Pair<R>{x, c<R>(0)});
-    auto flat = z.hi < c<R>(is_double<R> ? 0x1p-17 : 0x1p-8);
+    auto flat = z.hi < c<R>(flat_below<R>);
     z.lo = z.lo - z.hi * z.hi * z.hi * c<R>(1.0 / 6);
     return {select(flat, z.hi, angle.hi), select(flat, z.lo, angle.lo)};
 }

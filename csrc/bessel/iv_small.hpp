@@ -14,25 +14,20 @@ CURVKERN_PER_ISA {
 template <int N, class R>
 struct FromWronskian {
     Ratio<R, N> ratio;
-    Moments<R> m;
-    R sum;  // kappa + rho
-    R dv, dvv;
+    R dv, dvv;  // of log I
 };
 
 template <int N, bool HighOrder, class R>
 CURVKERN_HD FromWronskian<N, R> from_wronskian(R v, R x) {
-    FromWronskian<N, R> y;
-    y.ratio = iv_ratio_fraction<N>(v, x);
-    y.m = integrate_kv<HighOrder, N>(v, x);
-    const Moments<R>& m = y.m;
-    y.sum = v / x + (c<R>(1) + m.cosh) + y.ratio.rho.d[0];
-    R slope = (c<R>(1) / x + y.ratio.rho.d[1]) + m.tcosh;
-    R relative = slope / y.sum;
-    y.dv = -(m.t + relative);
+    Ratio<R, N> ratio = iv_ratio_fraction<N>(v, x);
+    Moments<R> m = integrate_kv<HighOrder, N>(v, x);
+    R sum = v / x + (c<R>(1) + m.cosh) + ratio.rho.d[0];  // kappa + rho
+    R relative = ((c<R>(1) / x + ratio.rho.d[1]) + m.tcosh) / sum;
+    R dvv{};
     if constexpr (N > 1) {
-        y.dvv = -m.tt - ((m.ttcosh + y.ratio.rho.d[2]) / y.sum - relative * relative);
+        dvv = -m.tt - ((m.ttcosh + ratio.rho.d[2]) / sum - relative * relative);
     }
-    return y;
+    return {ratio, -(m.t + relative), dvv};
 }
 
 template <Function F, int Order, int Code, class R>

@@ -1,9 +1,10 @@
 // K_v(x) for small x: Temme's series at |f| <= 1/2 and the recurrence up to v = f + n.
 //
 // N. M. Temme, "On the numerical evaluation of the modified Bessel function of the third kind",
-// J. Comput. Phys. 19 (1975). With sigma = f log(2/x), 1/Gamma(1+-f) = G_even -+ f G_odd:
-// with P_k = p_k + q_k, D_k = (p_k - q_k)/f carried beside Temme's p_k, q_k: K_f is then made
-// of terms even in f, and d/df log K is as exact near f = 0 as elsewhere:
+// J. Comput. Phys. 19 (1975). With sigma = f log(2/x), 1/Gamma(1+-f) = G_even -+ f G_odd, and
+// P_k = p_k + q_k, D_k = (p_k - q_k)/f carried beside Temme's p_k, q_k: K_f is then made of
+// terms even in f, and d/df log K is as exact near f = 0 as elsewhere. The denominator of f_0
+// and P_0 is 1/(Gamma(1+f) Gamma(1-f)); it is left out and its logarithm added at the end.
 //   p_0 = e^sigma Gamma(1+f)/2,  q_0 = e^-sigma Gamma(1-f)/2,  p_k = p_{k-1}/(k-f),  q_k = ..
 //   f_0 = D_0 = [cosh(sigma) G_odd + (sinh(sigma)/f) G_even] / (G_even^2 - f^2 G_odd^2)
 //   P_0 = [cosh(sigma) G_even + f^2 (sinh(sigma)/f) G_odd] / (G_even^2 - f^2 G_odd^2)

@@ -4,36 +4,19 @@
 namespace curvkern::elementary {
 namespace {
 
-struct Exp {
-    template <class R>
-    static CURVKERN_HD R of(R x) {
-        return exp(x);
-    }
-};
-struct Expm1 {
-    template <class R>
-    static CURVKERN_HD R of(R x) {
-        return expm1(x);
-    }
-};
-struct Log {
-    template <class R>
-    static CURVKERN_HD R of(R x) {
-        return log(x);
-    }
-};
-struct Log1p {
-    template <class R>
-    static CURVKERN_HD R of(R x) {
-        return log1p(x);
-    }
-};
-struct Lgamma {
-    template <class R>
-    static CURVKERN_HD R of(R x) {
-        return lgamma(x);
-    }
-};
+#define CURVKERN_FUNCTION(Name, function) \
+    struct Name {                         \
+        template <class R>                \
+        static CURVKERN_HD R of(R x) {    \
+            return function(x);           \
+        }                                 \
+    };
+CURVKERN_FUNCTION(Exp, exp)
+CURVKERN_FUNCTION(Expm1, expm1)
+CURVKERN_FUNCTION(Log, log)
+CURVKERN_FUNCTION(Log1p, log1p)
+CURVKERN_FUNCTION(Lgamma, lgamma)
+#undef CURVKERN_FUNCTION
 
 template <class F, class R, class T>
 void run(const T* x, T* out, std::int64_t n) {

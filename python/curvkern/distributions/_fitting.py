@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .. import ConvergenceWarning
 from .._arguments import _as_tensor
-from ._arguments import require_dim, require_floating, unit_vector
+from ._arguments import require_dim, require_floating, require_unit_vectors
 from ._concentration import Resultant, resultant
 
 NEWTON_STEPS = 30  # 4 to 6 are taken; the rest is the safeguard's
@@ -113,12 +113,7 @@ def _check(x: Tensor, weights: Tensor | None) -> None:
         )
     if x.numel() == 0:
         raise ValueError(f"fit: x is empty, got shape {tuple(x.shape)}")
-    bad = ~unit_vector.check(x)
-    if bool(bad.any()):
-        norm = torch.linalg.vector_norm(x[bad][0].double()).item()
-        raise ValueError(
-            f"fit: x must hold unit vectors, got one of norm {norm:g}; normalise x first"
-        )
+    require_unit_vectors("fit", "x", x)
     if weights is None:
         return
     require_floating("fit", weights=weights)
