@@ -398,9 +398,10 @@ def test_concentrations_of_any_kind():
 
 
 def test_how_laws_and_constraints_print():
-    assert repr(UNIFORM) == "HypersphericalUniform(dim: 3)"
-    assert repr(UNIFORM.expand((2,))) == "HypersphericalUniform(dim: 3, batch_shape: (2,))"
-    assert repr(UNIFORM.support) == "UnitVector()"
+    uniform = HypersphericalUniform(3)
+    assert repr(uniform) == "HypersphericalUniform(dim: 3)"
+    assert repr(uniform.expand((2,))) == "HypersphericalUniform(dim: 3, batch_shape: (2,))"
+    assert repr(uniform.support) == "UnitVector()"
     kappa = VonMisesFisher.arg_constraints["concentration"]
     assert repr(kappa) == "FiniteNonnegative()"
 
