@@ -9,7 +9,8 @@
 namespace curvkern::bessel {
 CURVKERN_PER_ISA {
 
-using curvkern::abs, curvkern::max, curvkern::select, curvkern::sqrt, curvkern::horner;
+using curvkern::abs, curvkern::max, curvkern::select, curvkern::sqrt, curvkern::horner,
+    curvkern::log1p;
 
 template <class R, int N>
 struct Taylor {

@@ -13,11 +13,105 @@
 // The recurrence runs on kappa_j = K_{f+j} (x/2)^j, which neither overflows nor cancels.
 #pragma once
 
+#include "exponentials.hpp"
 #include "tables.hpp"
-#include "taylor.hpp"
 
 namespace curvkern::bessel {
 CURVKERN_PER_ISA {
+
+// 1/Gamma(1-f) = even + f odd, 1/Gamma(1+f) = even - f odd
+template <class R, int N>
+struct ReciprocalGamma {
+    Taylor<R, N> even, odd;
+};
+
+template <int N, class R>
+CURVKERN_HD ReciprocalGamma<R, N> reciprocal_gamma(R f) {
+    auto order = Taylor<R, N>::variable(f);
+    auto w = order * order;
+    ReciprocalGamma<R, N> y = {horner(w + c<R>(-0.125), tables::rgamma_even),
+                               horner(w + c<R>(-0.125), tables::rgamma_odd)};
+    y.even.d[0] = horner_exact(w.d[0] - c<R>(0.125), tables::rgamma_even);
+    return y;
+}
+
+// The sums of the series without the factor Gamma(1+f) Gamma(1-f) that all have in common.
+template <class R, int N>
+struct TemmeSums {
+    Taylor<R, N> plain;  // K_f
+    Taylor<R, N> up;     // x/2 K_{f+1}
+    Taylor<R, N> down;   // x/2 K_{f-1}
+    Taylor<R, N> even;   // x/2 (K_{f+1} + K_{f-1}), even in f
+    // values as pairs: the first term's rounding is most of the error
+    Pair<R> plain_pair, up_pair, down_pair;
+};
+
+template <int N, bool Scaled, class R>
+CURVKERN_HD TemmeSums<R, N> temme_sums(R f, R quarter_square, R sigma,
+                                       const Exponentials<R, N>& e,
+                                       const ReciprocalGamma<R, N>& g) {
+    using T = Taylor<R, N>;
+    T order = T::variable(f), w = order * order;
+    T p = e.up * (g.even + order * g.odd), q = e.down * (g.even - order * g.odd);
+    // e^+-sigma y as y + y (e^+-sigma - 1): one rounding instead of two
+    R plus = c<R>(0.5) * (g.even.d[0] + f * g.odd.d[0]);
+    R minus = c<R>(0.5) * (g.even.d[0] - f * g.odd.d[0]);
+    auto mild = abs(sigma) < c<R>(mild_sigma<Scaled>);
+    Pair<R> p_first = fast_two_sum(plus, plus * e.up_less);
+    Pair<R> q_first = fast_two_sum(minus, minus * e.down_less);
+    p_first = {select(mild, p_first.hi, p.d[0]), select(mild, p_first.lo, c<R>(0))};
+    q_first = {select(mild, q_first.hi, q.d[0]), select(mild, q_first.lo, c<R>(0))};
+    p.d[0] = p_first.hi;
+    q.d[0] = q_first.hi;
+    T fk = e.cosh * g.odd + e.sinh * g.even;
+    Pair<R> leading = two_prod(e.sinh.d[0], g.even.d[0]);
+    leading.lo = leading.lo + e.sinh_rest * g.even.d[0];
+    leading = add(leading, two_prod(e.cosh.d[0], g.odd.d[0]));
+    fk.d[0] = leading.hi + leading.lo;
+    // the same as (p_0 - q_0)/f, which cancels less once e^sigma leads
+    auto led = sigma * sigma >= c<R>(1);
+    fk.d[0] = select(led, (p.d[0] - q.d[0]) / select(led, f, c<R>(1)), fk.d[0]);
+    T D = fk, P = e.cosh * g.even + w * (e.sinh * g.odd);
+    TemmeSums<R, N> y{fk, p, q, P, {}, {}, {}};
+    Pair<R> first = {fk.d[0], select(led, c<R>(0), (leading.hi - fk.d[0]) + leading.lo)};
+    R others = c<R>(0), others_up = c<R>(0), others_down = c<R>(0), ck = c<R>(1);
+    constexpr int terms = is_double<R> ? 12 : 7;
+    for (int k = 1; k <= terms; ++k) {
+        T inverse = reciprocal(T::constant(c<R>(double(k) * k)) - w);
+        fk = (c<R>(k) * fk + P) * inverse;
+        T P_next = (c<R>(k) * P + w * D) * inverse;
+        D = (c<R>(k) * D + P) * inverse;
+        P = P_next;
+        p = p * inverse * (order + c<R>(k));
+        q = q * inverse * (T::constant(c<R>(k)) - order);
+        ck = ck * quarter_square * (Scalar<R>(1) / static_cast<Scalar<R>>(k));
+        others = others + ck * fk.d[0];
+        others_up = others_up + ck * (p.d[0] - c<R>(k) * fk.d[0]);
+        others_down = others_down + ck * (q.d[0] - c<R>(k) * fk.d[0]);
+        y.plain = y.plain + ck * fk;
+        y.up = y.up + ck * (p - c<R>(k) * fk);
+        y.down = y.down + ck * (q - c<R>(k) * fk);
+        y.even = y.even + ck * (P - c<R>(2 * k) * fk);
+    }
+    y.plain_pair = add(first, others);
+    y.up_pair = add(p_first, others_up);
+    y.down_pair = add(q_first, others_down);
+    y.plain.d[0] = y.plain_pair.hi;
+    return y;
+}
+
+template <class R>
+CURVKERN_HD R nearest_integer(R v) {
+    return (v + c<R>(Float<R>::round_magic)) - c<R>(Float<R>::round_magic);
+}
+
+// f log(2/x)
+template <class R>
+CURVKERN_HD Pair<R> temme_sigma(R f, Pair<R> log_two_over_x) {
+    Pair<R> sigma = two_prod(f, log_two_over_x.hi);
+    sigma.lo = sigma.lo + f * log_two_over_x.lo;
+    return sigma;
+}
 
 template <class R, int N>
 struct SmallK {
@@ -33,134 +127,26 @@ struct SmallK {
     Pair<R> log_two_over_x;
 };
 
-// sinh(f l)/f and its derivatives in f; l is a pair, as an error in it is one in f_0
-template <int N, class R>
-CURVKERN_HD Taylor<R, N> sinh_over(R f, Pair<R> log_two_over_x, R sinh_s, R cosh_s, R& rest) {
-    R l = log_two_over_x.hi, s = f * l, s2 = s * s;
-    auto series = s2 < c<R>(is_double<R> ? 1 : 4);  // the closed forms cancel
-    // shc(s) = sinh(s)/s = sum s^2k/(2k+1)!, and its derivatives divided by s, and again
-    constexpr double t[] = {1.0,
-                            1.0 / 6,
-                            1.0 / 120,
-                            1.0 / 5040,
-                            1.0 / 362880,
-                            1.0 / 39916800,
-                            1.0 / 6227020800,
-                            1.0 / 1307674368000,
-                            1.0 / 355687428096000};
-    constexpr double t1[] = {
-        2.0 / 6,         4.0 / 120,         6.0 / 5040,           8.0 / 362880,
-        10.0 / 39916800, 12.0 / 6227020800, 14.0 / 1307674368000, 16.0 / 355687428096000};
-    constexpr double t2[] = {
-        2.0 / 6,         12.0 / 120,         30.0 / 5040,           56.0 / 362880,
-        90.0 / 39916800, 132.0 / 6227020800, 182.0 / 1307674368000, 240.0 / 355687428096000};
-    R inverse = c<R>(1) / select(series, c<R>(1), s);
-    Taylor<R, N> y;
-    Pair<R> product = two_prod(l, horner(s2, t));
-    y.d[0] = select(series, product.hi, sinh_s / select(series, c<R>(1), f));
-    rest = select(series, product.lo + log_two_over_x.lo * cosh_s, c<R>(0));
-    if constexpr (N > 0) {
-        R closed = (cosh_s - sinh_s * inverse) * inverse;
-        y.d[1] = l * l * select(series, s * horner(s2, t1), closed);
-        if constexpr (N > 1) {
-            R closed2 = (sinh_s - c<R>(2) * closed) * inverse;
-            y.d[2] = l * l * l * select(series, horner(s2, t2), closed2);
-        }
-    }
-    return y;
-}
-
 template <int N, class R>
 CURVKERN_SHARED SmallK<R, N> temme(R v, R x) {
     using T = Taylor<R, N>;
-    R n = (v + c<R>(Float<R>::round_magic)) - c<R>(Float<R>::round_magic);
-    R f = v - n;
-    // sigma as a pair: an error in it is a relative error of e^sigma
-    Pair<R> log_half = log_split(x, c<R>(-1));
-    Pair<R> log_two_over_x = negate(log_half);
-    R l = log_two_over_x.hi;
-    Pair<R> sigma = two_prod(f, l);
-    sigma.lo = sigma.lo + f * log_two_over_x.lo;
-    R up = exp_normal(sigma);
-    R down = c<R>(1) / up;
-    R sinh_s = c<R>(0.5) * (up - down), cosh_s = c<R>(0.5) * (up + down);
-
-    T order = T::variable(f);
-    T w = order * order;
-    T g_even = horner(w + c<R>(-0.125), tables::rgamma_even);
-    T g_odd = horner(w + c<R>(-0.125), tables::rgamma_odd);
-    g_even.d[0] = horner_exact(w.d[0] - c<R>(0.125), tables::rgamma_even);
-    R sinh_rest;  // what rounding left of its value
-    T sinh_t = sinh_over<N>(f, log_two_over_x, sinh_s, cosh_s, sinh_rest);
-    T cosh_t = T::constant(cosh_s);
-    if constexpr (N > 0) cosh_t.d[1] = l * (f * sinh_t.d[0]);
-    if constexpr (N > 1) cosh_t.d[2] = l * l * cosh_s;
-    R quarter_square = c<R>(0.25) * x * x, ck = c<R>(1);
-    T up_t = T::constant(c<R>(0.5) * up), down_t = T::constant(c<R>(0.5) * down);
-    if constexpr (N > 0) {
-        up_t.d[1] = l * up_t.d[0];
-        down_t.d[1] = -l * down_t.d[0];
-    }
-    if constexpr (N > 1) {
-        up_t.d[2] = l * up_t.d[1];
-        down_t.d[2] = -l * down_t.d[1];
-    }
-    T p = up_t * (g_even + order * g_odd), q = down_t * (g_even - order * g_odd);
-    // e^+-sigma y as y + y (e^+-sigma - 1): one rounding instead of two
-    R grown = expm1_reduced(sigma), shrunk = -grown * down;
-    R plus = c<R>(0.5) * (g_even.d[0] + f * g_odd.d[0]);
-    R minus = c<R>(0.5) * (g_even.d[0] - f * g_odd.d[0]);
-    auto mild = abs(sigma.hi) < c<R>(0.34);
-    Pair<R> p_first = fast_two_sum(plus, plus * grown);
-    Pair<R> q_first = fast_two_sum(minus, minus * shrunk);
-    p_first = {select(mild, p_first.hi, p.d[0]), select(mild, p_first.lo, c<R>(0))};
-    q_first = {select(mild, q_first.hi, q.d[0]), select(mild, q_first.lo, c<R>(0))};
-    p.d[0] = p_first.hi;
-    q.d[0] = q_first.hi;
-    T fk = cosh_t * g_odd + sinh_t * g_even;
-    Pair<R> leading = two_prod(sinh_t.d[0], g_even.d[0]);
-    Pair<R> other = two_prod(cosh_s, g_odd.d[0]);
-    leading.lo = leading.lo + sinh_rest * g_even.d[0];
-    leading = add(leading, other);
-    fk.d[0] = leading.hi + leading.lo;
-    // the same as (p_0 - q_0)/f, which cancels less once e^sigma leads
-    auto led = sigma.hi * sigma.hi >= c<R>(1);
-    fk.d[0] = select(led, (p.d[0] - q.d[0]) / select(led, f, c<R>(1)), fk.d[0]);
-    T D = fk, P = cosh_t * g_even + w * (sinh_t * g_odd);
-    T sum = fk, sum_up = p, sum_down = q, sum_even = P;
-    // values as pairs: the first term's rounding is most of the error
-    Pair<R> first = {fk.d[0], select(led, c<R>(0), (leading.hi - fk.d[0]) + leading.lo)};
-    R others = c<R>(0), others_up = c<R>(0), others_down = c<R>(0);
-    constexpr int terms = is_double<R> ? 12 : 7;
-    for (int k = 1; k <= terms; ++k) {
-        T inverse = reciprocal(T::constant(c<R>(double(k) * k)) - w);
-        fk = (c<R>(k) * fk + P) * inverse;
-        T P_next = (c<R>(k) * P + w * D) * inverse;
-        D = (c<R>(k) * D + P) * inverse;
-        P = P_next;
-        p = p * inverse * (order + c<R>(k));
-        q = q * inverse * (T::constant(c<R>(k)) - order);
-        ck = ck * quarter_square * (Scalar<R>(1) / static_cast<Scalar<R>>(k));
-        sum = sum + ck * fk;
-        others = others + ck * fk.d[0];
-        others_up = others_up + ck * (p.d[0] - c<R>(k) * fk.d[0]);
-        others_down = others_down + ck * (q.d[0] - c<R>(k) * fk.d[0]);
-        sum_up = sum_up + ck * (p - c<R>(k) * fk);
-        sum_down = sum_down + ck * (q - c<R>(k) * fk);
-        sum_even = sum_even + ck * (P - c<R>(2 * k) * fk);
-    }
-    Pair<R> whole = add(first, others);
-    sum.d[0] = whole.hi;
-    T ratio = sum_up * reciprocal(sum);
+    R n = nearest_integer(v), f = v - n;
+    Pair<R> log_two_over_x = negate(log_split(x, c<R>(-1)));
+    Pair<R> sigma = temme_sigma(f, log_two_over_x);
+    R quarter_square = c<R>(0.25) * x * x;
+    TemmeSums<R, N> sums =
+        temme_sums<N, false>(f, quarter_square, sigma.hi,
+                             exponentials<N>(f, log_two_over_x, sigma), reciprocal_gamma<N>(f));
+    T ratio = sums.up * reciprocal(sums.plain), order = T::variable(f);
     // K_{f+1} = K_{f-1} + (2f/x) K_f: for f > 0 most of the ratio is f itself
-    Pair<R> direct = div(add(p_first, others_up), whole);
-    Pair<R> split = add(div(add(q_first, others_down), whole), f);
+    Pair<R> direct = div(sums.up_pair, sums.plain_pair);
+    Pair<R> split = add(div(sums.down_pair, sums.plain_pair), f);
     auto upper = f > c<R>(0);
     ratio.d[0] = select(upper, split.hi, direct.hi);
     R ratio_rest = select(upper, split.lo, direct.lo);
-    T log_factor = horner(w + c<R>(-0.125), tables::log_gamma_product);
-    SmallK<R, N> y{sum,        sum_up,   sum_down,   sum_even, ratio,
-                   log_factor, whole.lo, ratio_rest, n,        log_two_over_x};
+    T log_factor = horner(order * order + c<R>(-0.125), tables::log_gamma_product);
+    SmallK<R, N> y{sums.plain,         sums.up,    sums.down, sums.even,     ratio, log_factor,
+                   sums.plain_pair.lo, ratio_rest, n,         log_two_over_x};
     const int steps = static_cast<int>(largest(n));
     for (int j = 1; j <= steps; ++j) {
         auto active = n >= c<R>(j);

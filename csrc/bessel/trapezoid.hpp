@@ -22,6 +22,7 @@ struct Moments {
     R t, cosh;              // E[t tanh(vt)], E[cosh t - 1]
     R tt, tcosh, coshcosh;  // variance of t (signed), covariance, variance
     R ttcosh;               // third cumulant with cosh
+    R below, below_v;       // K_{v-1}/K_v and its derivative in v, where asked for
 };
 
 // The rule of a precision and a range of orders: cosh(j step) - 1 as a pair.
@@ -35,6 +36,7 @@ struct Rule;
         static CURVKERN_HD double log_weight(int j) { return tables::log_weight_##kind[j]; } \
         static CURVKERN_HD double cosh(int j) { return tables::cosh_##kind[j]; }             \
         static CURVKERN_HD double rest(int j) { return tables::cosh_rest_##kind[j]; }        \
+        static CURVKERN_HD double decay(int j) { return tables::decay_##kind[j]; }           \
     };
 CURVKERN_RULE(false, true, low_double)
 CURVKERN_RULE(false, false, low_float)
@@ -43,7 +45,8 @@ CURVKERN_RULE(true, false, high_float)
 #undef CURVKERN_RULE
 
 // HighOrder: v > 1. Exponents reach 40 there and must be exact to 2^-53, so they are pairs.
-template <bool HighOrder, int Order, class R>
+// Below: K_{v-1} too, from e^-t + e^{-2vt} e^t in place of 1 + e^{-2vt}.
+template <bool HighOrder, int Order, bool Below = false, class R>
 CURVKERN_SHARED Moments<R> integrate_kv(R v, R x) {
     using Nodes = Rule<HighOrder, is_double<R>>;
     constexpr double step = Nodes::step;
@@ -85,6 +88,14 @@ CURVKERN_SHARED Moments<R> integrate_kv(R v, R x) {
         R even = weight * (c<R>(1) + power);
         Pair<R> next = two_sum(total.hi, even);
         total = {next.hi, total.lo + next.lo};
+        if constexpr (Below) {
+            R falling = weight * c<R>(Nodes::decay(j)), rising = weight * power;
+            rising = rising * c<R>(1 / Nodes::decay(j));
+            m.below = m.below + (falling + rising);
+            if constexpr (Order > 1) {
+                m.below_v = m.below_v + (falling * (t - t_peak) - rising * (t + t_peak));
+            }
+        }
         if constexpr (Order > 0) {
             // moments about the peak: what is subtracted afterwards is small
             R odd = weight * less, ch = chm1 - cosh_peak;
@@ -129,19 +140,30 @@ CURVKERN_SHARED Moments<R> integrate_kv(R v, R x) {
         m.coshcosh = m.coshcosh * inverse - ch * ch;
         m.ttcosh = (m.ttcosh * inverse - tt * ch) - c<R>(2) * t * (tch - t * ch);
     }
+    if constexpr (Below) {
+        R inverse = c<R>(1) / m.total.hi;
+        m.below = (m.below + origin) * inverse;
+        m.below_v = (m.below_v - origin * t_peak) * inverse - m.below * (m.t - t_peak);
+    }
     m.log_scale = peak;
     return m;
 }
 
-// log K, or log K + x
+// log K + x
 template <bool HighOrder, class R>
-CURVKERN_HD R log_kv_integral(R v, R x, bool scaled) {
-    Moments<R> m = integrate_kv<HighOrder, 0>(v, x);
+CURVKERN_HD Pair<R> log_kve_pair(const Moments<R>& m) {
     using Nodes = Rule<HighOrder, is_double<R>>;
     Pair<R> y = add(log_split(m.total.hi, c<R>(0)),
                     Pair<R>{c<R>(Nodes::log_weight(0)), c<R>(Nodes::log_weight(1))});
     y.lo = y.lo + m.total.lo / m.total.hi;
     if constexpr (HighOrder) y = add(y, m.log_scale);
+    return y;
+}
+
+// log K, or log K + x
+template <bool HighOrder, class R>
+CURVKERN_HD R log_kv_integral(R v, R x, bool scaled) {
+    Pair<R> y = log_kve_pair<HighOrder>(integrate_kv<HighOrder, 0>(v, x));
     if (!scaled) y = add(y, -x);
     return y.hi + y.lo;
 }
