@@ -1,7 +1,7 @@
 """Write docs/accuracy.md from the committed truth: `python docs/make_accuracy.py`.
 
-Errors of curvkern, SciPy and torch on tests/data/bessel.npz, and mpmath's time for the same
-values. Takes less than a minute.
+Errors of curvkern, SciPy and torch on tests/data/bessel.npz, those of the Matern correlation
+against Arb, and mpmath's time. Takes about a minute.
 """
 
 from __future__ import annotations
@@ -35,10 +35,15 @@ from bessel_truth import (  # noqa: E402
     relative_error,
 )
 from curvkern import special  # noqa: E402
+from matern_truth import exact, exact_derivatives, many_bits  # noqa: E402
 
 MPMATH_DIGITS = 40
 MPMATH_POINTS = 3  # per region
 MPMATH_REGIONS = ("a", "b", "c", "d")
+
+MATERN_POINTS = 400  # per range of orders
+MATERN_ORDERS = {"0.01 to 1": (0.01, 1), "1 to 26": (1, 26), "26 to 1000": (26, 1000)}
+MATERN_QUANTITIES = ("value", "d/dr", "d/dnu")
 
 REGIONS = {
     "a": "v in [0, 1], x in [1e-6, 50]",
@@ -180,6 +185,30 @@ def derivative(name: str, variables: str, at: Points, dtype: torch.dtype) -> Ten
     return result.detach()
 
 
+def matern_rows() -> Iterator[list[str]]:
+    """Random orders and distances, both log-uniform, against Arb."""
+    draw = np.random.default_rng(0)
+    lowest, highest = np.transpose(list(MATERN_ORDERS.values()))
+    nu = np.exp(draw.uniform(np.log(lowest), np.log(highest), (MATERN_POINTS, len(lowest))))
+    r = np.exp(draw.uniform(np.log(1e-4), np.log(12), nu.shape))
+    for dtype in (torch.float64, torch.float32):
+        kind = str(dtype).removeprefix("torch.")
+        for column, orders in enumerate(MATERN_ORDERS):
+            at = [torch.from_numpy(a[:, column]).to(dtype).requires_grad_() for a in (r, nu)]
+            value = special.matern(*at)
+            got = [value, *torch.autograd.grad(value.sum(), at)]
+            pairs = list(zip(*(a.tolist() for a in at), strict=True))
+            with many_bits():
+                truth = [(float(exact(*pair)), *exact_derivatives(*pair)) for pair in pairs]
+            for name, result, want in zip(
+                MATERN_QUANTITIES, got, np.transpose(truth), strict=True
+            ):
+                error = np.abs(result.detach().double().numpy() - want)
+                errors = error / np.maximum(1, np.abs(want)) / torch.finfo(dtype).eps
+                worst = "r={:.17g}, nu={:.17g}".format(*pairs[int(np.argmax(errors))])
+                yield [kind, orders, name, *summary(errors)[:2], worst]
+
+
 def mpmath_rows() -> Iterator[list[str]]:
     everything = points(torch.float64)
     mpmath.mp.dps = MPMATH_DIGITS
@@ -231,6 +260,14 @@ def page() -> Iterator[str]:
         header += [f"{domain}: max", "median", "failed", "worst input"]
     rows = (derivative_rows(dtype) for dtype in (torch.float64, torch.float32))
     yield from table(header, itertools.chain.from_iterable(rows))
+    yield "## matern\n"
+    yield (
+        f"{MATERN_POINTS} random points each, distances in [1e-4, 12] length scales, against "
+        "Arb; |error| / max(1, |truth|).\n"
+    )
+    yield from table(
+        ["dtype", "order", "quantity", "max", "median", "worst input"], matern_rows()
+    )
     yield "## mpmath's time\n"
     yield f"One value with {MPMATH_DIGITS} digits, mean over {MPMATH_POINTS} points.\n"
     yield from table(["function", "region", "time"], mpmath_rows())

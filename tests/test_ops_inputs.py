@@ -5,6 +5,7 @@ The rows are in tests/operations.py. The reliability cases are R20 to R30.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from fractions import Fraction
 from itertools import product
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from curvkern import _ops, _runtime
-from operations import Elementwise, both_dtypes, every_function, every_operation, requiring_grad
+from operations import Elementwise, both_dtypes, every_operation, requiring_grad
 
 # Layouts and shapes -------------------------------------------------------------------------
 
@@ -31,7 +32,7 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-@every_function
+@every_operation
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layout(op: Elementwise, layout: str) -> None:
     v, x = op.sample(2, 3, 4, 5)
@@ -63,19 +64,19 @@ def test_layout_of_the_bare_operation(op: Elementwise, order: int, layout: str) 
     assert_close(op.operation(order)(*moved), op.operation(order)(*inputs), rtol=0, atol=0)
 
 
-@every_function
+@every_operation
 def test_expanded_inputs_and_gradients(op: Elementwise) -> None:
     """`.sum().backward()` hands over a gradient of stride 0."""
     v, x = op.sample(5)
     v0 = v[:1].clone().requires_grad_()
     x0 = x.clone().requires_grad_()
     op(v0.expand(5), x0).sum().backward()
-    dv, dx = op.derivatives(1, v0.detach().expand(5).clone(), x)
+    dv, dx = op.operation(1)(v0.detach().expand(5).clone(), x)
     assert_close(v0.grad, dv.sum(0, keepdim=True))
     assert_close(x0.grad, dx)
 
 
-@every_function
+@every_operation
 @both_dtypes
 def test_empty_and_0d(op: Elementwise, dtype: torch.dtype) -> None:
     for shape in ((0,), (3, 0), (0, 2)):
@@ -91,7 +92,7 @@ def test_empty_and_0d(op: Elementwise, dtype: torch.dtype) -> None:
     assert op(v[0], x[:0]).shape == (0,)
 
 
-@every_function
+@every_operation
 @pytest.mark.parametrize("size", [1, 2047, 2048, 2049, 3 * 2048 + 5])
 def test_position_does_not_matter(op: Elementwise, size: int) -> None:
     """Chunks and vector tails: every element equals the one computed alone, to rounding."""
@@ -102,7 +103,7 @@ def test_position_does_not_matter(op: Elementwise, size: int) -> None:
     assert_close(result[chosen], alone, rtol=1e-14, atol=1e-14)
 
 
-@every_function
+@every_operation
 def test_broadcasting(op: Elementwise) -> None:
     v, x = op.sample(3, 1)[0], op.sample(2, 1, 4)[1]
     assert_close(
@@ -116,7 +117,7 @@ def test_broadcasting(op: Elementwise) -> None:
 # Kinds, dtypes, devices ---------------------------------------------------------------------
 
 
-@every_function
+@every_operation
 def test_promotion_is_that_of_torch(op: Elementwise) -> None:
     floating = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
     integers = (torch.int64, torch.int32, torch.uint8)
@@ -133,11 +134,11 @@ def test_promotion_is_that_of_torch(op: Elementwise) -> None:
             assert op(number, x).dtype == op(x, number).dtype == expected
 
 
-@every_function
+@every_operation
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=str)
 def test_halves_are_rounded_once(op: Elementwise, half: torch.dtype) -> None:
     v, x = op.sample(50, dtype=half)
-    wide = op(v.to(op.work), x.to(op.work))
+    wide = op(v.float(), x.float())
     assert_close(op(v, x), wide.to(half), rtol=0, atol=0)
     v, x = requiring_grad(v, x)
     op(v, x).sum().backward()
@@ -146,7 +147,7 @@ def test_halves_are_rounded_once(op: Elementwise, half: torch.dtype) -> None:
     assert v.grad.isfinite().all()
 
 
-@every_function
+@every_operation
 @pytest.mark.parametrize(
     "bad",
     [torch.ones(2, dtype=torch.complex64), torch.ones(2, dtype=torch.bool), np.ones(2, bool),
@@ -163,29 +164,32 @@ def test_wrong_kind(op: Elementwise, bad: Any) -> None:
                 op(*arguments)
 
 
-@every_function
+@every_operation
 def test_tensor_beside_array(op: Elementwise) -> None:
     message = f"{op.arguments[1]} is a NumPy ndarray beside a tensor"
     with pytest.raises(TypeError, match=message):
         op(torch.ones(2), np.ones(2))
 
 
-@every_function
+@every_operation
 def test_shapes_that_do_not_broadcast(op: Elementwise) -> None:
     v, x = op.arguments
-    with pytest.raises(ValueError, match=rf"^{op.name}: .*{v} .*\(3,\).* {x} .*\(2, 4\)"):
+    with pytest.raises(ValueError, match=f"^{op.name}: ") as caught:
         op(torch.ones(3), torch.ones(2, 4))
+    for name, shape in ((v, r"\(3,\)"), (x, r"\(2, 4\)")):
+        assert re.search(rf" {name} [^,]*{shape}", str(caught.value))
 
 
-@every_function
+@every_operation
 def test_two_devices(op: Elementwise) -> None:
     v, x = op.arguments
-    with pytest.raises(ValueError, match=f"{v} is on meta but {x} is on cpu"):
+    words = f"{v} is on meta but {x} is on cpu|{x} is on cpu but {v} is on meta"
+    with pytest.raises(ValueError, match=words):
         op(torch.ones(3, device="meta"), torch.ones(3))
     assert op(torch.tensor(2.0), torch.ones(3, device="meta")).device.type == "meta"
 
 
-@every_function
+@every_operation
 def test_sparse_layout(op: Elementwise) -> None:
     v, x = op.arguments
     with pytest.raises(TypeError, match=rf"{v} has layout torch.sparse_coo"):
@@ -194,7 +198,7 @@ def test_sparse_layout(op: Elementwise) -> None:
         op(torch.ones(2, 2), torch.eye(2).to_sparse())
 
 
-@every_function
+@every_operation
 def test_meta_and_fake_tensors(op: Elementwise) -> None:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -211,7 +215,7 @@ class Subclass(torch.Tensor):
     """A tensor subclass that changes nothing."""
 
 
-@every_function
+@every_operation
 def test_subclass(op: Elementwise) -> None:
     v, x = op.sample(4)
     result = op(v.as_subclass(Subclass), x)
@@ -219,17 +223,18 @@ def test_subclass(op: Elementwise) -> None:
     assert_close(result.as_subclass(Tensor), op(v, x), rtol=0, atol=0)
     parameter = torch.nn.Parameter(v)
     op(parameter, x).sum().backward()
-    assert_close(parameter.grad, op.derivatives(1, v, x)[0])
+    assert_close(parameter.grad, op.operation(1)(v, x)[0])
 
 
 @every_operation
 @pytest.mark.parametrize("layout", [torch.strided, torch.jagged], ids=str)
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_nested_layout(op: Elementwise, layout: torch.layout) -> None:
+    v, x = op.arguments
     nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=layout)
-    with pytest.raises(TypeError, match=f"{op.name}: v has a nested layout"):
+    with pytest.raises(TypeError, match=f"{op.name}: {v} has a nested layout"):
         op(nested, 1.0)
-    with pytest.raises(TypeError, match=f"{op.name}: x has a nested layout"):
+    with pytest.raises(TypeError, match=f"{op.name}: {x} has a nested layout"):
         op(1.0, nested)
 
 
@@ -258,18 +263,20 @@ def test_numbers_of_any_kind(op: Elementwise) -> None:
         op(torch.tensor([2.5]), 1e300), op(torch.tensor([2.5]), infinite), equal_nan=True
     )
     for good in (2.5, torch.tensor(2.5)):
-        with pytest.raises(ValueError, match=f"{op.name}: x must be within the range"):
+        words = f"{op.name}: {op.arguments[1]} must be within the range"
+        with pytest.raises(ValueError, match=words):
             op(good, 10**400)
 
 
 @every_operation
 def test_masked_arrays_are_refused(op: Elementwise) -> None:
+    v, x = op.arguments
     masked = np.ma.masked_array([1.0, 2.0], mask=[False, True])
     for bad in (masked, np.ma.masked):
         for good in (1.0, np.ones(2), torch.ones(2)):
-            with pytest.raises(TypeError, match=rf"{op.name}: v is a masked .*\.filled\(\)"):
+            with pytest.raises(TypeError, match=rf"{op.name}: {v} is a masked .*\.filled\(\)"):
                 op(bad, good)
-            with pytest.raises(TypeError, match=rf"{op.name}: x is a masked .*\.filled\(\)"):
+            with pytest.raises(TypeError, match=rf"{op.name}: {x} is a masked .*\.filled\(\)"):
                 op(good, bad)
 
 
@@ -328,7 +335,7 @@ ARRAYS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }  # fmt: skip
 
 
-@every_function
+@every_operation
 @both_dtypes
 @pytest.mark.parametrize("layout", ARRAYS)
 def test_numpy_layout(op: Elementwise, dtype: torch.dtype, layout: str) -> None:
@@ -339,7 +346,7 @@ def test_numpy_layout(op: Elementwise, dtype: torch.dtype, layout: str) -> None:
     result[:] = 0  # the caller's own
 
 
-@every_function
+@every_operation
 def test_numpy_kinds(op: Elementwise) -> None:
     v, x = (array.numpy() for array in op.sample(4))
     assert_close(op(2.5, x), op(torch.full((4,), 2.5), torch.tensor(x)).numpy(), rtol=0, atol=0)

@@ -148,10 +148,11 @@ def test_matern_against_scipy_and_closed_forms() -> None:
     for nu in (0.3, 0.5, 1.0, 1.7, 2.5, 9.0):
         z = math.sqrt(2 * nu) * r / 0.7
         expected = 2 ** (1 - nu) / math.gamma(nu) * z**nu * scipy.special.kv(nu, z)
-        got = matern.matern(torch.tensor(r), torch.tensor(nu, dtype=torch.float64), 0.7)
+        rho = torch.tensor(r) / 0.7
+        got = matern.matern(torch.full_like(rho, nu), rho)
         np.testing.assert_allclose(got.numpy(), expected, rtol=2e-13)
     for nu, factor in ((0.5, 1), (1.5, 1 + z), (2.5, 1 + z + z * z / 3)):
         at = torch.tensor(z / math.sqrt(2 * nu))
-        got = matern.matern(at, torch.tensor(nu, dtype=torch.float64))
+        got = matern.matern(torch.full_like(at, nu), at)
         np.testing.assert_allclose(got.numpy(), factor * np.exp(-z), rtol=2e-13)
-    assert matern.matern(torch.zeros(2), torch.tensor(1.7)).tolist() == [1, 1]
+    assert matern.matern(torch.full((2,), 1.7), torch.zeros(2)).tolist() == [1, 1]

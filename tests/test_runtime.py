@@ -17,7 +17,7 @@ from torch.testing import assert_close
 
 import curvkern
 from curvkern import _autograd, _runtime, special
-from operations import OPERATIONS, Elementwise, every_function, requiring_grad
+from operations import OPERATIONS, Elementwise, every_operation, requiring_grad
 
 # Import -------------------------------------------------------------------------------------
 
@@ -151,7 +151,7 @@ def test_unknown_backend(run_python: Any) -> None:
     )
 
 
-@every_function
+@every_operation
 def test_reference_backend(op: Elementwise, monkeypatch: pytest.MonkeyPatch) -> None:
     v, x = op.sample(5)
     v.requires_grad_()

@@ -54,7 +54,7 @@ def cases() -> list[Case]:
             listed += [_gradients(op, region, dtype) for region, dtype in grid]
             listed += [_fixed_order(op, v) for v in (0, 1)]
     listed += [_von_mises_fisher(dtype) for dtype in SIZE]
-    listed += [_matern(mode) for mode in ("value", "value+grads")]
+    listed += [_matern(mode, dtype) for mode in ("value", "value+grads") for dtype in SIZE]
     return listed
 
 
@@ -213,16 +213,21 @@ def _von_mises_fisher(dtype: str) -> Case:
     )
 
 
-def _matern(mode: str) -> Case:
+def _matern(mode: str, dtype: str) -> Case:
     """A Matérn matrix between digits, with gradients in smoothness and length scale."""
 
     def setup(n: int) -> Contestants:
-        pixels = _digits() / 16
+        pixels = (_digits() / 16).to(getattr(torch, dtype))
         side = math.isqrt(n)
         left, right = pixels[:side], pixels[-side:]
         r = torch.cdist(left, right)  # of different digits: never 0
-        nu = torch.tensor(1.7, dtype=torch.float64, requires_grad=mode == "value+grads")
-        scale = torch.tensor(2.0, dtype=torch.float64, requires_grad=mode == "value+grads")
+        nu, scale = (
+            torch.tensor(a, dtype=r.dtype, requires_grad=mode == "value+grads")
+            for a in (1.7, 2.0)
+        )
+
+        def twin(r: torch.Tensor, nu: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+            return reference.matern.matern(nu.expand_as(r), r / scale)
 
         def timed(function: Callable) -> object:
             matrix = function(r, nu, scale)
@@ -233,7 +238,7 @@ def _matern(mode: str) -> Case:
         calls = {
             OURS: lambda: timed(special.matern),
             YARDSTICK: lambda: torch.lgamma(r),
-            REFERENCE: lambda: timed(reference.matern.matern),
+            REFERENCE: lambda: timed(twin),
         }
         if mode == "value":
             from sklearn.gaussian_process.kernels import Matern
@@ -247,13 +252,13 @@ def _matern(mode: str) -> Case:
         op="matern",
         region="digits",
         mode=mode,
-        dtype="float64",
+        dtype=dtype,
         where=REAL,
         setup=setup,
         yardstick=YARDSTICK,
-        bytes=3 * SIZE["float64"],
+        bytes=3 * SIZE[dtype],
         flops=VALUE_FLOPS if mode == "value" else GRADIENT_FLOPS,
-        quick=True,
+        quick=dtype == "float64",
         needs=("sklearn",),
         note="scikit-learn's Matérn kernel is timed as it is called, with its distances",
     )

@@ -8,7 +8,17 @@
 
 namespace curvkern::bessel {
 
-enum class Function { log_iv, log_kv, log_ive, log_kve, iv_ratio, kv_ratio, log_hyp0f1, count };
+enum class Function {
+    log_iv,
+    log_kv,
+    log_ive,
+    log_kve,
+    iv_ratio,
+    kv_ratio,
+    log_hyp0f1,
+    matern,
+    count
+};
 
 inline constexpr int function_count = static_cast<int>(Function::count);
 inline constexpr int derivative_orders = 3;

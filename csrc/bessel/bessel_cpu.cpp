@@ -223,6 +223,7 @@ void fill_all(Kernel<T> (&table)[function_count][derivative_orders]) {
     fill<Function::iv_ratio, T>(table[4]);
     fill<Function::kv_ratio, T>(table[5]);
     fill<Function::log_hyp0f1, T>(table[6]);
+    fill<Function::matern, T>(table[7]);
 }
 
 }  // namespace

@@ -87,6 +87,8 @@ cudaError_t launch(Function function, int order, const T* v, const T* x, T* cons
             return launch_order<Function::kv_ratio>(order, v, x, out, n, stream);
         case Function::log_hyp0f1:
             return launch_order<Function::log_hyp0f1>(order, v, x, out, n, stream);
+        case Function::matern:
+            return launch_order<Function::matern>(order, v, x, out, n, stream);
         case Function::count:
             break;
     }

@@ -22,15 +22,21 @@ struct DebyeSum {
     R s, q1, q2, t1, t2, q1t1;  // S, q S_q, q (q S_q)_q, S_tau, S_tau_tau, q S_q_tau
 };
 
-template <int K, int Order, class R>
+// Quotient: of (S(q, 1) - S(q, tau)) / (1 - tau), whose polynomials are one degree lower.
+template <bool Quotient>
+CURVKERN_HD double debye_coefficient(int k, int j) {
+    return Quotient ? tables::debye_quotient[k][j] : tables::debye[k][j];
+}
+
+template <int K, int Order, bool Quotient = false, class R>
 CURVKERN_HD DebyeSum<R> debye_sum_inline(R q, R tau) {
     DebyeSum<R> y{};
     for (int k = K; k >= 1; --k) {
         R e{}, e1{}, e2{};  // d_k(tau), its first derivative, half its second
-        for (int j = k; j >= 0; --j) {
+        for (int j = Quotient ? k - 1 : k; j >= 0; --j) {
             if constexpr (Order > 1) e2 = e2 * tau + e1;
             if constexpr (Order > 0) e1 = e1 * tau + e;
-            e = e * tau + c<R>(tables::debye[k][j]);
+            e = e * tau + c<R>(debye_coefficient<Quotient>(k, j));
         }
         y.s = (y.s + e) * q;
         if constexpr (Order > 0) {
@@ -47,19 +53,19 @@ CURVKERN_HD DebyeSum<R> debye_sum_inline(R q, R tau) {
     return y;
 }
 
-template <int K, int Order, class R>
+template <int K, int Order, bool Quotient = false, class R>
 CURVKERN_SHARED DebyeSum<R> debye_sum_called(R q, R tau) {
-    return debye_sum_inline<K, Order>(q, tau);
+    return debye_sum_inline<K, Order, Quotient>(q, tau);
 }
 
 // Short sums serve large arguments, the common case of big arrays, and are worth inlining.
 template <int K>
-inline constexpr bool is_short = K < 10;
+inline constexpr bool is_short = K < 13;
 
-template <int K, int Order, class R>
+template <int K, int Order, bool Quotient = false, class R>
 CURVKERN_HD DebyeSum<R> debye_sum(R q, R tau) {
-    if constexpr (is_short<K>) return debye_sum_inline<K, Order>(q, tau);
-    return debye_sum_called<K, Order>(q, tau);
+    if constexpr (is_short<K>) return debye_sum_inline<K, Order, Quotient>(q, tau);
+    return debye_sum_called<K, Order, Quotient>(q, tau);
 }
 
 // v and x as the formulas take them: as they are, or (Extreme) times a power of two that brings

@@ -7,8 +7,36 @@
 namespace curvkern::bessel {
 CURVKERN_PER_ISA {
 
+// The Matern correlation: 1 at no distance, where derivatives are the limits from the right; 0
+// far away; exp(-rho^2/2) in the limit of infinite order.
+template <int Order, class T>
+CURVKERN_HD void evaluate_matern_edge(T v, T rho, T* out) {
+    const T inf = infinity<T>();
+    for (int o = 0; o <= Order; ++o) out[o] = 0;
+    if (!(v > 0 && rho >= 0)) {  // true for NaN
+        for (int o = 0; o <= Order; ++o) out[o] = not_a_number<T>();
+    } else if (rho == 0) {
+        if constexpr (Order == 0) out[0] = 1;
+        if constexpr (Order == 1) out[1] = v < T(0.5) ? -inf : (v == T(0.5) ? T(-1) : T(0));
+        if constexpr (Order == 2) {
+            out[1] = v <= T(0.5) ? inf : T(0);
+            out[2] = v < T(0.5)    ? inf
+                     : v == T(0.5) ? T(1)
+                     : v <= 1      ? -inf
+                     : v == inf    ? T(-1)
+                                   : -v / (v - 1);
+        }
+    } else if (v == inf && rho < T(is_double<T> ? 1e150 : 1e17)) {
+        const T gauss = exp(T(-0.5) * rho * rho);
+        if constexpr (Order == 0) out[0] = gauss;
+        if constexpr (Order == 1) out[1] = -rho * gauss;
+        if constexpr (Order == 2) out[2] = (rho * rho - 1) * gauss;
+    }
+}
+
 template <Function F, int Order, class T>
 CURVKERN_HD void evaluate_edge(T v, T x, T* out) {
+    if constexpr (is_matern(F)) return evaluate_matern_edge<Order>(v, x, out);
     const T inf = infinity<T>(), nan = not_a_number<T>();
     for (int o = 0; o <= Order; ++o) out[o] = nan;
     const bool legal = v >= 0 && x >= 0;  // false for NaN

@@ -6,17 +6,25 @@
 #include "hyp0f1.hpp"
 #include "iv_small.hpp"
 #include "kv_small.hpp"
+#include "matern.hpp"
+#include "matern_debye.hpp"
 
 namespace curvkern::bessel {
 CURVKERN_PER_ISA {
 
 template <Function F, int Order, int Code, class R>
 CURVKERN_HD void evaluate(R v, R x, R* out) {
-    if constexpr (Code == kv_power) {
+    if constexpr (is_matern(F)) {
+        if constexpr (Code >= debye && Code < debye + Limits<R>::tiers) {
+            evaluate_matern_debye<Order, Limits<R>::terms(Code - debye)>(v, x, out);
+        } else {
+            evaluate_matern<Order, Code>(v, x, out);
+        }
+    } else if constexpr (Code == kv_power) {
         if constexpr (is_k(F)) evaluate_k_power<F, Order>(v, x, out);
     } else if constexpr (Code == recessive) {
         if constexpr (has_recessive(F, Order)) evaluate_i_recessive(v, x, out);
-    } else if constexpr (Code == hyp_low) {
+    } else if constexpr (Code == debye_low) {
         if constexpr (is_hyp(F)) evaluate_hyp_low<Order>(v, x, out);
     } else if constexpr (Code == hyp_wide) {
         if constexpr (is_hyp(F)) evaluate_hyp_wide<Order>(v, x, out);

@@ -51,6 +51,17 @@ def debye_logarithm(terms: int) -> list[list[Fraction]]:
     return d
 
 
+def quotient_at_one(row: list[Fraction]) -> list[Fraction]:
+    """Coefficients of (f(1) - f(x)) / (1 - x) from those of f: sums of the higher ones."""
+    return [sum(row[i + 1 :], Fraction(0)) for i in range(len(row) - 1)]
+
+
+def matrix(rows: list[list[Fraction]], width: int) -> str:
+    """Rows of numbers, filled up with zeros."""
+    padded = ([float(a) for a in row] + [0.0] * (width - len(row)) for row in rows)
+    return ",\n".join("    {" + ", ".join(repr(a) for a in row) + "}" for row in padded)
+
+
 def polynomial(f, low, high, degree: int) -> tuple[float, list[float]]:
     """Chebyshev interpolant of f on [low, high], as coefficients of powers of (x - centre)."""
     centre, half = (mp.mpf(low) + high) / 2, (mp.mpf(high) - low) / 2
@@ -219,12 +230,15 @@ def write(path: Path) -> None:
         '#include "../core/hd.hpp"\n\n'
         "namespace curvkern::bessel::tables {\nCURVKERN_PER_ISA {\n"
     )
-    d = debye_logarithm(DEBYE_TERMS)
-    rows = [[float(a) for a in row] + [0.0] * (DEBYE_TERMS + 1 - len(row)) for row in d]
-    body = ",\n".join("    {" + ", ".join(repr(a) for a in row) + "}" for row in rows)
+    d, size = debye_logarithm(DEBYE_TERMS), DEBYE_TERMS + 1
+    body = matrix(d, size)
     parts.append("// debye[k][j]: coefficient of p^k tau^j, exact rationals rounded once\n")
-    size = DEBYE_TERMS + 1
     parts.append(f"CURVKERN_TABLE double debye[{size}][{size}] = {{\n{body}}};\n")
+    parts.append(
+        "// debye_quotient[k][j]: coefficient of p^k tau^j in (d_k(1) - d_k(tau)) / (1 - tau)\n"
+    )
+    body = matrix([quotient_at_one(row) for row in d], size)
+    parts.append(f"CURVKERN_TABLE double debye_quotient[{size}][{size}] = {{\n{body}}};\n")
     parts += surfaces()
     for name, f, low, high, degree, note in [
         ("rgamma_even", reciprocal_gamma_even, 0, 0.25, 13, "(1/Gamma(1+f) + 1/Gamma(1-f))/2"),
@@ -250,6 +264,10 @@ def write(path: Path) -> None:
         parts.append(array(f"log_weight_{kind}", list(weight), "log(step / 2)"))
         parts.append(array(f"cosh_{kind}", [h for h, _ in pairs], "cosh(j step) - 1"))
         parts.append(array(f"cosh_rest_{kind}", [lo for _, lo in pairs], "what rounding left"))
+        decay = [
+            float(mp.exp(-mp.mpf(step.numerator) * j / step.denominator)) for j in range(count)
+        ]
+        parts.append(array(f"decay_{kind}", decay, "exp(-j step)"))
     parts.append("}\n}  // namespace curvkern::bessel::tables\n")
     path.write_text("\n".join(parts))
 

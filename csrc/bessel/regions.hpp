@@ -3,7 +3,8 @@
 //
 // The Debye radii come from the exact coefficients: the first terms dropped are below 2^-55
 // (2^-26) for every v/x. The longest sum starts a little later where v > x: its coefficients
-// alternate there and would cost digits.
+// alternate there and would cost digits. The tiers are few: a point outside the tier of most of
+// its block is evaluated a second time, which costs more than ten more terms for all.
 #pragma once
 
 #include "bessel.hpp"
@@ -15,14 +16,13 @@ CURVKERN_PER_ISA {
 
 template <class R>
 struct Limits {
-    static constexpr int tiers = is_double<R> ? 5 : 3;
+    static constexpr int tiers = is_double<R> ? 3 : 2;
     static constexpr int terms(int tier) {
-        constexpr int f64[] = {24, 14, 9, 6, 3}, f32[] = {11, 5, 2, 2, 2};
+        constexpr int f64[] = {24, 12, 6}, f32[] = {11, 5, 5};
         return is_double<R> ? f64[tier] : f32[tier];
     }
     static constexpr double radius(int tier) {
-        constexpr double f64[] = {22.5, 32.5, 75.0, 255.0, 8000.0};
-        constexpr double f32[] = {10.4, 19.5, 170.0, 0, 0};
+        constexpr double f64[] = {22.5, 41.5, 255.0}, f32[] = {10.4, 19.5, 0};
         return is_double<R> ? f64[tier] : f32[tier];
     }
     // lower ends of the intervals of x of the fits for v <= 1
@@ -56,14 +56,14 @@ static_assert(Limits<float>::piece(0) == tables::ends_float[0] &&
 // Codes of the regions; debye + tier for the sums of Limits::terms(tier).
 enum Region {
     edge = 0,       // x or v outside (0, inf) x [0, inf): IEEE results, one by one
-    debye = 1,      // .. 5
+    debye = 1,      // .. 3
     small_low = 6,  // x < Limits::small; low and high order
     small_high = 7,
     middle_low = 8,  // between Limits::small and the Debye region
     middle_high = 9,
     kv_power = 10,   // K: (x/2)^{2v} vanishes beside 1
     recessive = 11,  // second derivatives of log I: K shows in the mixed one
-    hyp_low = 12,    // log 0F1 of low order in the Debye region
+    debye_low = 12,  // log 0F1 and Matern of low order in the Debye region
     hyp_wide = 13,   // log 0F1 where x^2 < 16 (v + 1)
     careful = 14,    // Debye beyond the plain range, see Careful
     hankel = 15,     // v <= 1: Hankel's expansion
@@ -83,6 +83,9 @@ constexpr bool is_k(Function f) {
 constexpr bool is_hyp(Function f) {
     return f == Function::log_hyp0f1;
 }
+constexpr bool is_matern(Function f) {
+    return f == Function::matern;
+}
 constexpr bool is_ratio(Function f) {
     return f == Function::iv_ratio || f == Function::kv_ratio;
 }
@@ -91,11 +94,11 @@ constexpr bool is_scaled(Function f) {
 }
 
 constexpr bool has_recessive(Function f, int order) {
-    return order == 2 && !is_k(f) && !is_ratio(f) && !is_hyp(f);
+    return order == 2 && !is_k(f) && !is_ratio(f) && !is_hyp(f) && !is_matern(f);
 }
 // Hankel's expansion and the fits: v <= 1
 constexpr bool has_fits(Function f, int order) {
-    return order < 2 && !is_ratio(f) && !is_hyp(f);
+    return order < 2 && !is_ratio(f) && !is_hyp(f) && !is_matern(f);
 }
 // Do the fits leave anything to this region below the Debye radius?
 constexpr bool is_reached(Function f, int order, int code) {
@@ -105,28 +108,71 @@ constexpr bool has_zero_band(Function f, int order) {
     return order == 0 && has_fits(f, order) && !is_scaled(f);
 }
 
-// v <= 1, x < radius(0): the interval of x, or `code` below the first
+// x < radius(0): the interval of x of the fits, or `code` below the first
 template <class R>
-CURVKERN_HD R low_order_region(R x, R code) {
-    using L = Limits<R>;
-    for (int i = 0; i < L::pieces; ++i) {
-        code = select(x >= c<R>(L::piece(i)), c<R>(fitted + i), code);
+CURVKERN_HD R fitted_region(R x, R code) {
+    for (int i = 0; i < Limits<R>::pieces; ++i) {
+        code = select(x >= c<R>(Limits<R>::piece(i)), c<R>(fitted + i), code);
     }
-    return select(x >= c<R>(L::radius(0)), c<R>(hankel), code);
+    return code;
+}
+
+// Tiers of the Debye region, and what lies below it.
+template <bool WideMargin, class R>
+CURVKERN_HD R debye_tier(R square) {
+    // what a sum leaves out grows with every derivative that is taken of it
+    constexpr double margin = WideMargin ? 1.5 : 1.0;
+    R code = c<R>(debye);
+    for (int tier = 1; tier < Limits<R>::tiers; ++tier) {
+        const double radius = Limits<R>::radius(tier) * margin;
+        code = code + select(square >= c<R>(radius * radius), c<R>(1), c<R>(0));
+    }
+    return code;
+}
+
+template <class R>
+CURVKERN_HD auto is_below_debye(R v2, R x2) {
+    constexpr double radius = Limits<R>::radius(0);
+    return x2 + c<R>(0.8) * v2 < c<R>(radius * radius);
+}
+
+// Orders below which log 0F1 and the Matern correlation need log Gamma.
+template <class R>
+inline constexpr double stirling_order = is_double<R> ? 11.0 : 5.0;
+
+// (x/2)^{2v} is below 2^-66 (2^-36), by the exponent bits of x/2; v may be negative
+template <class R>
+CURVKERN_HD auto is_power(R v, R x) {
+    R octaves = fold(x).exponent - c<R>(1);
+    return (v * octaves < c<R>(is_double<R> ? -33.0 : -18.0)) & (x < c<R>(0.06));
+}
+
+// The Matern correlation takes v = nu and the distance in length scales; z is K's argument.
+template <int Order, class R>
+CURVKERN_HD R matern_region(R v, R rho) {
+    R z2 = c<R>(2) * v * rho * rho, z = sqrt(c<R>(2) * v) * rho;
+    R code = debye_tier<(Order > 1)>(v * v + z2);
+    code = select(v < c<R>(stirling_order<R>), c<R>(debye_low), code);
+    R high = select(v <= c<R>(1), c<R>(0), c<R>(1));
+    R kind = select(z < c<R>(Limits<R>::piece(0)), c<R>(small_low), c<R>(middle_low));
+    // dM/drho, too, has lost the terms of the other series
+    auto power =
+        is_power(v - c<R>(1), max(z, c<R>(Float<R>::smallest_normal))) & (v > c<R>(1.1));
+    R inner = select(power, c<R>(kv_power), kind + high);
+    if constexpr (Order < 2) inner = fitted_region(z, inner);
+    code = select(is_below_debye(v * v, z2), inner, code);
+    auto regular = (rho > c<R>(0)) & (rho < c<R>(is_double<R> ? 1e150 : 1e17)) & (v > c<R>(0)) &
+                   (v < infinity<R>());
+    return select(regular, code, c<R>(edge));
 }
 
 template <Function F, int Order, class R>
 CURVKERN_HD R region_of(R v, R x) {
+    if constexpr (is_matern(F)) return matern_region<Order>(v, x);
     using L = Limits<R>;
     using C = Careful<R>;
     R x2 = x * x, v2 = v * v, r2 = x2 + v2;
-    R code = c<R>(debye);
-    // what a sum leaves out grows with every derivative that is taken of it
-    constexpr double margin = Order + is_ratio(F) > 1 ? 1.5 : 1.0;
-    for (int tier = 1; tier < L::tiers; ++tier) {
-        const double radius = L::radius(tier) * margin;
-        code = code + select(r2 >= c<R>(radius * radius), c<R>(1), c<R>(0));
-    }
+    R code = debye_tier<(Order + is_ratio(F) > 1)>(r2);
     auto tiny = x < c<R>(C::tiny);
     auto careful_here = (r2 > c<R>(C::huge * C::huge)) | (tiny & (v > c<R>(C::tiny_order)));
     if constexpr (has_zero_band(F, Order)) {
@@ -143,23 +189,20 @@ CURVKERN_HD R region_of(R v, R x) {
         code = select(near | flat, c<R>(recessive), code);
     }
     if constexpr (is_hyp(F)) {
-        code = select(v < c<R>(is_double<R> ? 11.0 : 5.0), c<R>(hyp_low), code);
+        code = select(v < c<R>(stirling_order<R>), c<R>(debye_low), code);
         code = select(x2 < c<R>(16) * (v + c<R>(1)), c<R>(hyp_wide), code);
     }
-    auto inner = (x2 + c<R>(0.8) * v2 < c<R>(L::radius(0) * L::radius(0))) |
-                 (tiny & (v <= c<R>(C::tiny_order)));
+    auto inner = is_below_debye(v2, x2) | (tiny & (v <= c<R>(C::tiny_order)));
     R high = select(v <= c<R>(1), c<R>(0), c<R>(1));
     R kind = select(x < c<R>(L::small(is_k(F))), c<R>(small_low), c<R>(middle_low));
     code = select(inner, kind + high, code);
     if constexpr (is_k(F)) {
-        // (x/2)^{2v} below 2^-66 (2^-36), log2(x/2) from the exponent bits
-        R octaves = fold(x).exponent - c<R>(1);
-        auto power = (v * octaves < c<R>(is_double<R> ? -33.0 : -18.0)) & (x < c<R>(0.06));
-        code = select(inner & power, c<R>(kv_power), code);
+        code = select(inner & is_power(v, x), c<R>(kv_power), code);
     }
     if constexpr (has_fits(F, Order)) {
         auto here = (v <= c<R>(1)) & (x < c<R>(C::huge));
-        code = select(here, low_order_region(x, code), code);
+        R low = select(x >= c<R>(L::radius(0)), c<R>(hankel), fitted_region(x, code));
+        code = select(here, low, code);
     }
     auto regular = (x > c<R>(0)) & (x < infinity<R>()) & (v >= c<R>(0)) & (v < infinity<R>());
     return select(regular, code, c<R>(edge));

@@ -8,14 +8,15 @@ CURVKERN_PER_ISA {
 
 inline constexpr double half_log_2pi = 0.91893853320467274178;
 
+CURVKERN_TABLE double stirling_series[] = {1.0 / 12,   -1.0 / 360,      1.0 / 1260, -1.0 / 1680,
+                                           1.0 / 1188, -691.0 / 360360, 1.0 / 156};
+
 // log Gamma(w) - [(w - 1/2) log w - w + log(2 pi)/2] = 1/(12 w) - 1/(360 w^3) + .., Stirling's
 // series (DLMF 5.11.1), w >= 11 (5)
 template <class R>
 CURVKERN_HD R stirling_tail(R w) {
-    constexpr double t[] = {1.0 / 12,   -1.0 / 360,      1.0 / 1260, -1.0 / 1680,
-                            1.0 / 1188, -691.0 / 360360, 1.0 / 156};
     R inverse = c<R>(1) / w;
-    return inverse * horner(inverse * inverse, t);
+    return inverse * horner(inverse * inverse, stirling_series);
 }
 
 // log w - 1/(2w) - psi(w) and psi'(w) - 1/w - 1/(2 w^2) (DLMF 5.11.2), w >= 11 (5)

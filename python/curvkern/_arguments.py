@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 #: Computed in float32 and rounded at the end.
-_HALVES = (torch.float16, torch.bfloat16)
+HALVES = (torch.float16, torch.bfloat16)
 
 
 def elementwise(
@@ -30,7 +30,7 @@ def elementwise(
 
     v, x = checked(function, "v", v), checked(function, "x", x)
     dtype = _result_dtype(function, v, x)
-    work = torch.float32 if dtype in _HALVES else dtype
+    work = torch.float32 if dtype in HALVES else dtype
     v, x = _broadcast(function, *_one_device(function, v, x, work))
     try:
         result = compute(v, x)
@@ -134,7 +134,7 @@ def _result_dtype(function: str, v: Any, x: Any) -> torch.dtype:
         dtype = low.dtype
     if not (dtype.is_floating_point or dtype.is_complex):
         dtype = torch.get_default_dtype()
-    if dtype not in (torch.float32, torch.float64, *_HALVES):
+    if dtype not in (torch.float32, torch.float64, *HALVES):
         raise TypeError(
             f"{function}: expected float64, float32, float16, bfloat16 or integers, got {dtype}"
         )

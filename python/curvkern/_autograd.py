@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from inspect import signature
 from typing import Any
 
@@ -80,6 +81,9 @@ def _chain(function: str) -> Callable[..., Any]:
 
 def _gate(function: str, order: int, operation: Any, following: Any) -> Callable[..., Any]:
     """The bare operation, in an ``autograd.Function`` where a derivative is wanted."""
+    # Derivatives of a gradient of which some are not asked for come with factors of zero, and
+    # second derivatives may be infinite.
+    dot = partial(_dot, zero_wins=order > 0)
 
     def derivatives(v: Tensor, x: Tensor) -> Sequence[Tensor]:
         if following is None:
@@ -107,8 +111,8 @@ def _gate(function: str, order: int, operation: Any, following: Any) -> Callable
             d = derivatives(*ctx.saved_tensors)
             want_v, want_x = ctx.needs_input_grad
             return (
-                _dot(grads, d[:-1]) if want_v else None,
-                _dot(grads, d[1:]) if want_x else None,
+                dot(grads, d[:-1]) if want_v else None,
+                dot(grads, d[1:]) if want_x else None,
             )
 
         @staticmethod
@@ -116,7 +120,7 @@ def _gate(function: str, order: int, operation: Any, following: Any) -> Callable
             with _forward_mode():  # with inputs stripped of this level's tangents
                 primals = (forward_ad.unpack_dual(t, level=0).primal for t in ctx.saved_tensors)
                 d = derivatives(*primals)
-                tangents = tuple(_dot((dv, dx), d[k : k + 2]) for k in range(order + 1))
+                tangents = tuple(dot((dv, dx), d[k : k + 2]) for k in range(order + 1))
             return tangents[0] if order == 0 else tangents
 
         @staticmethod
@@ -147,12 +151,19 @@ def _gate(function: str, order: int, operation: Any, following: Any) -> Callable
     return call
 
 
-def _dot(factors: Sequence[Tensor | None], derivatives: Sequence[Tensor]) -> Tensor | None:
-    """Sum of the products, where a factor that is None counts as zero."""
+def _dot(
+    factors: Sequence[Tensor | None], derivatives: Sequence[Tensor], zero_wins: bool
+) -> Tensor | None:
+    """Sum of the products, where a factor that is None counts as zero.
+
+    ``zero_wins``: zero times infinity is zero.
+    """
     total: Tensor | None = None
     for factor, derivative in zip(factors, derivatives, strict=True):
         if factor is not None:
             product = factor * derivative
+            if zero_wins:
+                product = torch.where(factor == 0, 0.0, product)
             total = product if total is None else total + product
     return total
 

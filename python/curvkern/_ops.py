@@ -19,7 +19,16 @@ from ._arguments import memory_error
 library = torch.library.Library("curvkern", "DEF")
 
 #: The elementwise functions of an order v and an argument x.
-BESSEL = ("log_iv", "log_kv", "log_ive", "log_kve", "iv_ratio", "kv_ratio", "log_hyp0f1")
+BESSEL = (
+    "log_iv",
+    "log_kv",
+    "log_ive",
+    "log_kve",
+    "iv_ratio",
+    "kv_ratio",
+    "log_hyp0f1",
+    "matern",
+)
 
 #: Name suffix and outputs of the operation that gives all derivatives of one order.
 DERIVATIVES = (("", ("out",)), ("_grad", ("dv", "dx")), ("_hess", ("dvv", "dvx", "dxx")))
