@@ -25,6 +25,7 @@ class Elementwise:
     x: tuple[float, float] = (0.5, 30.0)
     arguments: tuple[str, str] = ("v", "x")
     order_first: bool = True  # as the public function takes them
+    saves_x: bool = True  # for its derivatives; else what it made of it
 
     @property
     def function(self) -> Callable[[Any, Any], Any]:
@@ -45,7 +46,7 @@ class Elementwise:
         )
 
 
-MATERN = Elementwise("matern", (0.3, 20.0), (0.05, 4.0), ("nu", "r"), order_first=False)
+MATERN = Elementwise("matern", (0.3, 20.0), (0.05, 4.0), ("nu", "r"), False, False)
 OPERATIONS = [MATERN if name == MATERN.name else Elementwise(name) for name in _ops.BESSEL]
 
 every_operation = pytest.mark.parametrize("op", OPERATIONS, ids=lambda op: op.name)

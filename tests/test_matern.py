@@ -295,6 +295,74 @@ def test_half_precisions_round_once(dtype):
     assert torch.equal(got, matern(r.float(), 1.7, 0.5).to(dtype))
 
 
+@pytest.mark.parametrize(
+    ("dtype", "distances"),
+    [(F64, (1e-280, 1e-290, 1e-300, 1e-308)), (torch.float32, (1e-30, 1e-34, 1.2e-38))],
+)
+@pytest.mark.parametrize("nu", [0.3, 0.45, 0.5, 0.55])
+def test_slope_at_the_smallest_distances(nu, dtype, distances):
+    """dM/dr ~ -2 nu Gamma(1-nu)/Gamma(1+nu) (nu/2)^nu r^(2 nu - 1), and its own slope."""
+    r = torch.tensor(distances, dtype=dtype, requires_grad=True)
+    value = matern(r, nu)
+    (slope,) = torch.autograd.grad(value.sum(), r, create_graph=True)
+    (second,) = torch.autograd.grad(slope.sum(), r)
+    exponent = 2 * float(torch.tensor(nu, dtype=dtype)) - 1
+    order = (exponent + 1) / 2
+    factor = -2 * order * math.gamma(1 - order) / math.gamma(1 + order) * (order / 2) ** order
+    want = factor * r.detach().double() ** exponent
+    tolerance = 200 * torch.finfo(dtype).eps  # of the power
+    torch.testing.assert_close(slope.detach().double(), want, rtol=tolerance, atol=0)
+    if nu == 0.5:
+        torch.testing.assert_close(second, torch.ones_like(r))
+
+
+@pytest.mark.parametrize(
+    ("nu", "r"), [(2.39, 1.6e-6), (1.7, 1e-3), (2.5, 0.01), (0.999, 1e-5), (8.0, 0.05)]
+)
+def test_order_gradient_is_relatively_right_at_small_distances(nu, r):
+    order = torch.tensor(nu, dtype=F64, requires_grad=True)
+    (got,) = torch.autograd.grad(matern(r, order), order)
+    assert got.item() == pytest.approx(exact_derivatives(r, nu)[1], rel=1e-11, abs=0)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tiny", "large"), [(F64, 1e-300, 1e10), (torch.float32, 1e-30, 1e10)]
+)
+def test_gradients_of_tiny_orders(dtype, tiny, large):
+    """M ~ 2 nu K_0(z): its slope in nu is finite whatever rho / nu is."""
+    nu = torch.tensor(tiny, dtype=dtype, requires_grad=True)
+    (slope,) = torch.autograd.grad(matern(torch.tensor(large, dtype=dtype), nu), nu)
+    z = math.log(2) - 0.5772156649015329 - math.log(large) - math.log(2 * tiny) / 2
+    assert slope.item() == pytest.approx(2 * z - 1, rel=1e-4)
+
+
+def test_far_away_everything_is_zero():
+    for dtype, far in ((F64, 1e120), (torch.float32, 1e13)):
+        for nu in (0.7, 20.0, 1e30):
+            r, order = (torch.tensor(a, dtype=dtype, requires_grad=True) for a in (far, nu))
+            (slope,) = torch.autograd.grad(matern(r, order), r, create_graph=True)
+            seconds = torch.autograd.grad(slope, (r, order))
+            assert slope == 0
+            assert all(second == 0 for second in seconds)
+
+
+def test_length_scales_at_the_ends():
+    for length in (math.inf, 1e-170):
+        arguments = [torch.tensor(a, dtype=F64, requires_grad=True) for a in (0.0, 1.5, length)]
+        value = matern(*arguments)
+        assert value == 1
+        gradients = torch.autograd.grad(value, arguments)
+        assert all(gradient == 0 for gradient in gradients)
+
+
+def test_never_above_one():
+    draw = torch.Generator().manual_seed(1)
+    for dtype in (F64, torch.float32):
+        nu = torch.exp(torch.empty(100_000).uniform_(-4, 4, generator=draw)).to(dtype)
+        r = torch.exp(torch.empty(100_000).uniform_(-18, -1, generator=draw)).to(dtype)
+        assert (matern(r, nu) <= 1).all()
+
+
 def test_native_float32():
     """Values and gradients of the same arguments, in units of float32."""
     draw = torch.Generator().manual_seed(0)

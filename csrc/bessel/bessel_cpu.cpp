@@ -204,7 +204,8 @@ void run(const T* v, const T* x, T* const* out, std::int64_t n) {
 }
 
 template <Function F, class T>
-void fill(Kernel<T> (&row)[derivative_orders]) {
+void fill(Kernel<T> (&table)[function_count][derivative_orders]) {
+    auto& row = table[static_cast<int>(F)];
     row[0] = run<F, 0, T>;
     row[1] = run<F, 1, T>;
     // a term linear in x has no second derivative: the scaled functions share the kernels
@@ -216,14 +217,14 @@ void fill(Kernel<T> (&row)[derivative_orders]) {
 
 template <class T>
 void fill_all(Kernel<T> (&table)[function_count][derivative_orders]) {
-    fill<Function::log_iv, T>(table[0]);
-    fill<Function::log_kv, T>(table[1]);
-    fill<Function::log_ive, T>(table[2]);
-    fill<Function::log_kve, T>(table[3]);
-    fill<Function::iv_ratio, T>(table[4]);
-    fill<Function::kv_ratio, T>(table[5]);
-    fill<Function::log_hyp0f1, T>(table[6]);
-    fill<Function::matern, T>(table[7]);
+    fill<Function::log_iv>(table);
+    fill<Function::log_kv>(table);
+    fill<Function::log_ive>(table);
+    fill<Function::log_kve>(table);
+    fill<Function::iv_ratio>(table);
+    fill<Function::kv_ratio>(table);
+    fill<Function::log_hyp0f1>(table);
+    fill<Function::matern>(table);
 }
 
 }  // namespace

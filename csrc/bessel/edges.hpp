@@ -26,7 +26,7 @@ CURVKERN_HD void evaluate_matern_edge(T v, T rho, T* out) {
                      : v == inf    ? T(-1)
                                    : -v / (v - 1);
         }
-    } else if (v == inf && rho < T(is_double<T> ? 1e150 : 1e17)) {
+    } else if (v >= T(huge_order<T>) && rho < T(1e4)) {
         const T gauss = exp(T(-0.5) * rho * rho);
         if constexpr (Order == 0) out[0] = gauss;
         if constexpr (Order == 1) out[1] = -rho * gauss;

@@ -6,7 +6,7 @@
 namespace curvkern::bessel {
 CURVKERN_PER_ISA {
 
-// Scaled, all are times e^-sigma: what is left is e^-2sigma = (x/2)^{2f} alone.
+// Scaled, all are times e^-sigma and a factor: of the two e^-2sigma = (x/2)^{2f} is left.
 template <class R, int N>
 struct Exponentials {
     Taylor<R, N> up, down;    // e^sigma/2, e^-sigma/2
@@ -85,31 +85,44 @@ CURVKERN_HD Exponentials<R, N> exponentials(R f, Pair<R> log_two_over_x, Pair<R>
     return y;
 }
 
-// Times e^-sigma. Beyond +-bound e^-2sigma vanishes beside 1, or x^2 has underflowed.
+// Times scale e^-sigma. e^-2sigma and the scale enter as one exponential: apart they may over-
+// or underflow where their product does not.
+template <class R>
+struct Scale {
+    R value;
+    Pair<R> log;
+};
+
 template <int N, class R>
-CURVKERN_HD Exponentials<R, N> scaled_exponentials(R f, Pair<R> log_two_over_x, Pair<R> sigma) {
-    const double bound = is_double<R> ? 330.0 : 34.0;
-    R s = max(min(sigma.hi, c<R>(bound)), c<R>(-bound)), l = log_two_over_x.hi;
-    R down = exp_normal(Pair<R>{-s, -sigma.lo}), square = down * down;
+CURVKERN_HD Exponentials<R, N> scaled_exponentials(R f, Pair<R> log_two_over_x, Pair<R> sigma,
+                                                   Scale<R> scale) {
+    R s = sigma.hi, l = log_two_over_x.hi, half = c<R>(0.5);
     auto series = needs_series(s);
-    Shc<R> near = shc(s * s);
+    R near_s = select(series, s, c<R>(0)), unit = exp_normal(Pair<R>{-near_s, -sigma.lo});
+    Pair<R> exponent = add(scale.log, Pair<R>{c<R>(-2) * sigma.hi, c<R>(-2) * sigma.lo});
+    const double lowest = is_double<R> ? -700.0 : -80.0;  // nothing beside the other terms
+    exponent.hi = max(exponent.hi, c<R>(lowest));
+    R square = select(series, unit * unit * scale.value, exp_normal(exponent));
+    Shc<R> near = shc(near_s * near_s);
     R inverse = c<R>(1) / select(series, c<R>(1), f);
     Exponentials<R, N> y{};
     y.down_less = expm1_reduced(Pair<R>{c<R>(-2) * s, c<R>(-2) * sigma.lo});
-    y.up.d[0] = c<R>(0.5);
-    y.down.d[0] = c<R>(0.5) * square;
+    y.up.d[0] = half * scale.value;
+    y.down.d[0] = half * square;
+    R down = unit * scale.value;
     Pair<R> product = two_prod(l, down * near.value);
-    R closed = (c<R>(0.5) - y.down.d[0]) * inverse;
+    R closed = (y.up.d[0] - y.down.d[0]) * inverse;
     y.sinh.d[0] = select(series, product.hi, closed);
-    y.sinh_rest = select(series, product.lo, c<R>(0));
+    y.sinh_rest = select(series, product.lo + log_two_over_x.lo * down, c<R>(0));
     if constexpr (N > 0) {
         R closed1 = (l * square - closed) * inverse;
-        R series1 = down * (s * near.slope - near.value);
+        R series1 = down * (near_s * near.slope - near.value);
         y.down.d[1] = -l * square;
         y.sinh.d[1] = select(series, l * l * series1, closed1);
         if constexpr (N > 1) {
             R closed2 = c<R>(-2) * (l * l * square + closed1) * inverse;
-            R series2 = down * ((near.curvature - c<R>(2) * (s * near.slope)) + near.value);
+            R series2 =
+                down * ((near.curvature - c<R>(2) * (near_s * near.slope)) + near.value);
             y.down.d[2] = c<R>(2) * (l * l * square);
             y.sinh.d[2] = select(series, l * l * l * series2, closed2);
         }

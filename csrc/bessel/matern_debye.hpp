@@ -100,7 +100,7 @@ template <int Order, int Terms, class R>
 CURVKERN_HD void evaluate_matern_debye(R v, R rho, R* out) {
     Jet<R> y = log_matern_debye<Terms, Order>(v, rho);
     R value = exp(y.f);
-    if constexpr (Order == 0) out[0] = value;
+    if constexpr (Order == 0) out[0] = min(value, c<R>(1));
     if constexpr (Order == 1) {
         out[0] = value * y.v;
         out[1] = value * y.x;

@@ -55,23 +55,23 @@ static_assert(Limits<float>::piece(0) == tables::ends_float[0] &&
 
 // Codes of the regions; debye + tier for the sums of Limits::terms(tier).
 enum Region {
-    edge = 0,       // x or v outside (0, inf) x [0, inf): IEEE results, one by one
+    edge = 0,       // x or v zero, infinite, negative or NaN: IEEE results, one by one
     debye = 1,      // .. 3
-    small_low = 6,  // x < Limits::small; low and high order
+    small_low = 6,  // x < Limits::small (Matern: piece(0)); low and high order
     small_high = 7,
     middle_low = 8,  // between Limits::small and the Debye region
     middle_high = 9,
-    kv_power = 10,   // K: (x/2)^{2v} vanishes beside 1
+    kv_power = 10,   // K and Matern: (x/2)^{2v} vanishes beside 1
     recessive = 11,  // second derivatives of log I: K shows in the mixed one
     debye_low = 12,  // log 0F1 and Matern of low order in the Debye region
     hyp_wide = 13,   // log 0F1 where x^2 < 16 (v + 1)
     careful = 14,    // Debye beyond the plain range, see Careful
     hankel = 15,     // v <= 1: Hankel's expansion
-    fitted = 16,     // .. 18: v <= 1 below it, by intervals of x
+    fitted = 16,     // .. 18: v <= 1 below it, by intervals of x; Matern: of any order
     region_count = 19
 };
 
-// Formulas without a loop that depends on the data: any point may run through them.
+// Formulas without a loop that the data can make long: any point may run through them.
 template <class R>
 constexpr bool is_straight(int code) {
     return code >= hankel || (code >= debye && code < debye + Limits<R>::tiers);
@@ -144,8 +144,14 @@ inline constexpr double stirling_order = is_double<R> ? 11.0 : 5.0;
 template <class R>
 CURVKERN_HD auto is_power(R v, R x) {
     R octaves = fold(x).exponent - c<R>(1);
-    return (v * octaves < c<R>(is_double<R> ? -33.0 : -18.0)) & (x < c<R>(0.06));
+    return v * octaves < c<R>(is_double<R> ? -33.0 : -18.0);
 }
+
+// The Matern correlation is 0 beyond this distance, and that of infinite order beyond this one.
+template <class R>
+inline constexpr double far_away = is_double<R> ? 1e150 : 1e17;
+template <class R>
+inline constexpr double huge_order = is_double<R> ? 1e300 : 1e37;
 
 // The Matern correlation takes v = nu and the distance in length scales; z is K's argument.
 template <int Order, class R>
@@ -161,8 +167,8 @@ CURVKERN_HD R matern_region(R v, R rho) {
     R inner = select(power, c<R>(kv_power), kind + high);
     if constexpr (Order < 2) inner = fitted_region(z, inner);
     code = select(is_below_debye(v * v, z2), inner, code);
-    auto regular = (rho > c<R>(0)) & (rho < c<R>(is_double<R> ? 1e150 : 1e17)) & (v > c<R>(0)) &
-                   (v < infinity<R>());
+    R far = select(v < c<R>(stirling_order<R>), c<R>(far_away<R>), c<R>(1e4));
+    auto regular = (rho > c<R>(0)) & (rho < far) & (v > c<R>(0)) & (v < c<R>(huge_order<R>));
     return select(regular, code, c<R>(edge));
 }
 
@@ -197,7 +203,7 @@ CURVKERN_HD R region_of(R v, R x) {
     R kind = select(x < c<R>(L::small(is_k(F))), c<R>(small_low), c<R>(middle_low));
     code = select(inner, kind + high, code);
     if constexpr (is_k(F)) {
-        code = select(inner & is_power(v, x), c<R>(kv_power), code);
+        code = select(inner & is_power(v, x) & (x < c<R>(0.06)), c<R>(kv_power), code);
     }
     if constexpr (has_fits(F, Order)) {
         auto here = (v <= c<R>(1)) & (x < c<R>(C::huge));

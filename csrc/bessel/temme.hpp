@@ -46,19 +46,24 @@ struct TemmeSums {
     Pair<R> plain_pair, up_pair, down_pair;
 };
 
+// Scaled: e is, and g is over 1/Gamma(1-f), so that p_0 is a constant and the derivative of
+// what follows from it has no rounding of it.
 template <int N, bool Scaled, class R>
 CURVKERN_HD TemmeSums<R, N> temme_sums(R f, R quarter_square, R sigma,
                                        const Exponentials<R, N>& e,
                                        const ReciprocalGamma<R, N>& g) {
     using T = Taylor<R, N>;
     T order = T::variable(f), w = order * order;
-    T p = e.up * (g.even + order * g.odd), q = e.down * (g.even - order * g.odd);
+    T p = Scaled ? e.up : e.up * (g.even + order * g.odd);
+    T q = e.down * (g.even - order * g.odd);
     // e^+-sigma y as y + y (e^+-sigma - 1): one rounding instead of two
-    R plus = c<R>(0.5) * (g.even.d[0] + f * g.odd.d[0]);
-    R minus = c<R>(0.5) * (g.even.d[0] - f * g.odd.d[0]);
+    R half = Scaled ? e.up.d[0] : c<R>(0.5);
+    R plus = half * (g.even.d[0] + f * g.odd.d[0]);
+    R minus = half * (g.even.d[0] - f * g.odd.d[0]);
     auto mild = abs(sigma) < c<R>(mild_sigma<Scaled>);
     Pair<R> p_first = fast_two_sum(plus, plus * e.up_less);
     Pair<R> q_first = fast_two_sum(minus, minus * e.down_less);
+    if constexpr (Scaled) p_first = {p.d[0], c<R>(0)};
     p_first = {select(mild, p_first.hi, p.d[0]), select(mild, p_first.lo, c<R>(0))};
     q_first = {select(mild, q_first.hi, q.d[0]), select(mild, q_first.lo, c<R>(0))};
     p.d[0] = p_first.hi;
@@ -97,6 +102,8 @@ CURVKERN_HD TemmeSums<R, N> temme_sums(R f, R quarter_square, R sigma,
     y.up_pair = add(p_first, others_up);
     y.down_pair = add(q_first, others_down);
     y.plain.d[0] = y.plain_pair.hi;
+    y.up.d[0] = y.up_pair.hi;
+    y.down.d[0] = y.down_pair.hi;
     return y;
 }
 

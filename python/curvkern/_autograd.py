@@ -161,9 +161,9 @@ def _dot(
     total: Tensor | None = None
     for factor, derivative in zip(factors, derivatives, strict=True):
         if factor is not None:
-            product = factor * derivative
             if zero_wins:
-                product = torch.where(factor == 0, 0.0, product)
+                derivative = torch.where((factor == 0) & derivative.isinf(), 0.0, derivative)
+            product = factor * derivative
             total = product if total is None else total + product
     return total
 

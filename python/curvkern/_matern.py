@@ -54,8 +54,9 @@ def matern(r: Any, nu: Any, lengthscale: Any = 1.0) -> Any:
     Notes
     -----
     Native in float64 and float32; halves are computed in float32. Outside the domain the value
-    is NaN, and so are all derivatives. All three arguments have gradients, twice. The accuracy,
-    measured, is in docs/accuracy.md.
+    is NaN, and so are all derivatives. All three arguments have gradients, twice. The value is
+    right to 6 eps of max(1, abs(log M)), the derivative in r to about as much. That in nu loses
+    digits relatively where nu > 1 and r / l is tiny, and second derivatives where they vanish.
 
     At r = 0, where r / l underflows too, the derivatives are the limits from the right:
 
@@ -127,12 +128,13 @@ def _common(arguments: dict[str, Any]) -> tuple[torch.device, torch.Size]:
 
 
 def _correlation(shape: torch.Size, r: Tensor, nu: Tensor, length: Tensor) -> Tensor:
+    _runtime.spare_forked_child()
     length = length * torch.where(length > 0, 1.0, torch.nan)
     if not _autograd.derivative_wanted(length):
         return _operation(nu, r / length, shape)
     ratio = (r / length).detach()
     fixed = ((ratio == 0) | (ratio == torch.inf)) & (nu > 0)
-    moving = torch.where(fixed, 1.0, r) / length
+    moving = torch.where(fixed, 1.0, r) / torch.where(fixed, 1.0, length)
     rho = torch.where(fixed, r / length.detach(), moving)
     result = _operation(nu, rho, shape)
     if not _autograd.derivative_wanted(r):
@@ -156,6 +158,7 @@ def _mixed_at_origin(r: Tensor, nu: Tensor, length: Tensor) -> Tensor:
     1/l^2 where nu = 1/2, infinite where nu < 1/2, else 0. Infinity comes from two factors, as
     it would make first derivatives of zero times infinity.
     """
+    length = length.clamp_max(BEYOND[r.dtype])
     factor = torch.where(nu == 0.5, 1 / length, 0.0).detach()
     factor = torch.where(nu < 0.5, BEYOND[r.dtype], factor)
     return (factor * r) * (factor * (length - length.detach()))

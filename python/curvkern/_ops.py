@@ -1,7 +1,7 @@
 """Registration of the compiled operations with ``torch.library``.
 
-Importing this module defines ``torch.ops.curvkern.*``, which carry no autograd formula;
-derivatives are the business of :mod:`curvkern._autograd`.
+Importing this module defines ``torch.ops.curvkern.*``; derivatives are the business of
+:mod:`curvkern._autograd`.
 """
 
 from __future__ import annotations

@@ -8,6 +8,8 @@ from functools import cache
 from types import ModuleType
 from typing import Any
 
+import torch
+
 _BACKENDS = ("native", "reference")
 _BACKEND = os.environ.get("CURVKERN_BACKEND") or "native"
 
@@ -53,6 +55,14 @@ def cuda_module() -> ModuleType:
             f"curvkern has no CUDA kernels ({status}); reinstall with nvcc on PATH and "
             "CURVKERN_CUDA=ON, or set CURVKERN_BACKEND=reference"
         ) from None
+
+
+def spare_forked_child() -> None:
+    """One thread in a forked child, where a parallel region of torch would hang."""
+    if torch.compiler.is_compiling() or torch.get_num_threads() == 1:
+        return
+    if cpu_module().in_forked_child():
+        torch.set_num_threads(1)
 
 
 def isa() -> str:
