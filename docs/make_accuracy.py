@@ -267,7 +267,7 @@ def page() -> Iterator[str]:
     yield (
         f"{MATERN_POINTS} random points each, distances in [1e-4, 12] length scales, against "
         "Arb; relative, for the value over max(1, |log M|). The derivative in nu loses digits "
-        "where nu > 1 and the distance is tiny, relatively: it vanishes there with the square.\n"
+        "where nu > 1 and the distance is tiny, as it vanishes there with the square.\n"
     )
     yield from table(
         ["dtype", "order", "quantity", "max", "median", "worst input"], matern_rows()
