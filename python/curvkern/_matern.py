@@ -13,6 +13,7 @@ from torch import Tensor
 
 from . import _autograd, _runtime
 from ._arguments import HALVES, _as_tensor, checked, memory_error
+from ._masks import all_of
 
 # Its square is infinite.
 BEYOND = {torch.float64: 1e160, torch.float32: 1e30}
@@ -132,7 +133,10 @@ def _correlation(shape: torch.Size, r: Tensor, nu: Tensor, length: Tensor) -> Te
     length = length * torch.where(length > 0, 1.0, torch.nan)
     if not _autograd.derivative_wanted(length):
         return _operation(nu, r / length, shape)
-    ratio = (r / length).detach()
+    rho = r / length
+    ratio = rho.detach()
+    if all_of((ratio > 0) & (ratio < torch.inf)):
+        return _operation(nu, rho, shape)
     fixed = ((ratio == 0) | (ratio == torch.inf)) & (nu > 0)
     moving = torch.where(fixed, 1.0, r) / torch.where(fixed, 1.0, length)
     rho = torch.where(fixed, r / length.detach(), moving)
