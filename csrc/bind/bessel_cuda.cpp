@@ -1,38 +1,13 @@
 #include "bessel/bessel_cuda.hpp"
 
-#include <cuda_runtime_api.h>
-
 #include "bind/bessel_names.hpp"
+#include "bind/cuda_call.hpp"
 #include "bind/elementwise.hpp"
 #include "bind/families.hpp"
 
 namespace curvkern {
 namespace bessel {
 namespace {
-
-void check(cudaError_t status, const char* op) {
-    if (status == cudaSuccess) return;
-    throw std::runtime_error(std::string(op) + ": CUDA: " + cudaGetErrorString(status));
-}
-
-// Makes a device current for a scope.
-class DeviceGuard {
-  public:
-    DeviceGuard(int device, const char* op) {
-        check(cudaGetDevice(&previous_), op);
-        changed_ = previous_ != device;
-        if (changed_) check(cudaSetDevice(device), op);
-    }
-    ~DeviceGuard() {
-        if (changed_) cudaSetDevice(previous_);
-    }
-    DeviceGuard(const DeviceGuard&) = delete;
-    DeviceGuard& operator=(const DeviceGuard&) = delete;
-
-  private:
-    int previous_ = 0;
-    bool changed_ = false;
-};
 
 template <class T>
 cudaError_t launch_on(int function, int order, const std::vector<TensorView>& views,
@@ -49,10 +24,10 @@ void call(int function, int order, std::initializer_list<py::handle> objects,
     const auto views = elementwise_views(op, order, dlpack::device_cuda, objects);
     if (views[0].size() == 0) return;
     const DeviceGuard guard(views[0].device_id(), op);
-    const auto stream = reinterpret_cast<cudaStream_t>(stream_address);
+    const cudaStream_t stream = stream_at(stream_address);
     const bool wide = views[0].dtype() == Dtype::float64;
     const auto launch = wide ? launch_on<double> : launch_on<float>;
-    check(launch(function, order, views, stream), op);
+    check_cuda(launch(function, order, views, stream), op);
 }
 
 }  // namespace

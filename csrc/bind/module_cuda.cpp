@@ -8,4 +8,5 @@
 PYBIND11_MODULE(_cuda, module) {
     module.def("runtime_version", [] { return CUDART_VERSION; });
     curvkern::bind_bessel_cuda(module);
+    curvkern::bind_sparsemax_cuda(module);
 }

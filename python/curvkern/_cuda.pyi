@@ -43,3 +43,13 @@ def matern_grad(v: Tensor, x: Tensor, dv: Tensor, dx: Tensor, stream: int) -> No
 def matern_hess(
     v: Tensor, x: Tensor, dvv: Tensor, dvx: Tensor, dxx: Tensor, stream: int
 ) -> None: ...
+def sparsemax(
+    z: Tensor,
+    mass: Tensor,
+    k: int,
+    p: Tensor,
+    tau: Tensor,
+    support: Tensor,
+    stream: int,
+) -> None: ...
+def sparsemax_jacobian(p: Tensor, grad: Tensor, out: Tensor, stream: int) -> None: ...

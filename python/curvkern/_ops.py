@@ -94,3 +94,74 @@ def _define_elementwise(function: str, order: int) -> None:
 for _function in BESSEL:
     for _order in range(len(DERIVATIVES)):
         _define_elementwise(_function, _order)
+
+
+def _project_out(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """p of the shape of z, and a float64 number for each row, twice."""
+    rows = z.new_empty(z.shape[:-1], dtype=torch.float64)
+    return (
+        torch.empty_like(z, memory_format=torch.contiguous_format),
+        rows,
+        torch.empty_like(rows),
+    )
+
+
+def _define_sparsemax() -> None:
+    def cpu(z: Tensor, mass: Tensor | None, k: int) -> Any:
+        torch.get_num_threads()  # as in _define_elementwise
+        try:
+            z = _contiguous(z)
+            out = _project_out(z)
+            mass = torch.ones_like(out[1]) if mass is None else _contiguous(mass)
+        except RuntimeError as error:
+            raise memory_error("sparsemax", z.shape, error) from None
+        _runtime.cpu_module().sparsemax(z, mass, k, *out)
+        return out
+
+    def cuda(z: Tensor, mass: Tensor | None, k: int) -> Any:
+        z = z.contiguous()
+        out = _project_out(z)
+        mass = torch.ones_like(out[1]) if mass is None else mass.contiguous()
+        stream = torch.cuda.current_stream(z.device).cuda_stream
+        _runtime.cuda_module().sparsemax(z, mass, k, *out, stream)
+        return out
+
+    def fake(z: Tensor, mass: Tensor | None, k: int) -> Any:
+        return _project_out(z)
+
+    schema = (
+        "sparsemax(Tensor z, Tensor? mass, int k) -> (Tensor p, Tensor tau, Tensor support)"
+    )
+    define(schema, cpu=cpu, cuda=cuda, fake=fake)
+
+
+def _define_sparsemax_jacobian() -> None:
+    def allocate(p: Tensor) -> Tensor:
+        return torch.empty_like(p, memory_format=torch.contiguous_format)
+
+    def cpu(p: Tensor, grad: Tensor) -> Tensor:
+        torch.get_num_threads()
+        try:
+            p, grad = _contiguous(p), _contiguous(grad)
+            out = allocate(p)
+        except RuntimeError as error:
+            raise memory_error("sparsemax_jacobian", p.shape, error) from None
+        _runtime.cpu_module().sparsemax_jacobian(p, grad, out)
+        return out
+
+    def cuda(p: Tensor, grad: Tensor) -> Tensor:
+        p, grad = p.contiguous(), grad.contiguous()
+        out = allocate(p)
+        stream = torch.cuda.current_stream(p.device).cuda_stream
+        _runtime.cuda_module().sparsemax_jacobian(p, grad, out, stream)
+        return out
+
+    def fake(p: Tensor, grad: Tensor) -> Tensor:
+        return allocate(p)
+
+    schema = "sparsemax_jacobian(Tensor p, Tensor grad) -> Tensor"
+    define(schema, cpu=cpu, cuda=cuda, fake=fake)
+
+
+_define_sparsemax()
+_define_sparsemax_jacobian()
