@@ -1,0 +1,76 @@
+// The Sinkhorn method on a batch: all iterations of all problems.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <utility>
+#include <vector>
+
+#include "core/parallel.hpp"
+#include "sinkhorn/problem.hpp"
+
+namespace curvkern::sinkhorn {
+
+struct Options {
+    std::int64_t max_iter;
+    double tol;
+    std::int64_t check_every;
+    bool translate;  // unbalanced: translation-invariant updates
+    bool anneal;     // start from a large eps where the wanted one is small
+};
+
+struct Hooks {
+    InterruptCheck interrupted;  // asked at least every 100 ms
+    // After each check, with the largest error; false ends the solve.
+    std::function<bool(std::int64_t iteration, double largest)> checked;
+};
+
+class Solver {
+  public:
+    Solver(const Batch& batch, const Options& options, const Hooks& hooks, double* workspace);
+
+    // Potentials to start from, (batch, n) and (batch, m).
+    void start_from(const double* f, const double* g);
+
+    // Returns false when a hook ended it.
+    bool run();
+
+    // (batch, n), (batch, m); info (batch, 3): error, iterations, converged (0 or 1)
+    void write(double* f, double* g, double* info) const;
+    void write_errors(double* errors) const;
+
+  private:
+    struct State {
+        Problem problem;
+        std::int64_t index, iterations = 0;
+        double eps, target;   // at present, and at the end of annealing
+        int sweeps_left = 0;  // at this eps
+        double error = 0;     // by the last check
+        Arithmetic arithmetic = Arithmetic::float64;
+        bool done = false, converged = false;
+    };
+
+    bool all_sweep(std::int64_t sweeps, bool check);
+    template <class Run>
+    bool sweep(State& state, bool check, const Run& run);
+    template <class Run>
+    bool sweep_once(State& state, bool check, const Run& run);
+    bool begin_annealing();
+    void set_level(State& state, double eps);
+    bool cost_range(const State& state, double& range) const;
+    void judge(State& state);
+    bool poll();
+
+    Batch batch_;
+    Options options_;
+    Hooks hooks_;
+    Shares shares_;
+    const Kernels& kernels_;
+    std::vector<State> states_;
+    std::vector<State*> active_;
+    bool warm_ = false;
+    std::int64_t iteration_ = 0;
+    double last_poll_ = 0;
+};
+
+}  // namespace curvkern::sinkhorn
