@@ -38,7 +38,7 @@ def test_stub_tells_what_the_module_has(name: str) -> None:
     # The first line of a pybind11 docstring: name(v: object, x: object) -> None
     offered = {
         function: re.findall(r"[(,] ?(\w+): ", member.__doc__.splitlines()[0])
-        for function, member in inspect.getmembers(module, callable)
+        for function, member in inspect.getmembers(module, inspect.isroutine)
         if not function.startswith("_")
     }
     assert promised == offered

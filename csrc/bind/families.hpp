@@ -7,6 +7,10 @@ namespace curvkern {
 
 void bind_elementary(pybind11::module_& module);
 void bind_bessel(pybind11::module_& module);
+void bind_sparsemax(pybind11::module_& module);
+void bind_sinkhorn_newton(pybind11::module_& module);
 void bind_bessel_cuda(pybind11::module_& module);
+void bind_sparsemax_cuda(pybind11::module_& module);
+void bind_sinkhorn(pybind11::module_& module);
 
 }  // namespace curvkern

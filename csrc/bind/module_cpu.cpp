@@ -42,4 +42,7 @@ PYBIND11_MODULE(_cpu, module) {
     module.def("philox", philox, py::arg("counter"), py::arg("key"));
     curvkern::bind_elementary(module);
     curvkern::bind_bessel(module);
+    curvkern::bind_sparsemax(module);
+    curvkern::bind_sinkhorn(module);
+    curvkern::bind_sinkhorn_newton(module);
 }

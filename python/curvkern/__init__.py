@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import distributions as distributions
+    from . import ot as ot
     from . import special as special
 
-__all__ = ["ConvergenceWarning", "__version__", "distributions", "special"]
+__all__ = ["ConvergenceWarning", "__version__", "distributions", "ot", "special"]
 
-_SUBMODULES = frozenset({"distributions", "special"})
+_SUBMODULES = frozenset({"distributions", "ot", "special"})
 
 
 class ConvergenceWarning(RuntimeWarning):

@@ -8,6 +8,7 @@ its own because the import of torch's compiler, which takes a second, should wai
 import torch
 
 from . import _autograd
+from .ot import _sparsemax
 
-for _gate in _autograd.GATES.values():
+for _gate in (*_autograd.GATES.values(), *_sparsemax.GATES):
     torch.compiler.allow_in_graph(_gate)

@@ -1,8 +1,10 @@
 """Operations on contiguous float32 or float64 CPU tensors; the outputs come last."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 def build_info() -> dict[str, Any]: ...
@@ -34,3 +36,82 @@ def log_hyp0f1_hess(v: Tensor, x: Tensor, dvv: Tensor, dvx: Tensor, dxx: Tensor)
 def matern(v: Tensor, x: Tensor, out: Tensor) -> None: ...
 def matern_grad(v: Tensor, x: Tensor, dv: Tensor, dx: Tensor) -> None: ...
 def matern_hess(v: Tensor, x: Tensor, dvv: Tensor, dvx: Tensor, dxx: Tensor) -> None: ...
+def sparsemax(
+    z: Tensor, mass: Tensor, k: int, p: Tensor, tau: Tensor, support: Tensor
+) -> None: ...
+def sparsemax_jacobian(p: Tensor, grad: Tensor, out: Tensor) -> None: ...
+def plan_columns(
+    cost: Tensor,
+    f: Tensor,
+    mass: Tensor,
+    k: int,
+    marginal: Tensor,
+    tau: Tensor,
+    square: Tensor,
+) -> SupportGraph: ...
+
+class SupportGraph:
+    """The nonzeros of a plan by columns, and the Newton step that they define."""
+
+    def solve(
+        self, residual: Tensor, damping: float, tolerance: float, max_iter: int, step: Tensor
+    ) -> int: ...
+    def start(self) -> npt.NDArray[np.int64]: ...
+    def row(self) -> npt.NDArray[np.int64]: ...
+    def value(self) -> npt.NDArray[np.float64]: ...
+
+def sinkhorn_workspace(
+    kind: str, narrow: bool, batch: int, n: int, m: int, dims: int, count: int
+) -> int: ...
+def sinkhorn_solve(
+    inputs: tuple[Any, ...],
+    f0: Tensor | None,
+    g0: Tensor | None,
+    workspace: Tensor,
+    f: Tensor,
+    g: Tensor,
+    info: Tensor,
+    errors: Tensor,
+    max_iter: int,
+    tol: float,
+    check_every: int,
+    translate: bool,
+    anneal: bool,
+    most_checks: int,
+    callback: Callable[[int], None] | None,
+) -> list[tuple[int, float]]: ...
+def sinkhorn_products(
+    inputs: tuple[Any, ...],
+    f: Tensor,
+    g: Tensor,
+    v: Tensor | None,
+    u: Tensor | None,
+    workspace: Tensor,
+    pv: Tensor | None,
+    ptu: Tensor | None,
+    totals: Tensor | None,
+    count: int,
+) -> None: ...
+def sinkhorn_points_gradient(
+    inputs: tuple[Any, ...],
+    f: Tensor,
+    g: Tensor,
+    u: Tensor,
+    w: Tensor,
+    workspace: Tensor,
+    out: Tensor,
+) -> None: ...
+def sinkhorn_newton(
+    a: Tensor,
+    b: Tensor,
+    cost: Tensor,
+    eps: Tensor,
+    rho: Tensor,
+    f: Tensor,
+    g: Tensor,
+    result: Tensor,
+    trace: Tensor,
+    max_iter: int,
+    tol: float,
+    warm_start: bool,
+) -> None: ...

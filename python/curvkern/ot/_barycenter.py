@@ -1,0 +1,304 @@
+r"""Entropic barycenters of histograms, by iterative Bregman projections in log domain.
+
+State of the iteration: log v (B, K, m) and, debiased, log d (B, m). With K_k = exp(-C_k / eps)
+
+    u_k = a_k / (K_k v_k),    q_k = K_k' u_k,    b = d prod_k q_k^{w_k},    v_k = b / q_k
+    d <- sqrt(d b / (K d))                                                  (debiased only)
+
+The gradient is that of the fixed point: with s = Phi(s) and J = dPhi/ds it is found from
+(1 - J') z = db/ds, which the same rate solves that solves the problem.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._arguments import memory_error
+from ._arguments import Arguments, check_count, check_number
+from ._checks import check_finite, check_positive, check_weights
+from ._kernel import LARGEST_EXPONENT
+from ._solving import warn
+
+TOL = 1e-9
+DEBIASED_TOL = 1e-4
+GRADIENT_TOL = 1e-12
+STAGNATION = 50  # steps without a smaller change
+
+
+def barycenter(
+    a: Any,
+    C: Any,
+    eps: Any,
+    *,
+    weights: Any = None,
+    debiased: bool = False,
+    max_iter: int = 10_000,
+    tol: float | None = None,
+    check_every: int = 10,
+) -> Any:
+    r"""Wasserstein barycenter of histograms on a fixed support.
+
+    .. math::
+        \min_b \sum_k w_k \min_{P_k}\; \langle P_k, C_k \rangle
+        + \varepsilon \sum_{ij} P_{k,ij} (\log P_{k,ij} - 1)
+        \quad\text{with}\quad P_k 1 = a_k, \; P_k^\top 1 = b
+
+    Debiased, the Sinkhorn divergence takes the place of the transport, and the blur of width
+    :math:`\sqrt\varepsilon` is gone.
+
+    Parameters
+    ----------
+    a : Tensor or ndarray, shape (K, n) or (B, K, n)
+        The histograms, >= 0, of equal masses.
+    C : Tensor or ndarray, shape (n, m), (K, n, m) or (B, K, n, m)
+        Costs from their bins to those of the barycenter, finite. Debiased: (n, n), symmetric.
+    eps : float, or Tensor of shape () or (B,)
+        Regularisation, > 0, in units of the cost.
+    weights : Tensor or ndarray, shape (K,) or (B, K), optional
+        Weights w of the histograms, >= 0, taken relative to their sum; None for equal ones.
+    debiased : bool
+        Whether to take the Sinkhorn divergence.
+    max_iter : int
+        Most iterations.
+    tol : float, optional
+        Goal for the largest error of a marginal, :math:`|P_k 1 - a_k|_1` over the mass; for the
+        debiased one also for the change of the barycenter in an iteration. 1e-9 unless given;
+        1e-4 debiased, where bins that empty make the convergence sublinear.
+    check_every : int
+        Iterations between two checks.
+
+    Returns
+    -------
+    Tensor or ndarray, shape (m,) or (B, m)
+        The barycenter, of the mass of the histograms.
+
+    Raises
+    ------
+    TypeError, ValueError, MemoryError
+        Wrong kinds, dtypes and shapes; NaN or infinite costs; negative or unequal masses.
+    RuntimeError
+        From a second derivative, and from any of the debiased barycenter: the first in a, C,
+        eps and weights are exact, there are no others.
+
+    Warns
+    -----
+    ConvergenceWarning
+        If ``tol`` was not reached.
+
+    References
+    ----------
+    .. [1] J.-D. Benamou, G. Carlier, M. Cuturi, L. Nenna, G. Peyre, "Iterative Bregman
+       Projections for Regularized Transportation Problems", SIAM J. Sci. Comput. 37, 2015.
+    .. [2] H. Janati, M. Cuturi, A. Gramfort, "Debiased Sinkhorn Barycenters", ICML 2020,
+       arXiv:2006.02575.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from curvkern import ot
+    >>> grid = torch.linspace(0, 1, 5, dtype=torch.float64)
+    >>> C = (grid[:, None] - grid) ** 2
+    >>> a = torch.eye(5, dtype=torch.float64)[[0, 4]]  # all mass on the left, or on the right
+    >>> for debiased in (False, True):
+    ...     b = ot.barycenter(a, C, 0.02, debiased=debiased)
+    ...     print([round(x, 3) for x in b.tolist()])
+    [0.0, 0.04, 0.919, 0.04, 0.0]
+    [0.0, 0.0, 1.0, 0.0, 0.0]
+    """
+    function = "barycenter"
+    arguments = Arguments(function, "a", a)
+    a = arguments.tensor("a", a, (2, 3), "(K, n) or (B, K, n)")
+    C = _costs(arguments, a, C, debiased)
+    K = a.shape[-2]
+    if weights is not None:
+        weights = arguments.tensor("weights", weights, (1, 2), "(K,) or (B, K)")
+        if weights.shape[-1] != K:
+            raise ValueError(
+                f"{function}: a has {K} histograms but weights has length {weights.shape[-1]}"
+            )
+    eps = arguments.parameter("eps", eps)
+    max_iter = check_count(function, "max_iter", max_iter)
+    if tol is None:
+        tol = DEBIASED_TOL if debiased else TOL
+    tol = check_number(function, "tol", tol, positive=False)
+    check_every = check_count(function, "check_every", check_every)
+    try:
+        tensors = (
+            arguments.batched(a, 2).to(torch.float64),
+            C.to(torch.float64).expand(arguments.size, *C.shape[-3:]),
+            arguments.batched_parameter(eps),
+            arguments.batched_weights(weights, K),
+        )
+        b: Tensor = _Barycenter.apply(
+            *tensors, bool(debiased), max_iter, tol, check_every, arguments.mass_tolerance
+        )[0]
+    except RuntimeError as error:
+        raise memory_error(function, (arguments.size, *C.shape[-3:]), error) from None
+    b = b.to(arguments.dtype)
+    b = b if arguments.batch is not None else b[0]
+    return b.detach().numpy() if arguments.numpy else b
+
+
+def _costs(arguments: Arguments, a: Tensor, C: Any, debiased: bool) -> Tensor:
+    """C as (B or 1, K or 1, n, m)."""
+    function = arguments.function
+    C = arguments.tensor("C", C, (2, 3, 4), "(n, m), (K, n, m) or (B, K, n, m)")
+    if C.shape[-2] != a.shape[-1]:
+        raise ValueError(
+            f"{function}: C has shape {tuple(C.shape)} but a histograms of {a.shape[-1]} bins"
+        )
+    if C.dim() > 2 and C.shape[-3] != a.shape[-2]:
+        raise ValueError(
+            f"{function}: C has shape {tuple(C.shape)} but a has {a.shape[-2]} histograms"
+        )
+    if debiased and (C.dim() > 2 or C.shape[0] != C.shape[1]):
+        raise ValueError(
+            f"{function}: debiased, C must have shape (n, n), got {tuple(C.shape)}"
+        )
+    return C[(None,) * (4 - C.dim())]
+
+
+class _Barycenter(torch.autograd.Function):
+    """The barycenter (B, m) of tensors a (B, K, n), C (B, K or 1, n, m), eps (B,), w (B, K)."""
+
+    @staticmethod
+    def forward(
+        a: Tensor,
+        C: Tensor,
+        eps: Tensor,
+        w: Tensor,
+        debiased: bool,
+        max_iter: int,
+        tol: float,
+        check_every: int,
+        mass_tol: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        _check_values(a, C, eps, w, mass_tol)
+        m = C.shape[-1]
+        mass = a.sum(2, keepdim=True)
+        target = a / mass
+        log_v, log_d = a.new_zeros(*a.shape[:2], m), a.new_zeros(len(a), m)
+        b = before = torch.zeros_like(log_d)
+        log_v_before = log_v
+        iteration, error = 0, float("inf")
+        while iteration < max_iter and not error <= tol:
+            for _ in range(min(check_every, max_iter - iteration)):
+                before, log_v_before = b, log_v
+                b, log_v, log_d = _step(log_v, log_d, target, C, eps, w, debiased)
+                iteration += 1
+            # The rows of diag(u) K diag(v): u made them a for the v before.
+            log_ratio = _log_sums(C, eps, log_v) - _log_sums(C, eps, log_v_before)
+            error = float((target * torch.expm1(log_ratio)).abs().sum(2).max())
+            if debiased:
+                error = max(error, float((b - before).abs().sum(1).max()))
+        if not error <= tol:
+            warn(
+                f"barycenter: not converged after {iteration} iterations: the marginal error "
+                f"is {error:.3g} but tol {tol:.3g}; raise max_iter, tol or eps"
+            )
+        return b * mass.mean(1), log_v, log_d
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        a, C, eps, w, ctx.debiased, ctx.max_iter = inputs[:6]
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(a, C, eps, w, *output[1:])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, *_: Any) -> Any:
+        if ctx.debiased:
+            raise RuntimeError("barycenter: the debiased barycenter has no derivatives here")
+        a, C, eps, w, log_v, log_d = ctx.saved_tensors
+        with torch.no_grad():
+            slopes = _pulled(gradient, log_v, log_d, a, C, eps, w, ctx.max_iter)
+        return *_Last.apply(gradient, a, C, eps, w, *slopes), *[None] * 5
+
+
+class _Last(torch.autograd.Function):
+    """The slopes as they are, whose own derivative is refused in words."""
+
+    @staticmethod
+    def forward(*tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(slope.clone() for slope in tensors[5:])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise RuntimeError("barycenter: derivatives beyond the first are not implemented")
+
+
+def _pulled(
+    gradient: Tensor,
+    log_v: Tensor,
+    log_d: Tensor,
+    a: Tensor,
+    C: Tensor,
+    eps: Tensor,
+    w: Tensor,
+    max_iter: int,
+) -> tuple[Tensor, ...]:
+    """Gradients in a, C, eps and w of sum gradient b at the fixed point."""
+
+    def step(log_v: Tensor, *arguments: Tensor) -> tuple[Tensor, Tensor]:
+        a, C, eps, w = arguments
+        mass = a.sum(2, keepdim=True)
+        b, log_v, _ = _step(log_v, log_d, a / mass, C, eps, w, False)
+        return b * mass.mean(1), log_v
+
+    pull = torch.func.vjp(step, log_v, a, C, eps, w)[1]
+    slopes = pull((gradient, torch.zeros_like(log_v)))
+    best, since = float("inf"), 0
+    for _ in range(max_iter):
+        z = slopes[0]
+        slopes = pull((gradient, z))
+        change = float((slopes[0] - z).abs().max())
+        best, since = (change, 0) if change < best else (best, since + 1)
+        if change <= GRADIENT_TOL * float(slopes[0].abs().max()) or since > STAGNATION:
+            break
+    return tuple(slopes[1:])
+
+
+def _check_values(a: Tensor, C: Tensor, eps: Tensor, w: Tensor, mass_tol: float) -> None:
+    function = "barycenter"
+    check_positive(function, "eps", eps, finite=True)
+    check_weights(function, "a", a.flatten(0, 1))
+    check_weights(function, "weights", w)
+    check_finite(function, "C", C)
+    sums = a.sum(2)
+    if bool(((sums - sums[:, :1]).abs() > mass_tol * sums[:, :1]).any()):
+        raise ValueError(
+            f"{function}: the histograms need equal masses, but those of a are "
+            f"{', '.join(f'{float(s):.6g}' for s in sums[0])}"
+        )
+
+
+def _log_sums(C: Tensor, eps: Tensor, log_v: Tensor) -> Tensor:
+    """log(K v), (B, K, n)."""
+    return torch.logsumexp(-C / eps[:, None, None, None] + log_v[..., None, :], 3)
+
+
+def _log_weighted_sum(a: Tensor, terms: Tensor) -> Tensor:
+    """log sum_i a_i exp(terms_ij), differentiable where a is 0, too."""
+    shift = torch.where(a[..., None] > 0, terms, -torch.inf).amax(2, keepdim=True).detach()
+    powers = torch.exp((terms - shift).clamp_max(LARGEST_EXPONENT))
+    return torch.log((a[..., None] * powers).sum(2)) + shift[:, :, 0]
+
+
+def _step(
+    log_v: Tensor, log_d: Tensor, a: Tensor, C: Tensor, eps: Tensor, w: Tensor, debiased: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One iteration: the barycenter and the next state."""
+    log_K = -C / eps[:, None, None, None]
+    log_q = _log_weighted_sum(a, log_K - _log_sums(C, eps, log_v)[..., None])
+    w = w / w.sum(1, keepdim=True)
+    log_b = (w[:, :, None] * log_q).sum(1) + log_d
+    if debiased:
+        log_Kd = torch.logsumexp(log_K[:, 0] + log_d[:, None, :], 2)
+        log_d = (log_d + log_b - log_Kd) / 2
+    return torch.exp(log_b), log_b[:, None] - log_q, log_d

@@ -1,0 +1,119 @@
+"""The primal objective at a plan that is feasible: what makes the gap a certificate.
+
+References
+----------
+.. [1] J. Altschuler, J. Weed, P. Rigollet, "Near-linear time approximation algorithms for
+   optimal transport via Sinkhorn iteration", NeurIPS 2017, algorithm 2.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import _passes
+from ._dual_system import dual_system
+from ._kernel import Problem, divergence_of_plan, is_balanced, kernel
+
+ROUNDING = 8  # mass that may be missing, in eps of the mass for each point
+
+
+class _Change(NamedTuple):
+    """P_ij (row_i column_j + p_i + q_j) + fill_i rest_j, which meets the hard marginals."""
+
+    row: Tensor
+    column: Tensor
+    p: Tensor
+    q: Tensor
+    fill: Tensor
+    rest: Tensor
+
+
+def gap(problem: Problem, f: Tensor, g: Tensor) -> Tensor:
+    """Primal minus dual objective, (B,): no less than the error of the value, but for rounding.
+
+    Infinite where no feasible plan was found.
+    """
+    plain = problem.y is not None or not bool(torch.isposinf(problem.x).any())
+    change = _rounded(problem, f, g) if plain else _corrected(problem, f, g)
+    a, b, rho = problem.a, problem.b, problem.rho
+    mass = linear = entropy = torch.zeros_like(problem.eps)
+    lowest = torch.full_like(problem.eps, torch.inf)
+    rows, columns = [], torch.zeros_like(b)
+    for block in problem.blocks(f, g):
+        part = block.problem
+        row, p, fill = (t[:, block.at, None] for t in (change.row, change.p, change.fill))
+        factor = row * change.column[:, None, :] + p + change.q[:, None, :]
+        P = block.plan() * factor + fill * change.rest[:, None, :]
+        cost = problem.cost.matrix(part.x, part.y)
+        log_mass = part.a.log()[:, :, None] + part.b.log()[:, None, :]
+        lowest = torch.minimum(lowest, P.amin((1, 2)))
+        mass = mass + P.sum((1, 2))
+        linear = linear + torch.where(P > 0, P * cost, 0.0).sum((1, 2))
+        entropy = entropy + torch.where(P > 0, P * (P.log() - log_mass), 0.0).sum((1, 2))
+        rows.append(P.sum(2))
+        columns = columns + P.sum(1)
+    first = torch.cat(rows, 1)
+    primal = linear + problem.eps * divergence_of_plan(problem, mass, entropy)
+    primal = primal + _penalty(first, a, rho[:, :1]) + _penalty(columns, b, rho[:, 1:])
+    off = _off(first, a, rho[:, :1]) + _off(columns, b, rho[:, 1:])
+    feasible = (off <= _rounding(problem) * a.sum(1)) & (lowest >= 0)
+    value = _passes.dual_value(problem, f, g)
+    return torch.where(feasible, (primal - value).clamp_min(0.0), torch.inf)
+
+
+def _rounded(problem: Problem, f: Tensor, g: Tensor) -> _Change:
+    """One hard marginal met by scaling; two by scaling down and filling up [1]."""
+    a, b, rho = problem.a, problem.b, problem.rho
+    hard_a, hard_b = torch.isinf(rho[:, :1]), torch.isinf(rho[:, 1:])
+    balanced = is_balanced(rho)[:, None]
+
+    def times(v: Tensor, transpose: bool) -> Tensor:
+        return _passes.applied(problem, f, g, v[:, :, None], transpose)[:, :, 0]
+
+    r = times(torch.ones_like(b), False)
+    scale = torch.where(r > 0, a / r, 0.0)
+    row = torch.where(balanced, scale.clamp_max(1.0), torch.where(hard_a, scale, 1.0))
+    s = times(row, True)
+    scale = torch.where(s > 0, b / s, 0.0)
+    column = torch.where(balanced, scale.clamp_max(1.0), torch.where(hard_b, scale, 1.0))
+    fill = torch.where(balanced, (a - row * times(column, False)).clamp_min(0.0), 0.0)
+    rest = torch.where(balanced, (b - column * s).clamp_min(0.0), 0.0)
+    missing = fill.sum(1, keepdim=True)
+    fill = torch.where(missing > 0, fill / torch.where(missing > 0, missing, 1.0), 0.0)
+    return _Change(row, column, torch.zeros_like(a), torch.zeros_like(b), fill, rest)
+
+
+def _corrected(problem: Problem, f: Tensor, g: Tensor) -> _Change:
+    """P_ij (1 + p_i + q_j), which keeps forbidden pairs empty, for hard marginals."""
+    a, b, rho = problem.a, problem.b, problem.rho
+    e = kernel(f, g, problem.cost.matrix(problem.x, problem.y), problem.eps)[2]
+    r, s = (e @ b[:, :, None])[:, :, 0], (e.mT @ a[:, :, None])[:, :, 0]
+    hard_a, hard_b = torch.isinf(rho[:, :1]), torch.isinf(rho[:, 1:])
+    # A soft marginal may stay as it is: a large diagonal pins its side to 0.
+    d = torch.where(hard_a, r, torch.inf)
+    h = torch.where(hard_b, s, torch.inf)
+    u, v = torch.where(hard_a, 1 - r, 0.0), torch.where(hard_b, 1 - s, 0.0)
+    p, q = dual_system(e, a, b, d, h, u, v, False)
+    p, q = torch.where(a > 0, p, 0.0), torch.where(b > 0, q, 0.0)
+    ones, nothing = (torch.ones_like(a), torch.ones_like(b)), torch.zeros_like(a)
+    return _Change(*ones, p, q, nothing, torch.zeros_like(b))
+
+
+def _rounding(problem: Problem) -> float:
+    return ROUNDING * (problem.a.shape[1] + problem.b.shape[1]) * torch.finfo(torch.float64).eps
+
+
+def _off(p: Tensor, a: Tensor, rho: Tensor) -> Tensor:
+    """By how much a hard marginal is missed."""
+    return torch.where(torch.isinf(rho), (p - a).abs(), 0.0).sum(1)
+
+
+def _penalty(p: Tensor, a: Tensor, rho: Tensor) -> Tensor:
+    """rho KL(p | a), or 0 for a hard marginal, which is met."""
+    soft = ~torch.isinf(rho)
+    ratio = torch.where((a > 0) & (p > 0), p / a, 1.0)
+    terms = torch.where(p > 0, p * ratio.log(), 0.0) - p + a
+    return torch.where(soft, torch.where(soft, rho, 1.0) * terms, 0.0).sum(1)

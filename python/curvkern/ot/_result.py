@@ -1,0 +1,263 @@
+"""What a solver returns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _gap, _passes, _plan
+from ._arguments import check_count, check_number
+from ._kernel import Problem
+
+
+class OTResult:
+    r"""A solved problem of entropic optimal transport, or a batch of them.
+
+    Numbers are 0-d, vectors (n,), the plan (n, m); with a batch each has a leading B. NumPy
+    arguments give NumPy results. What is not stored is computed at each access, from the
+    arguments as they are: an in-place edit of one in between raises ``RuntimeError``.
+
+    All but the certificates take part in autograd, twice.
+
+    Attributes
+    ----------
+    f, g : (n,), (m,)
+        Potentials: :math:`P_{ij} = a_i b_j \exp((f_i + g_j - C_{ij}) / \varepsilon)`. Two hard
+        marginals leave a constant free, which is chosen such that
+        :math:`\sum a f / \sum a = \sum b g / \sum b`.
+    value : ()
+        The optimum, KL terms included.
+    marginal_error : ()
+        :math:`|P1 - a|_1 + |P^\top 1 - b|_1` over the mass, in float64; with ``rho`` that of
+        the optimality conditions, where the marginals are :math:`a e^{-f/\rho}`.
+    converged : () of bool
+        Whether the result is finite and the error within ``tol``.
+    n_iter : () of int
+        Iterations done.
+    history : list of (int, float)
+        Iteration and largest error of the batch at each check; empty under ``torch.compile``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from curvkern import ot
+    >>> rng = np.random.default_rng(0)
+    >>> C = rng.random((4, 5))
+    >>> result = ot.sinkhorn(None, None, C, 0.05)
+    >>> print(f"{result.value:.6f} {result.cost:.6f} {result.kl:.6f} {result.converged}")
+    0.312728 0.267402 0.906511 True
+    >>> bool(result.gap < 1e-9)  # the value is right to that
+    True
+    >>> again = ot.sinkhorn(None, None, C, 0.05, init=result)
+    >>> int(again.n_iter) < int(result.n_iter)
+    True
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        f: Tensor,
+        g: Tensor,
+        value: Tensor,
+        error: Tensor,
+        n_iter: Tensor,
+        converged: Tensor,
+        history: list[tuple[int, float]],
+        *,
+        dtype: torch.dtype,
+        batched: bool,
+        numpy: bool,
+    ) -> None:
+        self._problem = problem
+        self._f = f
+        self._g = g
+        self._dtype = dtype
+        self._batched = batched
+        self._numpy = numpy
+        self._versions = [_version(t) for t in problem if isinstance(t, Tensor)]
+        self.f = self._shown(f)
+        self.g = self._shown(g)
+        self.value = self._shown(value)
+        self.marginal_error = self._shown(error, error.dtype)
+        self.n_iter = self._shown(n_iter, n_iter.dtype)
+        self.converged = self._shown(converged, converged.dtype)
+        self.history = history
+
+    @property
+    def plan(self) -> Any:
+        """The transport plan P, (n, m)."""
+        return self._shown(_plan.dense(self._current(), self._f, self._g))
+
+    @property
+    def cost(self) -> Any:
+        """<P, C>."""
+        return self._shown(_passes.totals(self._current(), self._f, self._g)[1])
+
+    @property
+    def kl(self) -> Any:
+        r"""KL(P | a b'), with :math:`KL(P|Q) = \sum P \log(P/Q) - \sum P + \sum Q`."""
+        problem = self._current()
+        return self._shown(_passes.totals(problem, self._f, self._g)[2])
+
+    @property
+    def gap(self) -> Any:
+        """Primal minus dual objective, a bound of the error of the value that needs no trust.
+
+        The primal point is the plan rounded to the hard marginals (Altschuler, Weed and
+        Rigollet, NeurIPS 2017), next to forbidden pairs by a step of Newton's method. Infinite
+        where that fails.
+        """
+        with torch.no_grad():
+            gap = _gap.gap(self._current(), self._f, self._g)
+        return self._shown(gap, gap.dtype)
+
+    def apply(self, v: Any, *, transpose: bool = False) -> Any:
+        """P v, or P' v, without the plan in memory.
+
+        Parameters
+        ----------
+        v : Tensor or ndarray, shape (m,) or (m, k), with a batch (B, m) or (B, m, k)
+            What to transport; n in place of m where transposed.
+        transpose : bool
+            Whether to transport from the first side to the second.
+
+        Returns
+        -------
+        Tensor or ndarray, shape (n,) or (n, k), with a batch (B, n) or (B, n, k)
+
+        Raises
+        ------
+        TypeError, ValueError
+            A v of another kind, dtype or shape.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from curvkern import ot
+        >>> result = ot.sinkhorn(None, None, torch.eye(3, dtype=torch.float64), 0.5)
+        >>> print(result.apply(torch.ones(3, dtype=torch.float64)))
+        tensor([0.3333, 0.3333, 0.3333], dtype=torch.float64)
+        """
+        problem = self._current()
+        if self._numpy:
+            v = torch.from_numpy(v.copy()) if hasattr(v, "copy") else v
+        if not isinstance(v, Tensor) or not v.dtype.is_floating_point:
+            raise TypeError(f"apply: v must be a floating tensor, got {_kind(v)}")
+        length = (problem.a if transpose else problem.b).shape[1]
+        lead = (len(problem.a), length) if self._batched else (length,)
+        if v.shape[: len(lead)] != lead or v.dim() > len(lead) + 1:
+            shape = ", ".join(map(str, lead))
+            raise ValueError(
+                f"apply: v must have shape ({shape}) or ({shape}, k), got {tuple(v.shape)}"
+            )
+        single = v.dim() == len(lead)
+        wide = v.to(torch.float64)
+        wide = wide if self._batched else wide[None]
+        wide = wide[..., None] if single else wide
+        moved = _passes.applied(problem, self._f, self._g, wide, transpose)
+        return self._shown(moved[..., 0] if single else moved)
+
+    def plan_sparse(self, *, threshold: float | None = None, k: int | None = None) -> Any:
+        """The large entries of the plan in CSR, without the plan in memory.
+
+        Parameters
+        ----------
+        threshold : float, optional
+            Keep the entries above it.
+        k : int, optional
+            Keep the k largest entries of each row, as far as they are not 0.
+
+        Returns
+        -------
+        Tensor
+            Of layout ``torch.sparse_csr`` and without a graph; with a batch a list of them; for
+            NumPy arguments ``scipy.sparse.csr_array``.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Not exactly one of the two; a negative threshold, or a k below 1.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from curvkern import ot
+        >>> C = 1 - torch.eye(3, dtype=torch.float64)
+        >>> ot.sinkhorn(None, None, C, 0.1).plan_sparse(threshold=0.1).values()
+        tensor([0.3333, 0.3333, 0.3333], dtype=torch.float64)
+        """
+        if (threshold is None) == (k is None):
+            raise ValueError("plan_sparse: pass either threshold or k")
+        if threshold is not None:
+            threshold = check_number("plan_sparse", "threshold", threshold, positive=False)
+        if k is not None:
+            k = check_count("plan_sparse", "k", k)
+        with torch.no_grad():
+            found = _plan.sparse(self._current(), self._f, self._g, threshold, k)
+        plans = [self._csr(plan) for plan in found]
+        return plans if self._batched else plans[0]
+
+    def _start(self) -> tuple[Tensor, Tensor]:
+        """The potentials in float64, (B, n) and (B, m), to start another solve from."""
+        return self._f.detach(), self._g.detach()
+
+    def _mass_term(self) -> Any:
+        """eps (sum a - sum b)^2 / 2, which the debiased divergence adds."""
+        problem = self._current()
+        return self._shown(problem.eps * (problem.a.sum(1) - problem.b.sum(1)) ** 2 / 2)
+
+    def __repr__(self) -> str:
+        n, m = self._problem.a.shape[1], self._problem.b.shape[1]
+        if not self._batched:
+            state = "converged" if self.converged else "not converged"
+            return (
+                f"OTResult(n={n}, m={m}, value={_number(self.value):.6g}, "
+                f"error={_number(self.marginal_error):.2g}, {state}, n_iter={int(self.n_iter)})"
+            )
+        return (
+            f"OTResult(batch={len(self._f)}, n={n}, m={m}, "
+            f"error={float(self.marginal_error.max()):.2g}, "
+            f"{int(self.converged.sum())} converged, n_iter={int(self.n_iter.max())})"
+        )
+
+    def _current(self) -> Problem:
+        """The problem, if its tensors are still those that were solved."""
+        tensors = [t for t in self._problem if isinstance(t, Tensor)]
+        if [_version(t) for t in tensors] != self._versions:
+            raise RuntimeError(
+                "OTResult: an argument of the solve was modified in place since; clone it first"
+            )
+        return self._problem
+
+    def _shown(self, tensor: Tensor, dtype: torch.dtype | None = None) -> Any:
+        """As the user sees it: in the dtype, the batch and the kind of the arguments."""
+        tensor = tensor.to(self._dtype if dtype is None else dtype)
+        if not self._batched:
+            tensor = tensor[0]
+        return tensor.detach().numpy()[()] if self._numpy else tensor
+
+    def _csr(self, plan: Tensor) -> Any:
+        plan = plan.to(self._dtype)
+        if not self._numpy:
+            return plan
+        from scipy.sparse import csr_array
+
+        parts = (plan.values(), plan.col_indices(), plan.crow_indices())
+        return csr_array(tuple(part.numpy() for part in parts), shape=tuple(plan.shape))
+
+
+def _version(tensor: Tensor) -> int:
+    """The count of in-place edits, where there is one."""
+    if torch.compiler.is_compiling() or tensor.is_inference():
+        return 0
+    return tensor._version
+
+
+def _number(value: Any) -> float:
+    return float(value.detach()) if isinstance(value, Tensor) else float(value)
+
+
+def _kind(value: object) -> str:
+    return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__

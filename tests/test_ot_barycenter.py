@@ -1,0 +1,219 @@
+"""Barycenters, soft ranks and sorts, and POT's interface."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import ot as pot
+import pytest
+import torch
+from torch.testing import assert_close
+
+from curvkern import ConvergenceWarning, ot
+from curvkern.ot.compat import pot as ours
+
+GRID = np.linspace(0, 1, 12)
+COSTS = (GRID[:, None] - GRID) ** 2
+
+
+def histograms(K: int = 3) -> np.ndarray:
+    a = np.random.default_rng(0).random((K, 12)) + 0.05
+    return a / a.sum(1, keepdims=True)
+
+
+def test_barycenter_of_pot() -> None:
+    a, w = histograms(), np.array([0.2, 0.3, 0.5])
+    theirs = pot.bregman.barycenter(
+        a.T, COSTS, 0.05, weights=w, method="sinkhorn_log", stopThr=1e-13, numItermax=10_000
+    )
+    b = ot.barycenter(a, COSTS, 0.05, weights=w, tol=1e-12)
+    np.testing.assert_allclose(b, theirs, atol=1e-9)
+    np.testing.assert_allclose(
+        ot.barycenter(3 * a, COSTS, 0.05, weights=2 * w), 3 * b, atol=1e-7
+    )
+
+
+def bumps() -> np.ndarray:
+    """Two histograms wider than the blur."""
+    a = np.exp(-((GRID - np.array([[0.35], [0.6]])) ** 2) / (2 * 0.2**2))
+    return a / a.sum(1, keepdims=True)
+
+
+def test_barycenter_debiased_of_pot() -> None:
+    a = bumps()
+    theirs = pot.bregman.barycenter_debiased(a.T, COSTS, 0.02, stopThr=1e-9, numItermax=5000)
+    b = ot.barycenter(a, COSTS, 0.02, debiased=True, tol=1e-6)
+    np.testing.assert_allclose(b, theirs, atol=1e-4)
+
+
+def test_the_debiased_barycenter_is_not_blurred() -> None:
+    a = bumps()[:1]
+    blurred = ot.barycenter(a, COSTS, 0.02)
+    sharp = ot.barycenter(a, COSTS, 0.02, debiased=True)
+    assert np.abs(sharp - a[0]).sum() < 0.1 * np.abs(blurred - a[0]).sum()
+
+
+def test_barycenter_gradients() -> None:
+    logits = torch.tensor(histograms(2))[:, :5].log().requires_grad_()
+    costs = torch.tensor(8 * COSTS[:5, :4]).requires_grad_()
+    eps = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    w = torch.tensor([0.3, 0.9], dtype=torch.float64, requires_grad=True)
+
+    def function(logits, costs, eps, w):
+        return ot.barycenter(logits.softmax(-1), costs, eps, weights=w, tol=1e-13)
+
+    assert torch.autograd.gradcheck(function, (logits, costs, eps, w))
+    slope = torch.autograd.grad(function(logits, costs, eps, w)[0], eps, create_graph=True)[0]
+    with pytest.raises(RuntimeError, match="beyond the first"):
+        slope.backward()
+
+
+def test_barycenter_gradient_at_zero_weights() -> None:
+    a = torch.tensor(
+        [[0.0, 0.5, 0.5], [1.0, 0.0, 0.0]], dtype=torch.float64, requires_grad=True
+    )
+    b = ot.barycenter(a, torch.tensor(COSTS[:3, :3]), 0.1)
+    assert torch.isfinite(torch.autograd.grad(b[0], a)[0]).all()
+
+
+def test_barycenter_batches() -> None:
+    a = torch.tensor(histograms(4)).reshape(2, 2, 12)
+    costs = torch.tensor(COSTS)
+    b = ot.barycenter(a, costs, 0.1)
+    assert_close(b[1], ot.barycenter(a[1], costs, 0.1), rtol=1e-6, atol=1e-9)
+    each = ot.barycenter(a[0], torch.stack([costs, costs]), 0.1)
+    assert_close(b[0], each, rtol=1e-6, atol=1e-9)
+
+
+def test_barycenter_warns_and_refuses() -> None:
+    a = histograms()
+    with pytest.warns(ConvergenceWarning, match="barycenter: not converged after 2") as caught:
+        ot.barycenter(a, COSTS, 1e-3, max_iter=2)
+    assert caught[0].filename == __file__
+    scaled = a * np.array([1.0, 2.0, 1.0])[:, None]
+    with pytest.raises(ValueError, match="equal masses, but those of a are 1, 2, 1"):
+        ot.barycenter(scaled, COSTS, 0.1)
+    with pytest.raises(ValueError, match="C must be finite"):
+        ot.barycenter(a, np.where(COSTS > 0.5, np.inf, COSTS), 0.1)
+    with pytest.raises(ValueError, match="histograms of 12 bins"):
+        ot.barycenter(a, COSTS[:5], 0.1)
+    with pytest.raises(ValueError, match="debiased, C must have shape"):
+        ot.barycenter(a, COSTS[:, :5], 0.1, debiased=True)
+    with pytest.raises(ValueError, match="a has 3 histograms but weights has length 2"):
+        ot.barycenter(a, COSTS, 0.1, weights=np.ones(2))
+    debiased = ot.barycenter(
+        torch.tensor(a, requires_grad=True), torch.tensor(COSTS), 0.1, debiased=True
+    )
+    with pytest.raises(RuntimeError, match="no derivatives"):
+        debiased.sum().backward()
+
+
+# Ranks and sorts -----------------------------------------------------------------------------
+
+
+def test_small_eps_gives_ranks_and_sorted_values() -> None:
+    x, one = torch.randn(3, 7, dtype=torch.float64), torch.ones((), dtype=torch.float64)
+    assert_close(ot.soft_rank(x, 1e-5), x.argsort(1).argsort(1) + one, rtol=1e-6, atol=0)
+    assert_close(ot.soft_sort(x, 1e-5), x.sort(1).values, rtol=1e-6, atol=1e-6)
+    assert_close(ot.soft_rank(x, 1e-5, dim=0), x.argsort(0).argsort(0) + one, rtol=1e-6, atol=0)
+
+
+def test_large_eps_gives_the_mean() -> None:
+    x = torch.randn(7, dtype=torch.float64)
+    assert_close(ot.soft_rank(x, 1e3), torch.full_like(x, 4.0), rtol=1e-3, atol=0)
+    assert_close(ot.soft_sort(x, 1e3), x.mean().expand(7), rtol=1e-3, atol=1e-3)
+
+
+def test_soft_ranks_are_monotone_and_keep_their_sum() -> None:
+    x = torch.randn(9, dtype=torch.float64)
+    ranks = ot.soft_rank(x)
+    assert (ranks[x.argsort()].diff() > 0).all()
+    assert_close(ranks.sum(), torch.tensor(45.0, dtype=torch.float64))
+    assert_close(ot.soft_sort(x).sum(), x.sum())
+    assert_close(ot.soft_rank(5 * x + 3), ranks, rtol=1e-6, atol=0)
+
+
+def test_soft_rank_and_sort_gradients() -> None:
+    x = torch.randn(2, 4, dtype=torch.float64, requires_grad=True)
+    for function in (ot.soft_rank, ot.soft_sort):
+        assert torch.autograd.gradcheck(lambda x, f=function: f(x, 0.1, tol=1e-13), x)
+    equal = torch.ones(3, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(ot.soft_rank(equal)[0], equal)
+    assert torch.isfinite(slope).all()
+
+
+def test_soft_rank_and_sort_kinds_and_refusals() -> None:
+    assert isinstance(ot.soft_rank(np.linspace(1, 0, 4)), np.ndarray)
+    assert ot.soft_sort(torch.rand(2, 4).half(), m=3).shape == (2, 3)
+    assert ot.soft_rank(torch.rand(4)).dtype == torch.float32
+    for bad, words in (
+        (torch.tensor([1.0, torch.nan]), "x must be finite"),
+        (torch.ones(0), "empty"),
+    ):
+        with pytest.raises(ValueError, match=f"soft_rank: .*{words}|soft_rank: {words}"):
+            ot.soft_rank(bad)
+    with pytest.raises(ValueError, match="dim 1 is beyond"):
+        ot.soft_rank(torch.ones(3), dim=1)
+    with pytest.raises(ValueError, match="m must be at least 1"):
+        ot.soft_sort(torch.ones(3), m=0)
+    with pytest.raises(TypeError, match="x must be float"):
+        ot.soft_rank(torch.ones(3, dtype=torch.int64))
+
+
+# POT's interface -----------------------------------------------------------------------------
+
+
+def weights(n: int, seed: int) -> np.ndarray:
+    w = np.random.default_rng(seed).random(n) + 0.1
+    return w / w.sum()
+
+
+@pytest.mark.parametrize("method", ["sinkhorn", "sinkhorn_log", "sinkhorn_stabilized"])
+def test_compat_plan(method: str) -> None:
+    a, b, M = weights(12, 1), weights(9, 2), COSTS[:, :9]
+    options = {"method": method, "stopThr": 1e-13, "numItermax": 20_000}
+    np.testing.assert_allclose(
+        ours.sinkhorn(a, b, M, 0.05, **options),
+        pot.sinkhorn(a, b, M, 0.05, **options),
+        atol=1e-10,
+    )
+
+
+def test_compat_log_and_warm_start() -> None:
+    a, b, M = weights(12, 1), weights(9, 2), COSTS[:, :9]
+    a[3] = 0
+    a /= a.sum()
+    plan, log = ours.sinkhorn(a, b, M, 0.05, log=True)
+    rebuilt = log["u"][:, None] * np.exp(-M / 0.05) * log["v"]
+    np.testing.assert_allclose(rebuilt, plan, atol=1e-12)
+    assert {"err", "niter", "u", "v", "warmstart"} <= set(log)
+    _, again = ours.sinkhorn(a, b, M, 0.05, log=True, warmstart=log["warmstart"])
+    assert again["niter"] < log["niter"]
+
+
+def test_compat_several_targets_and_losses() -> None:
+    a, M = weights(12, 1), COSTS[:, :9]
+    b = np.stack([weights(9, 2), weights(9, 3)], 1)
+    options = {"stopThr": 1e-13, "numItermax": 20_000}
+    theirs = pot.sinkhorn2(a, b, M, 0.05, **options)
+    np.testing.assert_allclose(ours.sinkhorn2(a, b, M, 0.05, **options), theirs, atol=1e-10)
+    losses, log = ours.sinkhorn(a, b, M, 0.05, log=True, **options)
+    np.testing.assert_allclose(losses, theirs, atol=1e-10)
+    assert log["v"].shape == (9, 2)
+    one = pot.sinkhorn2(a, b[:, 0], M, 0.05, **options)
+    np.testing.assert_allclose(ours.sinkhorn2(a, b[:, 0], M, 0.05, **options), one, atol=1e-10)
+
+
+def test_compat_empty_weights_tensors_and_warnings() -> None:
+    M = torch.tensor(COSTS, requires_grad=True)
+    plan = ours.sinkhorn([], [], M, 0.1)
+    np.testing.assert_allclose(plan.detach(), pot.sinkhorn([], [], COSTS, 0.1), atol=1e-8)
+    assert plan.requires_grad
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ours.sinkhorn([], [], M, 1e-3, numItermax=2, warn=False)
+    with pytest.warns(ConvergenceWarning):
+        ours.sinkhorn([], [], M, 1e-3, numItermax=2)
+    with pytest.raises(ValueError, match="method must be one of"):
+        ours.sinkhorn([], [], M, 0.1, method="newton")
