@@ -114,7 +114,7 @@ def _run(
     check_every: int,
     mass_tol: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    _spare_forked_child()
+    _runtime.spare_forked_child()
     a, b, x, eps, rho = (_plain(t) for t in (a, b, x, eps, rho))
     y, f, g = (None if t is None else _plain(t) for t in (y, f, g))
     check_values(function, a, b, x, y, eps, rho, f, g, mass_tol)
@@ -150,12 +150,6 @@ def _run(
 
 def _plain(tensor: Tensor) -> Tensor:
     return tensor.resolve_neg().contiguous()
-
-
-def _spare_forked_child() -> None:
-    """One thread in a forked child, where a parallel region of torch would hang."""
-    if torch.get_num_threads() > 1 and _runtime.cpu_module().in_forked_child():
-        torch.set_num_threads(1)
 
 
 def _complaint(
