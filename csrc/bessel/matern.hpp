@@ -2,8 +2,8 @@
 // and for small orders, with its derivatives in nu and rho.
 //
 //   M = 2^{1-nu}/Gamma(nu) z^nu K_nu(z),  z = sqrt(2 nu) rho
-// (M. Stein, "Interpolation of Spatial Data", Springer 1999, section 2.7). At fixed z
-//   M' = -M K_{nu-1}/K_nu,   M'' = M + (2 nu - 1)/z M'   in z,
+// (M. Stein, "Interpolation of Spatial Data", Springer 1999, section 2.7). In z, at fixed nu,
+//   M' = -M K_{nu-1}/K_nu,   M'' = M + (2 nu - 1)/z M',
 //   M_{nu+1} = M_nu + q/(nu (nu - 1)) M_{nu-1},  q = z^2/4 (DLMF 10.29.1),
 //   dM/drho = -nu rho M_{nu-1}/(nu - 1),
 // all positive: Temme's series times (x/2)^f gives M where a product of z^nu, K and 1/Gamma
