@@ -164,7 +164,7 @@ py::list solve(const py::tuple& in, py::object f0, py::object g0, py::object wor
     double* out_g = call.float64(g, "g", {batch.batch, batch.m});
     double* out_info = call.float64(info, "info", {batch.batch, 3});
     double* out_errors = call.float64(errors, "errors", {batch.batch});
-    double* memory = call.workspace(workspace, workspace_size(batch));
+    double* memory = call.workspace(workspace, solver_workspace_size(batch));
 
     // Of more checks than there is room for, every second one is kept, then every fourth, ...
     std::vector<std::pair<std::int64_t, double>> history;
@@ -262,7 +262,7 @@ void bind_sinkhorn(py::module_& module) {
         [](const std::string& kind, bool narrow, std::int64_t batch, std::int64_t n,
            std::int64_t m, std::int64_t dims, std::int64_t count) {
             const Batch shape = shape_only(kind, narrow, batch, n, m, dims);
-            return count == 0 ? workspace_size(shape) : plan_workspace_size(shape, count);
+            return count == 0 ? solver_workspace_size(shape) : plan_workspace_size(shape, count);
         },
         arg("kind"), arg("narrow"), arg("batch"), arg("n"), arg("m"), arg("dims"),
         arg("count"));

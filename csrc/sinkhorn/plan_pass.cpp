@@ -39,6 +39,7 @@ Problem with_potentials(const Batch& batch, std::int64_t index, const double* f,
     for (std::int64_t j = 0; j < batch.m; ++j) {
         p.b.potential[j] = g[index * batch.m + j] * unit;
     }
+    p.a.base = p.a.potential;
     return p;
 }
 

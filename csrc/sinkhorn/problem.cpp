@@ -11,6 +11,9 @@ namespace {
 constexpr std::int64_t least_work = 65536;  // entries worth a chunk of their own, some 40 us
 constexpr std::int64_t most_work = std::int64_t{1} << 25;  // between two polls for signals
 constexpr std::int64_t most_slots = 32;
+// Entries that are stored: of a batch with costs 1 GiB, as much again as the costs take; of a
+// problem between points 32 MiB, which should take memory for its points alone.
+constexpr double most_stored = 0x1p27, most_stored_points = 0x1p22;
 
 // Hands out consecutive parts of the workspace; with a null base it only counts.
 class Arena {
@@ -32,8 +35,8 @@ class Arena {
 };
 
 struct Parts {
-    double *weight[2], *potential[2], *next[2], *residual[2];
-    float *weight32[2], *high[2], *low[2];
+    double *weight[2], *potential[2], *next[2], *residual[2], *base[2], *factor[2];
+    float *factor32[2], *high[2], *low[2];
     double *x = nullptr, *y = nullptr;
     float *x32 = nullptr, *y32 = nullptr;
     double *entries, *sums;
@@ -47,8 +50,10 @@ Parts lay_out(const Batch& batch, Arena& arena) {
         parts.potential[side] = arena.doubles(sizes[side]);
         parts.next[side] = arena.doubles(sizes[side]);
         parts.residual[side] = arena.doubles(sizes[side]);
+        parts.base[side] = arena.doubles(sizes[side]);
+        parts.factor[side] = arena.doubles(sizes[side]);
         if (!batch.has_float32()) continue;
-        parts.weight32[side] = arena.floats(sizes[side]);
+        parts.factor32[side] = arena.floats(sizes[side]);
         parts.high[side] = arena.floats(sizes[side]);
         parts.low[side] = arena.floats(sizes[side]);
     }
@@ -85,7 +90,8 @@ void copy_points(const Batch& batch, std::int64_t index, const Parts& parts) {
 Side make_side(const double* weight, std::int64_t size, const Parts& parts, int which) {
     Side side{};
     const std::int64_t room = padded(size);
-    for (double* array : {parts.potential[which], parts.next[which], parts.residual[which]}) {
+    for (double* array : {parts.potential[which], parts.next[which], parts.residual[which],
+                          parts.base[which], parts.factor[which]}) {
         std::fill(array, array + room, 0.0);
     }
     side.size = size;
@@ -95,16 +101,20 @@ Side make_side(const double* weight, std::int64_t size, const Parts& parts, int 
     double* normalised = parts.weight[which];
     std::fill(normalised, normalised + room, 0.0);
     for (std::int64_t i = 0; i < size; ++i) normalised[i] = weight[i] / side.mass;
-    if (parts.weight32[which] != nullptr) {
-        std::copy(normalised, normalised + room, parts.weight32[which]);
+    if (parts.high[which] != nullptr) {
+        std::fill(parts.factor32[which], parts.factor32[which] + room, 0.0f);
         std::fill(parts.high[which], parts.high[which] + room, 0.0f);
         std::fill(parts.low[which], parts.low[which] + room, 0.0f);
     }
     side.weight = normalised;
-    side.weight32 = parts.weight32[which];
     side.potential = parts.potential[which];
     side.next = parts.next[which];
     side.residual = parts.residual[which];
+    side.base = parts.base[which];
+    if (which == 1) {
+        side.factor = parts.factor[which];
+        side.factor32 = parts.factor32[which];
+    }
     side.high = parts.high[which];
     side.low = parts.low[which];
     side.damping = 1;
@@ -129,6 +139,15 @@ std::int64_t workspace_size(const Batch& batch) {
     Arena arena(nullptr);
     lay_out(batch, arena);
     return checked_multiply(arena.used(), batch.batch);
+}
+
+std::int64_t store_size(const Batch& batch) {
+    const double entries = static_cast<double>(padded(batch.n)) *
+                           static_cast<double>(padded(batch.m));
+    const bool fits = batch.has_points()
+                          ? entries <= most_stored_points
+                          : entries * static_cast<double>(batch.batch) <= most_stored;
+    return fits ? padded(batch.n) * padded(batch.m) : 0;
 }
 
 Problem make_problem(const Batch& batch, std::int64_t index, double* workspace) {

@@ -34,6 +34,9 @@ struct Shares {
 // float64 numbers that the workspace of a batch needs.
 std::int64_t workspace_size(const Batch& batch);
 
+// float64 numbers that the entries of one problem take, 0 where they are not stored.
+std::int64_t store_size(const Batch& batch);
+
 // Problem number `index` of the batch, in its part of the workspace: weights normalised,
 // points in the layout of the kernels, potentials zero.
 Problem make_problem(const Batch& batch, std::int64_t index, double* workspace);

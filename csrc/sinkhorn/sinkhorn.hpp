@@ -29,9 +29,11 @@ inline constexpr std::int64_t padded(std::int64_t n) {
 struct Side {
     std::int64_t size;
     const double* weight;    // normalised: they sum to 1
-    const float* weight32;   // null where float32 arithmetic is not used
     double* potential;       // phi or psi
     double* next;            // the updated potential
+    double* base;            // the potential in the entries, see Problem::store
+    double* factor;          // of columns: weight 2^(potential - base)
+    float* factor32;         // the same; null where float32 arithmetic is not used
     double* residual;        // by a check: |marginal / weight - target|
     float *high, *low;       // potential in units of the cost as high + low, for float32
     double mass, log2_mass;  // the sum of the weights
@@ -46,7 +48,12 @@ struct Problem {
     const double *x, *y_transposed;     // points: (n, dims) and (dims, padded(m))
     const float *x32, *y_transposed32;  // the same, for float32 arithmetic
     double slope;
-    void* entries;  // by slot: the rows at work, rows_at_once * padded(m)
+    // Entries of all rows, padded(n) rows of padded(m), that stay from sweep to sweep: as long
+    // as the potentials are near those they were made with, a sweep reads them in place of the
+    // costs. Null where there is no room.
+    void* store;
+    bool stored;    // they are there, with the potentials a.base and b.base
+    void* entries;  // without a store, by slot: the rows at work, rows_at_once * padded(m)
     void* sums;     // by slot: column sums after, and before, the update: 2 * padded(m)
     int slots;
 };
@@ -84,6 +91,9 @@ using LogSum = double (*)(const Side& side, const double* potential, double fact
 // high + low = potential / slope for both sides, on a grid that makes their sums exact.
 using Split = void (*)(const Problem& p);
 
+// The largest |potential - base|; fills `factor` (and `factor32`, where it is) if there is one.
+using Drift = double (*)(const Side& side);
+
 struct Kernels {
     Rows rows[cost_count][arithmetic_count];
     Columns columns[cost_count][arithmetic_count];
@@ -92,6 +102,7 @@ struct Kernels {
     Range range[cost_count];
     LogSum log_sum;
     Split split;
+    Drift drift;
 };
 
 #define CURVKERN_DECLARE(isa) \

@@ -46,6 +46,7 @@ const Kernels& kernels() {
             return log2_sum(side, potential, factor);
         };
         k.split = [](const Problem& p) { split_potentials(p); };
+        k.drift = [](const Side& side) { return drift(side); };
         return k;
     }();
     return table;

@@ -5,6 +5,8 @@
 #include <cmath>
 #include <limits>
 
+#include "core/span.hpp"
+
 namespace curvkern::sinkhorn {
 namespace {
 
@@ -18,6 +20,10 @@ constexpr int anneal_sweeps = 2;
 
 // float32 arithmetic is for the way to here; its own noise is some 1e-7 of a marginal.
 constexpr double float32_floor = 1e-5;
+
+// Stored entries serve while no potential has moved further, in powers of two: sums then stay
+// as far from the bounds of their arithmetic, see Usable, as they were.
+constexpr double most_drift[] = {60, 10};
 
 double seconds() {
     const auto now = std::chrono::steady_clock::now().time_since_epoch();
@@ -79,6 +85,10 @@ double point_range(const Batch& batch, const Problem& p) {
 
 }  // namespace
 
+std::int64_t solver_workspace_size(const Batch& batch) {
+    return workspace_size(batch) + checked_multiply(store_size(batch), batch.batch);
+}
+
 Solver::Solver(const Batch& batch, const Options& options, const Hooks& hooks,
                double* workspace)
     : batch_(batch),
@@ -91,6 +101,8 @@ Solver::Solver(const Batch& batch, const Options& options, const Hooks& hooks,
     for (std::int64_t i = 0; i < batch.batch; ++i) {
         State& state = states_[i];
         state.problem = make_problem(batch_, i, workspace);
+        const std::int64_t store = store_size(batch);
+        if (store > 0) state.problem.store = workspace + workspace_size(batch) + i * store;
         state.index = i;
         state.eps = state.target = batch.eps[i];
         state.error = infinity;
@@ -113,6 +125,7 @@ void Solver::start_from(const double* f, const double* g) {
         for (std::int64_t j = 0; j < batch_.m; ++j) {
             p.b.potential[j] = g[state.index * batch_.m + j] * unit;
         }
+        if (is_balanced(p)) fix_gauge(p);
     }
 }
 
@@ -181,29 +194,63 @@ bool Solver::all_sweep(std::int64_t sweeps, bool check) {
 }
 
 template <class Run>
-bool Solver::sweep(State& state, bool check, const Run& run) {
+bool Solver::sweep(State& state, bool is_check, const Run& run) {
     if (state.eps > state.target && state.sweeps_left-- == 0) {
         set_level(state, std::max(state.target, state.eps / anneal_factor));
     }
     Problem& p = state.problem;
-    if (check && state.eps == state.target) {
-        if (is_balanced(p)) fix_gauge(p);
-        if (!sweep_once(state, true, run)) return false;
-        judge(state);
-        return true;
-    }
-    if (!sweep_once(state, false, run)) return false;
-    if (check) return true;  // annealing still
+    if (is_check && state.eps == state.target) return check(state, run);
+    if (!sweep_once(state, Sweep::plain, run)) return false;
+    if (is_check) return true;  // annealing still
     std::swap(p.a.potential, p.a.next);
     std::swap(p.b.potential, p.b.next);
     return true;
 }
 
 template <class Run>
-bool Solver::sweep_once(State& state, bool check, const Run& run) {
-    Problem& p = state.problem;
-    const Arithmetic arithmetic = check ? Arithmetic::float64 : state.arithmetic;
+bool Solver::check(State& state, const Run& run) {
+    const double before = state.error;
+    const bool last = iteration_ == options_.max_iter;
+    if (!sweep_once(state, last ? Sweep::exact_check : Sweep::check, run)) return false;
+    measure(state);
+    const bool is_rough = !last && (state.error <= options_.tol ||
+                                    (is_float32(state) && state.error < float32_floor));
+    if (is_rough) {
+        if (!sweep_once(state, Sweep::exact_check, run)) return false;
+        measure(state);
+    }
+    judge(state, before);
+    if ((state.done || last) && is_balanced(state.problem)) fix_gauge(state.problem);
+    return true;
+}
+
+// The problem as the next sweep takes it: with entries that are stored, or are to be stored.
+Problem Solver::prepare(State& state, Arithmetic arithmetic, bool may_store) {
+    Problem p = state.problem;
+    if (p.store == nullptr || !may_store) {
+        p.store = nullptr;
+        p.a.base = p.a.potential;
+        p.b.base = p.b.potential;
+    } else if (state.stored) {
+        const double drift = std::max(kernels_.drift(p.a), kernels_.drift(p.b));
+        p.stored = drift <= most_drift[static_cast<int>(arithmetic)];
+    }
+    if (p.stored) return p;
+    if (p.store != nullptr) {
+        std::copy(p.a.potential, p.a.potential + p.a.size, p.a.base);
+        std::copy(p.b.potential, p.b.potential + p.b.size, p.b.base);
+        state.stored = true;
+    }
+    kernels_.drift(p.b);
     if (arithmetic == Arithmetic::float32) kernels_.split(p);
+    return p;
+}
+
+template <class Run>
+bool Solver::sweep_once(State& state, Sweep sweep, const Run& run) {
+    const bool check = sweep != Sweep::plain, exact = sweep == Sweep::exact_check;
+    const Arithmetic arithmetic = exact ? Arithmetic::float64 : state.arithmetic;
+    const Problem p = prepare(state, arithmetic, !exact);
     const int kind = static_cast<int>(batch_.kind), number = static_cast<int>(arithmetic);
     const Rows rows = kernels_.rows[kind][number];
     for (std::int64_t wave = 0; wave < shares_.chunks; wave += shares_.slots) {
@@ -234,16 +281,21 @@ bool Solver::sweep_once(State& state, bool check, const Run& run) {
     return true;
 }
 
-void Solver::judge(State& state) {
+void Solver::measure(State& state) {
     const Side &a = state.problem.a, &b = state.problem.b;
-    const double before = state.error;
     const double total = a.mass * mean(a, a.residual) + b.mass * mean(b, b.residual);
     state.error = total / std::max(a.mass, b.mass);
+}
+
+// After a check whose error, the one `before` being known, was exact where it matters.
+void Solver::judge(State& state, double before) {
     state.iterations = iteration_;
     state.converged = state.error <= options_.tol;
     state.done = state.converged;
-    if (state.error < float32_floor || !(state.error < before)) {
+    const bool has_stalled = state.error < float32_floor || !(state.error < before);
+    if (is_float32(state) && has_stalled) {
         state.arithmetic = Arithmetic::float64;
+        state.stored = false;
     }
 }
 
@@ -290,6 +342,7 @@ void Solver::set_level(State& state, double eps) {
     state.eps = eps;
     state.sweeps_left = anneal_sweeps;
     if (ratio == 1) return;
+    state.stored = false;
     Problem& p = state.problem;
     for (std::int64_t i = 0; i < batch_.n; ++i) p.a.potential[i] *= ratio;
     for (std::int64_t j = 0; j < batch_.m; ++j) p.b.potential[j] *= ratio;

@@ -25,6 +25,8 @@ struct Hooks {
     std::function<bool(std::int64_t iteration, double largest)> checked;
 };
 
+std::int64_t solver_workspace_size(const Batch& batch);
+
 class Solver {
   public:
     Solver(const Batch& batch, const Options& options, const Hooks& hooks, double* workspace);
@@ -40,6 +42,9 @@ class Solver {
     void write_errors(double* errors) const;
 
   private:
+    // A check also measures the error; it is exact if it comes from the costs in float64.
+    enum class Sweep { plain, check, exact_check };
+
     struct State {
         Problem problem;
         std::int64_t index, iterations = 0;
@@ -47,18 +52,26 @@ class Solver {
         int sweeps_left = 0;  // at this eps
         double error = 0;     // by the last check
         Arithmetic arithmetic = Arithmetic::float64;
+        bool stored = false;  // entries, in this arithmetic, for this eps
         bool done = false, converged = false;
     };
+    static bool is_float32(const State& state) {
+        return state.arithmetic == Arithmetic::float32;
+    }
 
     bool all_sweep(std::int64_t sweeps, bool check);
     template <class Run>
-    bool sweep(State& state, bool check, const Run& run);
+    bool sweep(State& state, bool is_check, const Run& run);
     template <class Run>
-    bool sweep_once(State& state, bool check, const Run& run);
+    bool check(State& state, const Run& run);
+    template <class Run>
+    bool sweep_once(State& state, Sweep kind, const Run& run);
+    Problem prepare(State& state, Arithmetic arithmetic, bool may_store);
     bool begin_annealing();
     void set_level(State& state, double eps);
     bool cost_range(const State& state, double& range) const;
-    void judge(State& state);
+    void measure(State& state);
+    void judge(State& state, double before);
     bool poll();
 
     Batch batch_;

@@ -47,7 +47,7 @@ struct Shifts {
     CURVKERN_HD Shifts(const Problem& p, std::int64_t i) {
         for (int r = 0; r < rows_at_once; ++r) {
             const std::int64_t row = smaller(i + r, p.a.size - 1);
-            value[r] = p.a.potential[row] + p.b.log2_mass;
+            value[r] = p.a.base[row] + p.b.log2_mass;
             if constexpr (!is_double<A>) {
                 high[r] = p.a.high[row];
                 low[r] = p.a.low[row];
@@ -62,7 +62,15 @@ struct Shifts {
             low[r] = static_cast<float>(shift / p.slope - high[r]);
         }
     }
+
 };
+
+// What the stored entries of a row that was shifted are made with. In float32 its shift is not
+// on the grid of the potentials: entries that are less exact must not serve again.
+template <class A>
+CURVKERN_HD double shifted_base(double shift) {
+    return is_double<A> ? shift : __builtin_huge_val();
+}
 
 // e_ij from costs.
 template <class A>
@@ -72,7 +80,7 @@ template <>
 class Entries<double> {
   public:
     CURVKERN_HD Entries(const Problem& p, const Shifts<double>& shifts)
-        : psi_(p.b.potential), shift_(broadcast(shifts.value)), slope_(p.slope) {}
+        : psi_(p.b.base), shift_(broadcast(shifts.value)), slope_(p.slope) {}
 
     CURVKERN_HD Quad<double> operator()(std::int64_t j, Quad<double> cost) const {
         return exp2_clamped((shift_ + spread(load<double>(psi_ + j))) - slope_ * cost);
@@ -115,21 +123,22 @@ class Entries<float> {
 };
 
 template <class A>
-CURVKERN_HD const A* weights(const Side& side) {
+CURVKERN_HD const A* factors(const Side& side) {
     if constexpr (is_double<A>) {
-        return side.weight;
+        return side.factor;
     } else {
-        return side.weight32;
+        return side.factor32;
     }
 }
+
+inline constexpr std::int64_t tile = 1024;  // columns: float32 sums are short
 
 // Stores the entries of four rows one after the other and sums them, weighted, in float64.
 template <class Rows, class A = typename Rows::Number>
 CURVKERN_HD void fill_entries(const Problem& p, const Rows& rows, const Shifts<A>& shifts,
                               A* entries, double (&sum)[rows_at_once]) {
-    constexpr std::int64_t tile = 1024;  // float32 sums are short
     const Entries<A> entry(p, shifts);
-    const A* b = weights<A>(p.b);
+    const A* b = factors<A>(p.b);
     const std::int64_t stride = padded(p.b.size);
     for (double& row : sum) row = 0;
     for (std::int64_t begin = 0; begin < p.b.size; begin += tile) {
@@ -143,6 +152,39 @@ CURVKERN_HD void fill_entries(const Problem& p, const Rows& rows, const Shifts<A
                         store(entries + 2 * stride + j, e.b.a);
                         store(entries + 3 * stride + j, e.b.b);
                     });
+        sum_lanes(partial, sum);
+    }
+}
+
+template <class A>
+CURVKERN_HD Quad<A> load_rows(const A* entries, std::int64_t stride) {
+    return {{load<A>(entries), load<A>(entries + stride)},
+            {load<A>(entries + 2 * stride), load<A>(entries + 3 * stride)}};
+}
+
+template <class A>
+CURVKERN_HD void prefetch_rows(const A* entries, std::int64_t stride) {
+    for (int r = 0; r < rows_at_once; ++r) __builtin_prefetch(entries + r * stride);
+}
+
+template <class A>
+CURVKERN_HD Vector<A> add_rows(const A* w, Quad<A> e, Vector<A> sum) {
+    return w[3] * e.b.b + (w[2] * e.b.a + (w[1] * e.a.b + (w[0] * e.a.a + sum)));
+}
+
+// The sums of rows whose entries are stored.
+template <class A>
+CURVKERN_HD void sum_entries(const Problem& p, const A* entries, double (&sum)[rows_at_once]) {
+    const A* b = factors<A>(p.b);
+    const std::int64_t stride = padded(p.b.size);
+    for (double& row : sum) row = 0;
+    for (std::int64_t begin = 0; begin < p.b.size; begin += tile) {
+        Quad<A> partial{};
+        const std::int64_t end = smaller(begin + tile, p.b.size);
+        for (std::int64_t j = begin; j < end; j += width<A>) {
+            const Quad<A> e = load_rows<A>(entries + j, stride);
+            partial = e * spread(load<A>(b + j)) + partial;
+        }
         sum_lanes(partial, sum);
     }
 }
@@ -186,9 +228,14 @@ CURVKERN_HD void sweep_rows(const Problem& p, std::int64_t i, int live, A* entri
     const Rows rows(p, i);
     Shifts<A> shifts(p, i);
     double sum[rows_at_once];
-    fill_entries(p, rows, shifts, entries, sum);
+    if (p.stored) {
+        sum_entries(p, entries, sum);
+    } else {
+        fill_entries(p, rows, shifts, entries, sum);
+    }
 
     bool reachable[rows_at_once] = {true, true, true, true}, again = false;
+    bool shifted[rows_at_once] = {};
     for (double s : sum) again |= !within(s, U::row_low, U::row_high);
     if (again) {
         double top[rows_at_once];
@@ -196,7 +243,8 @@ CURVKERN_HD void sweep_rows(const Problem& p, std::int64_t i, int live, A* entri
         for (int r = 0; r < rows_at_once; ++r) {
             if (within(sum[r], U::row_low, U::row_high)) continue;
             reachable[r] = top[r] > -__builtin_huge_val() && top[r] < __builtin_huge_val();
-            shifts.replace(p, r, reachable[r] ? -top[r] : 0);
+            shifted[r] = reachable[r];
+            if (shifted[r]) shifts.replace(p, r, -top[r]);
         }
         fill_entries(p, rows, shifts, entries, sum);
     }
@@ -228,6 +276,7 @@ CURVKERN_HD void sweep_rows(const Problem& p, std::int64_t i, int live, A* entri
         w_before[r] = static_cast<A>(weight_before[r]);
         if (r >= live) continue;
         a.next[i + r] = reachable[r] ? next[r] : 0;
+        if (p.store != nullptr && shifted[r]) a.base[i + r] = shifted_base<A>(shift[r]);
         if constexpr (Check) {
             a.residual[i + r] = reachable[r] ? total[r] : exp2_clamped(-a.inverse_rho * old[r]);
         }
@@ -235,16 +284,10 @@ CURVKERN_HD void sweep_rows(const Problem& p, std::int64_t i, int live, A* entri
 
     const std::int64_t stride = padded(p.b.size);
     for (std::int64_t j = 0; j < p.b.size; j += width<A>) {
-        const Vector<A> e0 = load<A>(entries + j), e1 = load<A>(entries + stride + j),
-                        e2 = load<A>(entries + 2 * stride + j),
-                        e3 = load<A>(entries + 3 * stride + j);
-        store(after + j,
-              w[3] * e3 + (w[2] * e2 + (w[1] * e1 + (w[0] * e0 + load<A>(after + j)))));
-        if constexpr (Check) {
-            store(before + j, w_before[3] * e3 + (w_before[2] * e2 +
-                                                  (w_before[1] * e1 +
-                                                   (w_before[0] * e0 + load<A>(before + j)))));
-        }
+        const Quad<A> e = load_rows<A>(entries + j, stride);
+        if (p.stored) prefetch_rows(entries + rows_at_once * stride + j, stride);
+        store(after + j, add_rows(w, e, load<A>(after + j)));
+        if constexpr (Check) store(before + j, add_rows(w_before, e, load<A>(before + j)));
     }
 }
 
@@ -252,12 +295,13 @@ template <class Rows, class A = typename Rows::Number>
 void sweep(const Problem& p, std::int64_t begin, std::int64_t end, int slot, bool clear,
            bool check) {
     const std::int64_t stride = padded(p.b.size);
-    A* entries = static_cast<A*>(p.entries) + slot * rows_at_once * stride;
+    A* at_work = static_cast<A*>(p.entries) + slot * rows_at_once * stride;
     A* after = static_cast<A*>(p.sums) + slot * 2 * stride;
     A* before = after + stride;
     if (clear) __builtin_memset(after, 0, 2 * stride * sizeof(A));
     for (std::int64_t i = begin; i < end; i += rows_at_once) {
         const int live = static_cast<int>(smaller(rows_at_once, end - i));
+        A* entries = p.store != nullptr ? static_cast<A*>(p.store) + i * stride : at_work;
         if (check) {
             sweep_rows<Rows, true>(p, i, live, entries, after, before);
         } else {
@@ -335,13 +379,14 @@ void finish_columns(const Problem& p, std::int64_t begin, std::int64_t end, bool
                 after = after + load<double>(sums + slot * 2 * stride + j);
                 if (check) before = before + load<double>(sums + (slot * 2 + 1) * stride + j);
             }
-            const V psi = load<double>(b.potential + j);
+            const V psi = load<double>(b.potential + j), base = load<double>(b.base + j);
             const auto usable = (after > c<V>(U::column_low)) & (after < c<V>(U::column_high));
             again |= any(~usable);
             sum[k] = select(usable, after, c<V>(0));
             const V s = log2_positive(select(usable, after, c<V>(1)));
-            next[k] = b.damping * (psi - (s + log2_masses));
-            residual[k] = abs(before * masses - exp2_clamped(-b.inverse_rho * psi));
+            next[k] = b.damping * (base - (s + log2_masses));
+            residual[k] = abs(before * (masses * exp2_clamped(psi - base)) -
+                              exp2_clamped(-b.inverse_rho * psi));
         }
         if (again) {
             V rescued[column_vectors];
@@ -370,6 +415,23 @@ CURVKERN_HD double log2_sum(const Side& side, const double* potential, double fa
         total = load<double>(side.weight + i) * exp2_clamped(t) + total;
     }
     return top + log2_positive(sum_lanes(total)) + side.log2_mass;
+}
+
+CURVKERN_HD double drift(const Side& side) {
+    using V = VectorDouble;
+    V most = c<V>(0);
+    for (std::int64_t j = 0; j < side.size; j += width<double>) {
+        const V d = load<double>(side.potential + j) - load<double>(side.base + j);
+        most = max(most, abs(d));
+        if (side.factor == nullptr) continue;
+        const V factor = load<double>(side.weight + j) * exp2_clamped(d);
+        store(side.factor + j, factor);
+        if (side.factor32 == nullptr) continue;
+        for (int lane = 0; lane < width<double>; ++lane) {
+            side.factor32[j + lane] = static_cast<float>(factor[lane]);
+        }
+    }
+    return largest(most);
 }
 
 CURVKERN_HD void split_side(const Side& side, double shift, double slope, double magic) {
