@@ -1,17 +1,20 @@
 // One full Sinkhorn iteration in the log domain that reads every cost once and takes one
-// exponential an entry.
+// exponential an entry, or reads every stored entry once and takes none.
 //
-// For a row i, with the potentials of the last iteration,
+// Entries are made with base potentials, p_i and q_j; for a row i
 //
-//     e_ij = 2^(phi_i + psi_j - slope C_ij + log2 mass_b),   r_i = sum_j b_j e_ij,
-//     phi_i' = damping_a (phi_i - log2 r_i),                 s_j += a_i 2^(phi_i' - phi_i)
-//     e_ij,
+//     e_ij = 2^(p_i + q_j - slope C_ij + log2 mass_b),   r_i = sum_j b_j 2^(psi_j - q_j) e_ij,
+//     phi_i' = damping_a (p_i - log2 r_i),               s_j += a_i 2^(phi_i' - p_i) e_ij,
 //
-// and when all rows are done psi_j' = damping_b (psi_j - log2 (s_j mass_a / mass_b)). Hard
-// marginals have damping 1, and r_i and s_j are then the marginals over the weights: near 1
-// from the second iteration on, so that nothing has to be shifted by a maximum. Where a sum is
-// far from 1 (the first iterations, far clusters, costs of +inf, points without mass), its row
-// or column is done again in the classical way: the largest exponent is found first.
+// and when all rows are done psi_j' = damping_b (q_j - log2 (s_j mass_a / mass_b)). The base
+// potentials are those of the last iteration, or, where there is room to store the entries,
+// those of an earlier one that are still within some powers of two of them (Schmitzer,
+// "Stabilized sparse scaling algorithms for entropy regularized transport problems", 2019,
+// absorbs scalings in this way). Hard marginals have damping 1, and r_i and s_j are then the
+// marginals over the weights: near 1 from the second iteration on, so that nothing has to be
+// shifted by a maximum. Where a sum is far from 1 (the first iterations, far clusters, costs of
+// +inf, points without mass), its row or column is done again in the classical way: the largest
+// exponent is found first, and becomes the base of the row.
 //
 // float32 arithmetic: d_ij = f_i + g_j - C_ij cancels to a number near eps, so it is formed
 // from potentials in units of the cost, each as high + low with all `high` on one grid. Then
@@ -163,11 +166,6 @@ CURVKERN_HD Quad<A> load_rows(const A* entries, std::int64_t stride) {
 }
 
 template <class A>
-CURVKERN_HD void prefetch_rows(const A* entries, std::int64_t stride) {
-    for (int r = 0; r < rows_at_once; ++r) __builtin_prefetch(entries + r * stride);
-}
-
-template <class A>
 CURVKERN_HD Vector<A> add_rows(const A* w, Quad<A> e, Vector<A> sum) {
     return w[3] * e.b.b + (w[2] * e.b.a + (w[1] * e.a.b + (w[0] * e.a.a + sum)));
 }
@@ -285,7 +283,6 @@ CURVKERN_HD void sweep_rows(const Problem& p, std::int64_t i, int live, A* entri
     const std::int64_t stride = padded(p.b.size);
     for (std::int64_t j = 0; j < p.b.size; j += width<A>) {
         const Quad<A> e = load_rows<A>(entries + j, stride);
-        if (p.stored) prefetch_rows(entries + rows_at_once * stride + j, stride);
         store(after + j, add_rows(w, e, load<A>(after + j)));
         if constexpr (Check) store(before + j, add_rows(w_before, e, load<A>(before + j)));
     }
