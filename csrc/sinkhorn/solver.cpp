@@ -218,6 +218,8 @@ bool Solver::check(State& state, const Run& run) {
     if (is_rough) {
         if (!sweep_once(state, Sweep::exact_check, run)) return false;
         measure(state);
+        // The roundings of stored entries stay the same from sweep to sweep: make them again.
+        if (state.error > options_.tol) state.stored = false;
     }
     judge(state, before);
     if ((state.done || last) && is_balanced(state.problem)) fix_gauge(state.problem);
