@@ -116,7 +116,7 @@ def no_gradient_in_the_order(v, x, right=special.log_kv):
     return right(v.detach(), x) + 0 * v
 
 
-def too_large_far_away(r, nu, lengthscale, right=special.matern):
+def too_large_far_away(r, nu, lengthscale=1.0, right=special.matern):
     return right(r, nu, lengthscale) + 1e-6 * r
 
 
