@@ -2,6 +2,7 @@
 
 import math
 from fractions import Fraction
+from functools import partial
 
 import mpmath as mp
 import numpy as np
@@ -25,6 +26,7 @@ from matern_truth import (
 
 EPS = 2.0**-52
 F64 = torch.float64
+ONE = torch.ones((), dtype=F64)
 
 CLOSED_FORMS = {
     0.5: lambda z: torch.exp(-z),
@@ -189,13 +191,21 @@ def test_second_derivatives_in_order_and_scale_vanish_at_zero_distance(nu):
     ],
 )
 @pytest.mark.parametrize("zero", [0.0, -0.0])
-def test_second_derivatives_at_zero_distance(nu, twice, with_nu, with_scale, zero):
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_second_derivatives_at_zero_distance(
+    nu, twice, with_nu, with_scale, zero, backend, monkeypatch
+):
     """The limits from the right; also where nobody can see which elements are zero."""
+    monkeypatch.setattr(_runtime, "_BACKEND", backend)
     arguments = tuple(torch.tensor(a, dtype=F64, requires_grad=True) for a in (zero, nu, 0.7))
     (slope,) = torch.autograd.grad(matern(*arguments), arguments[0], create_graph=True)
     second = torch.stack(torch.autograd.grad(slope, arguments))
     want = torch.tensor([twice, with_nu, with_scale], dtype=F64)
     torch.testing.assert_close(second, want)
+    for other in (1, 2):  # the other way round
+        (slope,) = torch.autograd.grad(matern(*arguments), arguments[other], create_graph=True)
+        (mixed,) = torch.autograd.grad(slope, arguments[0])
+        torch.testing.assert_close(mixed, want[other])
     pair = [a.detach().expand(2) for a in arguments]
     of_slope = torch.func.grad(torch.func.grad(matern), argnums=(0, 1, 2))
     batched = torch.stack(torch.func.vmap(of_slope)(*pair))
@@ -366,6 +376,38 @@ def test_length_scales_at_the_ends():
         assert value == 1
         gradients = torch.autograd.grad(value, arguments)
         assert all(gradient == 0 for gradient in gradients)
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_forward_mode_at_zero_distance(backend, monkeypatch):
+    """Compiled code multiplies an infinite slope in r by a tangent of zero, as documented."""
+    monkeypatch.setattr(_runtime, "_BACKEND", backend)
+    for nu, slope in ((0.3, -math.inf), (0.5, -2.0), (1.5, 0.0)):
+        arguments = {"r": 0.0, "nu": nu, "lengthscale": 0.5}
+        tangents = []
+        for name, number in arguments.items():
+            at = partial(matern, **{k: a for k, a in arguments.items() if k != name})
+            moved = torch.tensor(number, dtype=F64)
+            move = torch.func.jvp(lambda a, at=at, name=name: at(**{name: a}), (moved,), (ONE,))
+            tangents.append(move[1].item())
+        in_scale = math.nan if backend == "native" and nu < 0.5 else 0.0
+        assert tangents == pytest.approx([slope, 0.0, in_scale], nan_ok=True)
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_positive_parameters_that_underflow(backend, monkeypatch):
+    """1e-46 is 0 in float32, and positive all the same."""
+    monkeypatch.setattr(_runtime, "_BACKEND", backend)
+    wide = torch.tensor(1e-46, dtype=F64, requires_grad=True)
+    for dtype, tiny in ((torch.float32, 1e-46), (torch.float16, 1e-300), (torch.float32, wide)):
+        r = torch.tensor([0.0, 1.0], dtype=dtype)
+        for value in (matern(r, 1.5, tiny), matern(r, tiny, 0.7)):
+            assert value.dtype == dtype
+            torch.testing.assert_close(value.detach(), torch.tensor([1.0, 0.0], dtype=dtype))
+    (slope,) = torch.autograd.grad(matern(r, 1.5, wide).sum(), wide)
+    assert slope == 0
+    assert matern(torch.ones(1), 1.5, 0.0).isnan()
+    assert matern(torch.ones(1), 1.5, -1e-46).isnan()
 
 
 def test_never_above_one():

@@ -79,7 +79,7 @@ class Problem(NamedTuple):
         return inputs, (kind, narrow, batch, n, self.b.shape[1], dims)
 
 
-def _empty(like: Tensor, *shape: int) -> Tensor:
+def _empty(like: Tensor, *shape: int | torch.SymInt) -> Tensor:
     return torch.empty(shape, dtype=torch.float64, device=like.device)
 
 

@@ -170,8 +170,8 @@ def _check(
     *_: float,
 ) -> None:
     """Dtypes and shapes, also of fake tensors."""
-    costs = (x, None, None) if kind == MATRIX else (None, x, y)
-    problem = _sinkhorn.Problem(a, b, *costs, kind, scale, eps, rho)
+    cost, x_or_none = (x, None) if kind == MATRIX else (None, x)
+    problem = _sinkhorn.Problem(a, b, cost, x_or_none, y, kind, scale, eps, rho)
     _sinkhorn.check_solve(function, problem, f, g, max_iter, check_every)
 
 
