@@ -1,7 +1,7 @@
 """Plots and the README's results table from bench/results/*.json: `python bench/report.py`.
 
 Needs matplotlib, which the extra `docs` installs. `--check` writes nothing and fails when the
-README is not what the JSON says.
+README is not what the JSON says, or the JSON does not hold the cases of this tree.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 
 from curvkern._bench import report
-from curvkern._bench.case import OURS, REFERENCE
+from curvkern._bench.case import OURS, REFERENCE, Case
+from curvkern._bench.main import families, load
 
 HERE = Path(__file__).resolve().parent
 README = HERE.parent / "README.md"
@@ -55,6 +56,42 @@ def updated(readme: str, table: str) -> str:
     head, rest = readme.split(BEGIN)
     tail = rest.split(END)[1]
     return f"{head}{BEGIN}\n{table}\n{END}{tail}"
+
+
+def changes(results: dict, defined: list[Case]) -> list[str]:
+    """How the cases of a family differ from those that were measured, in words."""
+    measured = {_name(case): case for case in results["cases"]}
+    known = {case.name: case for case in defined}
+    left_out = set(results["skipped"])
+    lines = [f"{name} was never measured" for name in known.keys() - measured.keys() - left_out]
+    lines += [
+        f"{name} is no case any more" for name in (measured.keys() | left_out) - known.keys()
+    ]
+    for name in known.keys() & measured.keys():
+        before = {
+            bar["rival"]: (bar["slower"], bar["faster"]) for bar in measured[name]["bars"]
+        }
+        # There and here, a rival that is not installed has no bar.
+        now = [bar for bar in known[name].bars if bar.rival in measured[name]["ratio_to"]]
+        if any(before.get(bar.rival) != (bar.slower, bar.faster) for bar in now):
+            lines.append(f"{name} was measured against other bars")
+    return sorted(lines)
+
+
+def _name(case: dict) -> str:
+    return "/".join(case[key] for key in ("op", "region", "dtype", "mode"))
+
+
+def stale_results(documents: dict[str, dict], directory: Path) -> list[str]:
+    """What `python bench/run.py` would add, drop or judge otherwise, by family."""
+    lines = [f"{family}: no cases" for family in documents.keys() - {*families(directory)}]
+    for family in families(directory):
+        if family not in documents:
+            lines.append(f"{family}: no results")
+            continue
+        found = changes(documents[family], load(family, directory))
+        lines += [f"{family}: {line}" for line in found]
+    return lines
 
 
 def plot(results: dict, target: Path) -> None:
@@ -119,9 +156,13 @@ def main() -> int:
     before = README.read_text()
     after = updated(before, markdown(documents))
     if options.check:
+        by_family = {path.stem: results for path, results in zip(paths, documents, strict=True)}
+        stale = stale_results(by_family, HERE / "cases")
+        for line in stale:
+            print(f"bench/results/ is stale: {line}", file=sys.stderr)
         if before != after:
             print("README.md is stale: run `python bench/report.py`", file=sys.stderr)
-        return int(before != after)
+        return int(before != after or bool(stale))
     README.write_text(after)
     for path, results in zip(paths, documents, strict=True):
         plot(results, path.with_suffix(".png"))

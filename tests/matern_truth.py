@@ -1,33 +1,72 @@
-"""The Matern correlation and its first derivatives in ball arithmetic."""
+"""The committed truth of the Matern correlation, and Arb's for other points."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Mapping
+from pathlib import Path
 
-from flint import arb, ctx
+import numpy as np
+import torch
+from torch import Tensor
 
-BITS = 300
+from curvkern import special
+from curvkern._check.matern import errors
+
+DATA = Path(__file__).parent / "data"
+sys.path.append(str(DATA))
+
+import make_matern  # noqa: E402
+from truth_matern import QUANTITIES, balls, integral  # noqa: E402
+from truth_matern import value as exact  # noqa: E402
+
+__all__ = [
+    "QUANTITIES",
+    "balls",
+    "evaluate",
+    "exact",
+    "integral",
+    "make_matern",
+    "points",
+    "worst",
+]
+
+_table = dict(np.load(DATA / "matern.npz"))
 
 
-@contextmanager
-def many_bits() -> Iterator[None]:
-    """Inside, Arb computes with enough bits for the differences below."""
-    before, ctx.prec = ctx.prec, BITS
-    yield
-    ctx.prec = before
+def points(dtype: torch.dtype) -> dict[str, np.ndarray]:
+    """The columns of the table, at the points whose v and x the dtype holds exactly.
+
+    Left out is what has a value whose last digit is below the smallest normal number.
+    """
+    info = torch.finfo(dtype)
+    inside = _table["value"] > info.tiny / info.eps
+    if dtype is torch.float32:
+        inside &= _table["f32"]
+    return {name: column[inside] for name, column in _table.items()}
 
 
-def exact(r: float | arb, nu: float | arb) -> arb:
-    r, nu = arb(r), arb(nu)
-    z = (2 * nu).sqrt() * r
-    return 2 * (z / 2) ** nu * z.bessel_k(nu) / nu.gamma()
+def evaluate(key: str, v: Tensor, x: Tensor) -> Tensor:
+    """The value or a derivative of ``special.matern`` by autograd, key as in QUANTITIES."""
+    inputs = {"v": v.clone().requires_grad_(), "x": x.clone().requires_grad_()}
+    result = special.matern(inputs["x"], inputs["v"])
+    for letter in key.removeprefix("value")[1:]:
+        (result,) = torch.autograd.grad(result.sum(), inputs[letter], create_graph=True)
+    return result.detach()
 
 
-def exact_derivatives(r: float | arb, nu: float | arb) -> tuple[float, float]:
-    """In r and in nu, by central differences."""
-    step = arb(2) ** -80
-    r, nu = arb(r), arb(nu)
-    in_r = (exact(r * (1 + step), nu) - exact(r * (1 - step), nu)) / (2 * step * r)
-    in_nu = (exact(r, nu + step) - exact(r, nu - step)) / (2 * step)
-    return float(in_r), float(in_nu)
+def worst(
+    got: Tensor, key: str, at: Mapping[str, np.ndarray], inside: np.ndarray
+) -> tuple[float, str]:
+    """The largest error in eps of the dtype among some points, and where it is.
+
+    Infinite where a finite truth was missed; 0 where the dtype cannot hold the truth.
+    """
+    with np.errstate(invalid="ignore"):
+        error = errors(got.double().numpy(), key, at, got.dtype)
+    error = np.where(np.isfinite(error), error, np.inf)
+    beyond = np.abs(at[key]) > torch.finfo(got.dtype).max * (1 - 1e-6)
+    error = np.where(beyond | ~inside, 0.0, error)
+    i = int(error.argmax())
+    place = f"nu={float(at['v'][i])!r}, r={float(at['x'][i])!r} ({at['region'][i]})"
+    return float(error[i]), f"{key}: {error[i]:.3g} eps at {place}"

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from curvkern import _ops, special
+from curvkern.ot import _gradients  # noqa: F401  (defines its operations)
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,34 @@ class Elementwise:
 
 MATERN = Elementwise("matern", (0.3, 20.0), (0.05, 4.0), ("nu", "r"), False, False)
 OPERATIONS = [MATERN if name == MATERN.name else Elementwise(name) for name in _ops.BESSEL]
+
+
+def _operands() -> dict[str, tuple[Any, ...]]:
+    """Every operation of the package -> arguments that it takes."""
+    wide, ones = {"dtype": torch.float64}, torch.ones(2, 3)
+    elementwise = {op.name + suffix for op in OPERATIONS for suffix, _ in _ops.DERIVATIVES}
+    a, b, eps = (torch.full(shape, 0.25, **wide) for shape in ((2, 3), (2, 4), (2,)))
+    rho = torch.full((2, 2), 1.0, **wide)
+    x, y, cost = torch.ones(2, 3, 5), torch.ones(2, 4, 5), torch.ones(2, 3, 4)
+    points = (a, b, x, y, "l1", 1.0, eps)
+    options = (rho, a, b, 3, 1e-6, 1)
+    solver = ("sinkhorn", 3, 1e-6, 1, 1.0)  # method, steps, tolerances
+    columns = (b[..., None], a[..., None])
+    return {
+        **dict.fromkeys(elementwise, (ones, ones)),
+        "sparsemax": (ones, torch.ones(2, **wide), 2),
+        "sparsemax_jacobian": (ones, ones),
+        "sinkhorn_dense": (a, b, cost, eps, *options),
+        "sinkhorn_points": (*points, *options),
+        "sinkhorn_dense_products": (a, b, cost, eps, a, b, *columns),
+        "sinkhorn_points_products": (*points, a, b, *columns),
+        "sinkhorn_points_gradient": (*points, a, b, a, b),
+        "ot_solve": (a, b, cost, None, eps, rho, a, b, "ot_solve", "matrix", 1.0, *solver),
+        "ot_dual_system": (cost.double(), a, b, a, b, a, b, False),
+    }
+
+
+OPERANDS = _operands()
 
 every_operation = pytest.mark.parametrize("op", OPERATIONS, ids=lambda op: op.name)
 both_dtypes = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -116,7 +117,7 @@ def no_gradient_in_the_order(v, x, right=special.log_kv):
     return right(v.detach(), x) + 0 * v
 
 
-def too_large_far_away(r, nu, lengthscale, right=special.matern):
+def too_large_far_away(r, nu, lengthscale=1.0, right=special.matern):
     return right(r, nu, lengthscale) + 1e-6 * r
 
 
@@ -358,6 +359,44 @@ def test_readme_table_is_what_the_results_say(readme_tool):
     documents = [json.loads(path.read_text()) for path in paths]
     readme = (ROOT / "README.md").read_text()
     assert readme == readme_tool.updated(readme, readme_tool.markdown(documents))
+
+
+def test_results_hold_the_cases_of_this_tree(readme_tool):
+    paths = (ROOT / "bench" / "results").glob("*.json")
+    documents = {path.stem: json.loads(path.read_text()) for path in paths}
+    assert readme_tool.stale_results(documents, ROOT / "bench" / "cases") == []
+
+
+def test_a_changed_set_of_cases_is_noticed(readme_tool, monkeypatch, capsys):
+    """One case renamed, one given another bar, one family without results: status 1."""
+    defined = bench.load("bessel", ROOT / "bench" / "cases")
+    first, second, *rest = (case for case in defined if case.bars)
+    others = [case for case in defined if not case.bars]
+    renamed = dataclasses.replace(first, region="z")
+    rebarred = dataclasses.replace(second, bars=(Bar(second.yardstick, slower=0.5),))
+
+    def load(family, directory):
+        right = bench.load(family, directory)
+        return [renamed, rebarred, *rest, *others] if family == "bessel" else right
+
+    monkeypatch.setattr(readme_tool, "load", load)
+    monkeypatch.setattr(readme_tool, "families", lambda d: [*bench.families(d), "fisher"])
+    monkeypatch.setattr(sys, "argv", ["report.py", "--check"])
+    assert readme_tool.main() == 1
+    said = capsys.readouterr().err.splitlines()
+    assert said == [
+        f"bench/results/ is stale: bessel: {line}"
+        for line in sorted(
+            [
+                f"{first.name} is no case any more",
+                f"{renamed.name} was never measured",
+                f"{second.name} was measured against other bars",
+            ]
+        )
+    ] + ["bench/results/ is stale: fisher: no results"]
+    monkeypatch.undo()
+    monkeypatch.setattr(sys, "argv", ["report.py", "--check"])
+    assert readme_tool.main() == 0
 
 
 def test_readme_table_shows_bars_and_losing_cases(readme_tool, written):

@@ -6,17 +6,28 @@ checked in tests/test_<family>.py; here an operation is compared with itself in 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.testing import assert_close
+from torch.utils._pytree import tree_map_only
 
 from curvkern import _runtime
-from operations import OPERATIONS, Elementwise, both_dtypes, every_operation, requiring_grad
+from operations import (
+    OPERANDS,
+    OPERATIONS,
+    Elementwise,
+    both_dtypes,
+    every_operation,
+    requiring_grad,
+)
 
 # Autograd ---------------------------------------------------------------
 
@@ -27,6 +38,19 @@ from operations import OPERATIONS, Elementwise, both_dtypes, every_operation, re
 def test_opcheck(op: Elementwise, order: int, dtype: torch.dtype) -> None:
     for shape in ((5,), (2, 3), ()):
         torch.library.opcheck(op.operation(order).default, op.sample(*shape, dtype=dtype))
+
+
+@every_operation
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_opcheck_of_derivatives(op: Elementwise, order: int) -> None:
+    """All of it passes, but that what differentiates second derivatives is refused in words."""
+    found = torch.library.opcheck(
+        op.operation(order).default, requiring_grad(*op.sample(5)), raise_exception=False
+    )
+    if order == 2:
+        refusal = str(found.pop("test_aot_dispatch_dynamic"))
+        assert refusal.startswith(f"{op.name}: derivatives beyond the second")
+    assert set(found.values()) == {"SUCCESS"}
 
 
 @every_operation
@@ -197,6 +221,70 @@ def test_in_place_edit_of_an_input(op: Elementwise) -> None:
         return
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         result.sum().backward()
+
+
+# Refusals -----------------------------------------------------------------------------------
+
+
+def damaged(arguments: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
+    """The arguments with one of them spoiled: its dtype, a size, its rank; a number, a word."""
+    for i, good in enumerate(arguments):
+        bad: list[Any] = []
+        if isinstance(good, Tensor):
+            others = {torch.int64, torch.bool, torch.complex64, torch.float16, torch.bfloat16}
+            bad += [good.to(d) for d in others | {torch.float32, torch.float64} - {good.dtype}]
+            bad += [torch.cat([good, good.narrow(d, 0, 1)], d) for d in range(good.dim())]
+            bad += [good.narrow(d, 0, 0) for d in range(good.dim())]
+            bad += [good[None], good[0], good.flatten()[0]]
+        elif type(good) is int:
+            bad += [0]
+        elif good == "l1":
+            bad += ["cosine"]
+        for value in bad:
+            yield (*arguments[:i], value, *arguments[i + 1 :])
+
+
+def outcome(operation: Any, arguments: tuple[Any, ...]) -> tuple[type, str] | None:
+    """The class and the text of what is raised; None where the call succeeds."""
+    try:
+        operation(*arguments)
+    except Exception as error:
+        return type(error), str(error)
+    return None
+
+
+def on_meta(arguments: tuple[Any, ...]) -> Any:
+    return tree_map_only(Tensor, lambda tensor: tensor.to("meta"), arguments)
+
+
+def test_every_operation_has_operands() -> None:
+    names = torch._C._dispatch_get_all_op_names()
+    ours = {name.removeprefix("curvkern::") for name in names if name.startswith("curvkern::")}
+    assert ours == set(OPERANDS)
+
+
+@pytest.mark.filterwarnings("ignore::curvkern.ConvergenceWarning")
+@pytest.mark.parametrize("name", OPERANDS)
+def test_fake_and_meta_tensors_are_refused_as_others_are(name: str) -> None:
+    """In the same words, and what the CPU takes they pass."""
+    operation = getattr(torch.ops.curvkern, name)
+    assert outcome(operation, OPERANDS[name]) is None
+    takes_meta = outcome(operation, on_meta(OPERANDS[name])) is None
+    assert takes_meta or name in ("sinkhorn_dense", "sinkhorn_points")  # of unknown sizes
+    refused = 0
+    for arguments in damaged(OPERANDS[name]):
+        expected = outcome(operation, arguments)
+        with FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True) as mode:
+            fakes = tree_map_only(Tensor, mode.from_tensor, arguments)
+            assert outcome(operation, fakes) == expected
+        if takes_meta:
+            assert outcome(operation, on_meta(arguments)) == expected
+        if expected is not None:
+            kind, text = expected
+            assert kind in (TypeError, ValueError), text
+            assert re.match(rf"({name}|sinkhorn(_products)?): \w+ (must|has) ", text)
+            refused += 1
+    assert refused > 6 * sum(isinstance(a, Tensor) for a in OPERANDS[name])
 
 
 # Machines -----------------------------------------------------------------------------------

@@ -55,9 +55,15 @@ def matern(r: Any, nu: Any, lengthscale: Any = 1.0) -> Any:
     Notes
     -----
     Native in float64 and float32; halves are computed in float32. Outside the domain the value
-    is NaN, and so are all derivatives. All three arguments have gradients, twice. The value is
-    right to 6 eps of max(1, abs(log M)), the derivative in r to about as much. That in nu loses
-    digits relatively where nu > 1 and r / l is tiny, and second derivatives where they vanish.
+    is NaN, and so are all derivatives. All three arguments have gradients, twice.
+
+    Relative errors, in eps of max(1, abs(log M)), were at most 9.8 for the value among 98 000
+    points against Arb, most of them where the formulas are worst, and 4.3 among 1200 spread
+    over all orders; 11.1 for the derivative in r, and 31 in nu, relative to the larger of it
+    and M: it loses digits where nu > 1 and r / l is tiny. Second derivatives in r were right to
+    11.7 eps of 2 nu M, mixed ones to 51 of dM/dr, those in nu to 158 of the larger of M and
+    dM/dnu / nu, or of themselves where they are larger. The largest errors stand next to
+    nu = 1/2 and 3/2 where z is near 1.2; docs/accuracy.md has them by range.
 
     At r = 0, where r / l underflows too, the derivatives are the limits from the right:
 
@@ -70,8 +76,12 @@ def matern(r: Any, nu: Any, lengthscale: Any = 1.0) -> Any:
     above 1               0       -nu / (nu - 1) l^2   0
     ====================  ======  ===================  =================
 
-    That in r and l is the one of the slope in r; those in nu and l alone are 0. In forward
-    mode an infinite slope times a tangent of zero is NaN.
+    That in r and l is the one of the slope in r; those in nu and l alone are 0. Forward mode
+    multiplies slopes by tangents, and minus infinity by the zero of one that does not move r is
+    NaN: at r = 0 with nu < 1/2 the tangent of l gives NaN where reverse mode gives 0.
+
+    A positive nu or length scale that is too small for the result's dtype counts as the least
+    number above 0.
 
     Examples
     --------
@@ -95,10 +105,22 @@ def matern(r: Any, nu: Any, lengthscale: Any = 1.0) -> Any:
     dtype = _promoted(*arguments.values())
     work = torch.float32 if dtype in HALVES else dtype
     try:
-        tensors = (torch.as_tensor(a, dtype=work, device=device) for a in arguments.values())
-        return _correlation(shape, *tensors).to(dtype)
+        r = torch.as_tensor(arguments.pop("r"), dtype=work, device=device)
+        nu, length = (_positive(a, work, device) for a in arguments.values())
+        return _correlation(shape, r, nu, length).to(dtype)
     except RuntimeError as error:
         raise memory_error("matern", shape, error) from None
+
+
+def _positive(value: Tensor | float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The value in the dtype; what is positive but too small for it as the least above 0."""
+    info = torch.finfo(dtype)
+    least = info.smallest_normal * info.eps
+    if not isinstance(value, Tensor):
+        value = least if 0 < value < least else value
+    elif value.dtype is torch.float64 and dtype is not torch.float64:
+        value = torch.where((value > 0) & (value < least), least, value)
+    return torch.as_tensor(value, dtype=dtype, device=device)
 
 
 def _promoted(*arguments: Any) -> torch.dtype:

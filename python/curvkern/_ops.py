@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import _runtime
+from . import _operands, _runtime
 from ._arguments import memory_error
 
 library = torch.library.Library("curvkern", "DEF")
@@ -85,6 +85,7 @@ def _define_elementwise(function: str, order: int) -> None:
         return results(out)
 
     def fake(v: Tensor, x: Tensor) -> Any:
+        _operands.alike(name, "v", v, "x", x)
         return results(allocate(v))
 
     returned = "Tensor" if order == 0 else f"({', '.join(f'Tensor {o}' for o in outputs)})"
@@ -127,7 +128,15 @@ def _define_sparsemax() -> None:
         return out
 
     def fake(z: Tensor, mass: Tensor | None, k: int) -> Any:
-        return _project_out(z)
+        out = _project_out(z)
+        mass = torch.ones_like(out[1]) if mass is None else mass
+        _operands.floating("sparsemax", "z", z)
+        _operands.floating("sparsemax", "mass", mass)
+        _operands.rows("sparsemax", "z", z)
+        _operands.float64("sparsemax", "mass", mass)
+        _operands.same_shape("sparsemax", "tau", out[1], "mass", mass)
+        _operands.at_least("sparsemax", "k", k, 1)
+        return out
 
     schema = (
         "sparsemax(Tensor z, Tensor? mass, int k) -> (Tensor p, Tensor tau, Tensor support)"
@@ -157,6 +166,10 @@ def _define_sparsemax_jacobian() -> None:
         return out
 
     def fake(p: Tensor, grad: Tensor) -> Tensor:
+        _operands.floating("sparsemax_jacobian", "p", p)
+        _operands.floating("sparsemax_jacobian", "grad", grad)
+        _operands.rows("sparsemax_jacobian", "p", p)
+        _operands.alike("sparsemax_jacobian", "p", p, "grad", grad)
         return allocate(p)
 
     schema = "sparsemax_jacobian(Tensor p, Tensor grad) -> Tensor"

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _runtime
+from . import _operands, _runtime
 from ._arguments import memory_error
 from ._ops import _contiguous, define
+from .reference.costs import KINDS
 
 #: The largest number of rows in a history; of more checks every second, fourth, ... is kept.
 HISTORY = 4096
@@ -44,6 +45,30 @@ class Problem(NamedTuple):
         eps, rho = self.eps[index], self.rho[index]
         return Problem(a, b, cost, x, y, self.kind, self.scale, eps, rho)
 
+    def check(self, op: str) -> tuple[int, int, int]:
+        """B, n and m, after the dtypes and shapes of all tensors."""
+        if self.cost is not None:
+            _operands.dimensions(op, "cost", self.cost, 3)
+            batch, n, m = self.cost.shape
+        else:
+            assert self.x is not None
+            assert self.y is not None
+            _operands.dimensions(op, "x", self.x, 3)
+            _operands.dimensions(op, "y", self.y, 3)
+            _operands.same_dtype(op, "y", self.y, "x", self.x)
+            batch, n, dims = self.x.shape
+            m = self.y.shape[1]
+            _operands.has_shape(op, "y", self.y, (batch, m, dims))
+            if self.kind not in KINDS:
+                raise ValueError(
+                    f"{op}: cost must be one of {', '.join(KINDS)}, got '{self.kind}'"
+                )
+        _operands.shaped(op, "a", self.a, (batch, n))
+        _operands.shaped(op, "b", self.b, (batch, m))
+        _operands.shaped(op, "eps", self.eps, (batch,))
+        _operands.shaped(op, "rho", self.rho, (batch, 2))
+        return batch, n, m
+
     def native(self) -> tuple[Any, tuple[str, bool, int, int, int, int]]:
         """The argument of the compiled functions, and that of ``sinkhorn_workspace``."""
         tensors = [None if t is None else _contiguous(t) for t in (*self[:5], *self[7:])]
@@ -54,8 +79,49 @@ class Problem(NamedTuple):
         return inputs, (kind, narrow, batch, n, self.b.shape[1], dims)
 
 
-def _empty(like: Tensor, *shape: int) -> Tensor:
+def _empty(like: Tensor, *shape: int | torch.SymInt) -> Tensor:
     return torch.empty(shape, dtype=torch.float64, device=like.device)
+
+
+def check_solve(
+    op: str,
+    problem: Problem,
+    f: Tensor | None,
+    g: Tensor | None,
+    max_iter: int,
+    check_every: int,
+) -> None:
+    """Refuse a problem, or potentials to start from, whose dtypes or shapes do not fit."""
+    batch, n, m = problem.check(op)
+    _operands.shaped(op, "f", f, (batch, n))
+    _operands.shaped(op, "g", g, (batch, m))
+    _operands.at_least(op, "max_iter", max_iter, 0)
+    _operands.at_least(op, "check_every", check_every, 1)
+
+
+def _check_products(
+    problem: Problem, f: Tensor, g: Tensor, v: Tensor | None, u: Tensor | None
+) -> int:
+    """The number of columns."""
+    op = "sinkhorn_products"
+    batch, n, m = problem.check(op)
+    _operands.shaped(op, "f", f, (batch, n))
+    _operands.shaped(op, "g", g, (batch, m))
+    columns = {}
+    for name, tensor, points in (("v", v, m), ("u", u, n)):
+        if tensor is not None:
+            _operands.dimensions(op, name, tensor, 3)
+            columns[name] = tensor.shape[2]
+            count = next(iter(columns.values()))
+            _operands.shaped(op, name, tensor, (batch, points, count))
+    return next(iter(columns.values()), 0)
+
+
+def _check_gradient(problem: Problem, f: Tensor, g: Tensor, u: Tensor, w: Tensor) -> None:
+    op = "sinkhorn_points_gradient"
+    batch, n, m = problem.check(op)
+    for name, tensor, points in (("f", f, n), ("g", g, m), ("u", u, n), ("w", w, m)):
+        _operands.shaped(op, name, tensor, (batch, points))
 
 
 def solve(
@@ -70,6 +136,7 @@ def solve(
     callback: Callback | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Potentials (B, n), (B, m); info (B, 3): error, iterations, converged; history (h, 2)."""
+    check_solve("sinkhorn", problem, f, g, max_iter, check_every)
     torch.get_num_threads()  # hands the setting to a new thread
     a, b = problem.a, problem.b
     module = _runtime.cpu_module()
@@ -118,10 +185,9 @@ def products(
     problem: Problem, f: Tensor, g: Tensor, v: Tensor | None, u: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``P v`` (B, n, k), ``P' u`` (B, m, k) and the sums of P C and P log(P / a b'), (B, 2)."""
+    count = _check_products(problem, f, g, v, u)
     torch.get_num_threads()
     a, b = problem.a, problem.b
-    count = 0 if v is None else v.shape[2]
-    count = count if u is None else u.shape[2]
     module = _runtime.cpu_module()
     try:
         inputs, shape = problem.native()
@@ -141,6 +207,7 @@ def products(
 
 def gradient(problem: Problem, f: Tensor, g: Tensor, u: Tensor, w: Tensor) -> Tensor:
     """``sum_j P_ij (u_i + w_j) dC_ij/dx_i``, (B, n, d)."""
+    _check_gradient(problem, f, g, u, w)
     torch.get_num_threads()
     assert problem.x is not None
     module = _runtime.cpu_module()
@@ -158,16 +225,9 @@ def gradient(problem: Problem, f: Tensor, g: Tensor, u: Tensor, w: Tensor) -> Te
 
 # Registration -------------------------------------------------------------------------------
 
-_DENSE = "Tensor a, Tensor b, Tensor cost, Tensor eps"
-_POINTS = "Tensor a, Tensor b, Tensor x, Tensor y, str kind, float scale, Tensor eps"
-_SOLVE = (
-    "Tensor rho, Tensor? f, Tensor? g, int max_iter, float tol, int check_every, "
-    "bool translate=True, bool anneal=True"
-)
 
-
-def _dense(a: Tensor, b: Tensor, cost: Tensor, eps: Tensor, rho: Tensor) -> Problem:
-    return Problem(a, b, cost, None, None, "", 1.0, eps, rho)
+def _dense(a: Tensor, b: Tensor, cost: Tensor, eps: Tensor, *rho: Tensor) -> Problem:
+    return Problem(a, b, cost, None, None, "", 1.0, eps, rho[0] if rho else _hard(eps))
 
 
 def _points(
@@ -178,13 +238,14 @@ def _points(
     kind: str,
     scale: float,
     eps: Tensor,
-    rho: Tensor,
+    *rho: Tensor,
 ) -> Problem:
-    return Problem(a, b, None, x, y, kind, scale, eps, rho)
+    hard_or = rho[0] if rho else _hard(eps)
+    return Problem(a, b, None, x, y, kind, scale, eps, hard_or)
 
 
 def _hard(eps: Tensor) -> Tensor:
-    return torch.full((len(eps), 2), torch.inf, dtype=torch.float64, device=eps.device)
+    return torch.full((*eps.shape[:1], 2), torch.inf, dtype=torch.float64, device=eps.device)
 
 
 def _no_cuda(*_: Any) -> Any:
@@ -194,56 +255,67 @@ def _no_cuda(*_: Any) -> Any:
     )
 
 
-def _fake_solve(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _fake_solve(
+    problem: Problem,
+    f: Tensor | None,
+    g: Tensor | None,
+    max_iter: int,
+    tol: float,
+    check_every: int,
+    *_: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    check_solve("sinkhorn", problem, f, g, max_iter, check_every)
     checks = torch.library.get_ctx().new_dynamic_size()
-    empty = [a.new_empty(s, dtype=torch.float64) for s in (a.shape, b.shape, (len(a), 3))]
-    return empty[0], empty[1], empty[2], a.new_empty((checks, 2), dtype=torch.float64)
+    a, b = problem.a, problem.b
+    return _empty(a, *a.shape), _empty(a, *b.shape), _empty(a, len(a), 3), _empty(a, checks, 2)
 
 
 def _fake_products(
-    a: Tensor, b: Tensor, v: Tensor | None, u: Tensor | None
+    problem: Problem, f: Tensor, g: Tensor, v: Tensor | None, u: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    pv = a.new_empty((*a.shape, 0 if v is None else v.shape[2]))
-    return pv, a.new_empty((*b.shape, 0 if u is None else u.shape[2])), a.new_empty(len(a), 2)
+    count = _check_products(problem, f, g, v, u)
+    a, b = problem.a, problem.b
+    pv = _empty(a, *a.shape, 0 if v is None else count)
+    return pv, _empty(a, *b.shape, 0 if u is None else count), _empty(a, len(a), 2)
 
 
-define(
-    f"sinkhorn_dense({_DENSE}, {_SOLVE}) -> (Tensor, Tensor, Tensor, Tensor)",
-    cpu=lambda a, b, cost, eps, rho, *rest: solve(_dense(a, b, cost, eps, rho), *rest),
-    cuda=_no_cuda,
-    fake=lambda a, b, *_: _fake_solve(a, b),
+def _fake_gradient(problem: Problem, f: Tensor, g: Tensor, u: Tensor, w: Tensor) -> Tensor:
+    _check_gradient(problem, f, g, u, w)
+    assert problem.x is not None
+    return _empty(u, *problem.x.shape)
+
+
+def _define(
+    signature: str,
+    problem: Callable[..., Problem],
+    cpu: Callable[..., Any],
+    fake: Callable[..., Any],
+) -> None:
+    """An operation whose first arguments, up to ``eps`` or ``rho``, are those of a problem."""
+    names = [argument.split()[-1] for argument in signature.partition("(")[2].split(", ")]
+    count = 1 + names.index("rho" if "rho" in names else "eps")
+
+    def of_problem(function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *arguments: function(problem(*arguments[:count]), *arguments[count:])
+
+    define(signature, cpu=of_problem(cpu), cuda=_no_cuda, fake=of_problem(fake))
+
+
+_DENSE = "Tensor a, Tensor b, Tensor cost, Tensor eps"
+_POINTS = "Tensor a, Tensor b, Tensor x, Tensor y, str kind, float scale, Tensor eps"
+_SOLVE = (
+    "Tensor rho, Tensor? f, Tensor? g, int max_iter, float tol, int check_every, "
+    "bool translate=True, bool anneal=True) -> (Tensor, Tensor, Tensor, Tensor)"
 )
-define(
-    f"sinkhorn_points({_POINTS}, {_SOLVE}) -> (Tensor, Tensor, Tensor, Tensor)",
-    cpu=lambda a, b, x, y, kind, scale, eps, rho, *rest: solve(
-        _points(a, b, x, y, kind, scale, eps, rho), *rest
-    ),
-    cuda=_no_cuda,
-    fake=lambda a, b, *_: _fake_solve(a, b),
-)
-define(
-    f"sinkhorn_dense_products({_DENSE}, Tensor f, Tensor g, Tensor? v, Tensor? u) "
-    "-> (Tensor, Tensor, Tensor)",
-    cpu=lambda a, b, cost, eps, f, g, v, u: products(
-        _dense(a, b, cost, eps, _hard(eps)), f, g, v, u
-    ),
-    cuda=_no_cuda,
-    fake=lambda a, b, cost, eps, f, g, v, u: _fake_products(a, b, v, u),
-)
-define(
-    f"sinkhorn_points_products({_POINTS}, Tensor f, Tensor g, Tensor? v, Tensor? u) "
-    "-> (Tensor, Tensor, Tensor)",
-    cpu=lambda a, b, x, y, kind, scale, eps, f, g, v, u: products(
-        _points(a, b, x, y, kind, scale, eps, _hard(eps)), f, g, v, u
-    ),
-    cuda=_no_cuda,
-    fake=lambda a, b, x, y, kind, scale, eps, f, g, v, u: _fake_products(a, b, v, u),
-)
-define(
-    f"sinkhorn_points_gradient({_POINTS}, Tensor f, Tensor g, Tensor u, Tensor w) -> Tensor",
-    cpu=lambda a, b, x, y, kind, scale, eps, f, g, u, w: gradient(
-        _points(a, b, x, y, kind, scale, eps, _hard(eps)), f, g, u, w
-    ),
-    cuda=_no_cuda,
-    fake=lambda a, b, x, *_: x.new_empty(x.shape, dtype=torch.float64),
-)
+_PRODUCTS = "Tensor f, Tensor g, Tensor? v, Tensor? u) -> (Tensor, Tensor, Tensor)"
+_GRADIENT = "Tensor f, Tensor g, Tensor u, Tensor w) -> Tensor"
+
+for _costs, _arguments, _problem in (("dense", _DENSE, _dense), ("points", _POINTS, _points)):
+    _define(f"sinkhorn_{_costs}({_arguments}, {_SOLVE}", _problem, solve, _fake_solve)
+    _define(
+        f"sinkhorn_{_costs}_products({_arguments}, {_PRODUCTS}",
+        _problem,
+        products,
+        _fake_products,
+    )
+_define(f"sinkhorn_points_gradient({_POINTS}, {_GRADIENT}", _points, gradient, _fake_gradient)

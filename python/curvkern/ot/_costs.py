@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..reference.costs import KINDS as KINDS
 from ..reference.costs import cost_matrix
 
 MATRIX = "matrix"
-KINDS = ("sqeuclidean", "half_sqeuclidean", "euclidean", "l1")
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import _operands
 from .._ops import library
 from ._function import Function, define_gate
 
@@ -44,6 +45,7 @@ def _solve(
     transposed: bool,
 ) -> tuple[Tensor, Tensor]:
     """(p, q) with M (p, q) = (u, v), or M' (p, q) = (u, v)."""
+    _check(K, a, b, d, e, u, v)
     ad, be = a * d, b * e
     row = torch.where(ad > 0, ad.rsqrt(), 0.0)
     column = torch.where(be > 0, be.rsqrt(), 0.0)
@@ -61,6 +63,17 @@ def _solve(
         torch.where(a > 0, p, _quotient(u - _times(K, b * q), d)),
         torch.where(b > 0, q, _quotient(v - _times(K.mT, a * p), e)),
     )
+
+
+def _check(K: Tensor, a: Tensor, b: Tensor, d: Tensor, e: Tensor, u: Tensor, v: Tensor) -> None:
+    op = "ot_dual_system"
+    _operands.dimensions(op, "K", K, 3)
+    _operands.float64(op, "K", K)
+    batch, n, m = K.shape
+    for name, vector in (("a", a), ("d", d), ("u", u)):
+        _operands.shaped(op, name, vector, (batch, n))
+    for name, vector in (("b", b), ("e", e), ("v", v)):
+        _operands.shaped(op, name, vector, (batch, m))
 
 
 def _quotient(u: Tensor, d: Tensor) -> Tensor:
@@ -134,6 +147,7 @@ def _fake(
     v: Tensor,
     transposed: bool,
 ) -> tuple[Tensor, Tensor]:
+    _check(K, a, b, d, e, u, v)
     return torch.empty_like(u), torch.empty_like(v)
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import ConvergenceWarning, _runtime
+from .. import ConvergenceWarning, _runtime, _sinkhorn
 from .._ops import library
 from ..reference import sinkhorn
 from . import _solve
@@ -114,6 +114,9 @@ def _run(
     check_every: int,
     mass_tol: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    _check(
+        a, b, x, y, eps, rho, f, g, function, kind, scale, method, max_iter, tol, check_every
+    )
     _runtime.spare_forked_child()
     a, b, x, eps, rho = (_plain(t) for t in (a, b, x, eps, rho))
     y, f, g = (None if t is None else _plain(t) for t in (y, f, g))
@@ -148,6 +151,30 @@ def _run(
     )
 
 
+def _check(
+    a: Tensor,
+    b: Tensor,
+    x: Tensor,
+    y: Tensor | None,
+    eps: Tensor,
+    rho: Tensor,
+    f: Tensor | None,
+    g: Tensor | None,
+    function: str,
+    kind: str,
+    scale: float,
+    method: str,
+    max_iter: int,
+    tol: float,
+    check_every: int,
+    *_: float,
+) -> None:
+    """Dtypes and shapes, also of fake tensors."""
+    cost, x_or_none = (x, None) if kind == MATRIX else (None, x)
+    problem = _sinkhorn.Problem(a, b, cost, x_or_none, y, kind, scale, eps, rho)
+    _sinkhorn.check_solve(function, problem, f, g, max_iter, check_every)
+
+
 def _plain(tensor: Tensor) -> Tensor:
     return tensor.resolve_neg().contiguous()
 
@@ -179,8 +206,9 @@ library.impl("ot_solve", _run, "CUDA")
 
 @torch.library.register_fake("curvkern::ot_solve", lib=library)
 def _fake(
-    a: Tensor, b: Tensor, x: Tensor, y: Tensor | None, eps: Tensor, *_: Any, **__: Any
+    a: Tensor, b: Tensor, x: Tensor, y: Tensor | None, eps: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    _check(a, b, x, y, eps, *rest)
     return (
         a.new_empty(a.shape),
         b.new_empty(b.shape),

@@ -105,14 +105,15 @@ def _origin(rho: Tensor, nu: Tensor) -> Tensor:
     """M at rho = 0, which is one, with its derivatives: the limits as rho falls to 0.
 
     M = 1 - Gamma(1-nu)/Gamma(1+nu) (z/2)^{2 nu} - (z/2)^2 / (nu-1) + ...; where a limit is
-    infinite what stands here has the same one. A product of two factors BEYOND has an infinite
-    second derivative, and first ones that are zero and not zero times infinity.
+    infinite what stands here has the same one. It comes from products of two factors BEYOND: a
+    power of rho with an infinite slope would make its own derivatives zero times infinity
+    wherever it meets a cotangent or tangent of zero.
     """
     half_z = rho * torch.sqrt(nu / 2)
     bowl = half_z**2 / torch.where((nu > 1) | (nu == 0.5), nu - 1, torch.inf)
-    steep, far = nu < 0.5, BEYOND * rho
+    far = BEYOND * rho
     cusp = torch.where(nu == 0.5, 2 * half_z, torch.where(nu <= 1, far * far, 0.0))
-    cusp = torch.where(steep, torch.where(steep, rho, 1.0) ** 0.75, cusp)
+    cusp = torch.where(nu < 0.5, BEYOND * far - far * far, cusp)
     twist = torch.where(nu <= 0.5, far * (BEYOND * (nu - nu.detach())), 0.0)
     return 1 - cusp - bowl + twist
 
