@@ -72,9 +72,7 @@ def recoloured(
 
 def rescaled(picture: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """The picture with the mean and standard deviation that each channel has in the other."""
-    (mean, std), (goal, scale) = (
-        (p.mean((0, 1)), p.std((0, 1))) for p in (picture, other)
-    )
+    (mean, std), (goal, scale) = ((p.mean((0, 1)), p.std((0, 1))) for p in (picture, other))
     return ((picture - mean) / std * scale + goal).clamp(0, 1)
 
 
@@ -100,8 +98,8 @@ def main() -> None:
 
     print(f"between {len(x)} and {len(y)} pixels: {result}")
     print(
-        f"{seconds:.1f} s in all; memory grew by {peak / 1024:.0f} MB, the costs alone would be "
-        f"{8e-6 * len(x) * len(y):.0f} MB in float64\n"
+        f"{seconds:.1f} s in all; memory grew by {peak / 1024:.0f} MB, the matrix of costs "
+        f"would be {8e-6 * len(x) * len(y):.0f} MB in float64\n"
     )
     rows = {}
     for name, picture, other, points, moved in (
@@ -119,7 +117,7 @@ def main() -> None:
 
 
 def report(rows, goals, seed: int, count: int = 500) -> None:
-    """How far fresh pixels are from those that had to be imitated, and those among themselves."""
+    """How far fresh pixels are from those to be imitated, and these among themselves."""
     print(f"{'Sinkhorn divergence from the other, x 1e3':42}", end="")
     print("".join(f"{title:>22}" for title in [*rows["temple"], "the other itself"]))
     for name, versions in rows.items():

@@ -71,7 +71,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--digits", type=int, nargs=4, default=[0, 1, 7, 9])
     parser.add_argument("--steps", type=int, default=5, help="blends along an edge")
-    parser.add_argument("--eps", type=float, default=0.01, help="in sides of the image, squared")
+    parser.add_argument("--eps", type=float, default=0.01, help="the side squared is 1")
     parser.add_argument("--seed", type=int, default=0, help="chooses the images")
     parser.add_argument("--out", default="digit_barycenters.png")
     args = parser.parse_args()
@@ -90,7 +90,7 @@ def main() -> None:
 
     corners = [0, args.steps - 1, args.steps * (args.steps - 1), args.steps**2 - 1]
     inner = (weights > 0).all(1)
-    print(f"{len(weights)} blends of digits {args.digits}, {int(inner.sum())} of them of all four")
+    print(f"{len(weights)} blends of digits {args.digits}, {int(inner.sum())} of all four")
     print(f"{'':22}{'distance':>10}{'inked pixels':>14}{'corners off by':>16}{'seconds':>9}")
     for name, blends in grids.items():
         far = 1e3 * distance(blends, digits, weights, args.eps)[inner].mean()

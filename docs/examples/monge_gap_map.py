@@ -44,10 +44,14 @@ def clouds(source: int, target: int, generator: torch.Generator):
 
 
 def network() -> torch.nn.Module:
-    widths, layers = (2, 64, 64, 2), []
-    for inputs, outputs in zip(widths, widths[1:], strict=False):
-        layers += [torch.nn.Linear(inputs, outputs), torch.nn.SiLU()]
-    return torch.nn.Sequential(*layers[:-1])
+    """From the plane to the plane, smooth."""
+    return torch.nn.Sequential(
+        torch.nn.Linear(2, 64),
+        torch.nn.SiLU(),
+        torch.nn.Linear(64, 64),
+        torch.nn.SiLU(),
+        torch.nn.Linear(64, 2),
+    )
 
 
 class Maps:
@@ -89,10 +93,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--source", type=int, default=3, help="the digit to start from")
     parser.add_argument("--target", type=int, default=8, help="the digit to go to")
-    parser.add_argument("--strength", type=float, default=0.2, help="weight of the Monge gap")
+    parser.add_argument("--strength", type=float, default=0.5, help="weight of the Monge gap")
     parser.add_argument("--starts", type=int, default=3)
     parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=2)
     parser.add_argument("--out", default="monge_gap_map.png")
     args = parser.parse_args()
     x, y, x_new, y_new = clouds(
