@@ -12,55 +12,49 @@
 namespace curvkern::bessel {
 CURVKERN_PER_ISA {
 
+// Code: the lowest region of a formula, as formula_of() names it.
 template <Function F, int Order, int Code, class R>
-CURVKERN_HD void evaluate(R v, R x, R* out) {
+CURVKERN_HD void evaluate(R v, R x, Call<Scalar<R>> call, R* out) {
+    const int tier_terms = Code == debye ? Limits<R>::terms(call.region - debye) : 0;
     if constexpr (is_matern(F)) {
-        if constexpr (Code >= debye && Code < debye + Limits<R>::tiers) {
-            evaluate_matern_debye<Order, Limits<R>::terms(Code - debye)>(v, x, out);
+        if constexpr (Code == debye) {
+            evaluate_matern_debye<Order>(v, x, tier_terms, out);
         } else {
-            evaluate_matern<Order, Code>(v, x, out);
+            evaluate_matern<Order, Code>(v, x, call.region, out);
         }
-    } else if constexpr (Code == kv_power) {
-        if constexpr (is_k(F)) evaluate_k_power<F, Order>(v, x, out);
-    } else if constexpr (Code == recessive) {
-        if constexpr (has_recessive(F, Order)) evaluate_i_recessive(v, x, out);
-    } else if constexpr (Code == debye_low) {
-        if constexpr (is_hyp(F)) evaluate_hyp_low<Order>(v, x, out);
-    } else if constexpr (Code == hyp_wide) {
-        if constexpr (is_hyp(F)) evaluate_hyp_wide<Order>(v, x, out);
-    } else if constexpr (Code == hankel) {
-        if constexpr (has_fits(F, Order)) {
-            if constexpr (Order == 0) {
-                out[0] = hankel_value<is_k(F), is_scaled(F)>(v, x);
-            } else {
-                write_low_order_slopes<is_k(F), is_scaled(F)>(v, x, hankel_slopes(v, x), out);
-            }
-        }
-    } else if constexpr (Code >= fitted) {
-        constexpr int piece = Code - fitted;
-        if constexpr (has_fits(F, Order) && piece < Limits<R>::pieces) {
-            if constexpr (Order == 0 && is_k(F)) {
-                out[0] = fitted_kv_value<piece, is_scaled(F)>(v, x);
-            } else if constexpr (Order == 0) {
-                out[0] = fitted_iv_value<piece, is_scaled(F)>(v, x);
-            } else {
-                write_low_order_slopes<is_k(F), is_scaled(F)>(v, x, fitted_slopes<piece>(v, x),
-                                                              out);
-            }
-        }
+    } else if constexpr (Code == debye) {
+        evaluate_debye<F, Order, false>(v, x, tier_terms, call.scale, out);
     } else if constexpr (Code == careful) {
-        evaluate_debye<F, Order, Careful<R>::terms, true>(v, x, out);
-    } else if constexpr (Code >= debye && Code < debye + Limits<R>::tiers) {
-        evaluate_debye<F, Order, Limits<R>::terms(Code - debye), false>(v, x, out);
-    } else if constexpr (Code >= small_low && Code <= middle_high &&
-                         is_reached(F, Order, Code)) {
-        if constexpr (is_k(F)) {
-            evaluate_k_small<F, Order, Code>(v, x, out);
-        } else if constexpr (is_hyp(F)) {
-            evaluate_hyp_small<Order, Code>(v, x, out);
+        evaluate_debye<F, Order, true>(v, x, Careful<R>::terms, call.scale, out);
+    } else if constexpr (Code == kv_power) {
+        evaluate_k_power<F, Order>(v, x, call.scale, out);
+    } else if constexpr (Code == recessive) {
+        evaluate_i_recessive(v, x, out);
+    } else if constexpr (Code == debye_gamma) {
+        evaluate_hyp_gamma<Order>(v, x, out);
+    } else if constexpr (Code == hyp_wide) {
+        evaluate_hyp_wide<Order>(v, x, out);
+    } else if constexpr (Code == hankel) {
+        if constexpr (Order == 0) {
+            out[0] = hankel_value<is_k(F)>(v, x, call.scale);
         } else {
-            evaluate_i_small<F, Order, Code>(v, x, out);
+            write_low_order_slopes<is_k(F)>(v, x, hankel_slopes(v, x), call.scale, out);
         }
+    } else if constexpr (Code == fitted) {
+        const int piece = call.region - fitted;
+        if constexpr (Order == 1) {
+            write_low_order_slopes<is_k(F)>(v, x, fitted_slopes(v, x, piece), call.scale, out);
+        } else if constexpr (is_k(F)) {
+            out[0] = fitted_kv_value(v, x, piece, call.scale);
+        } else {
+            out[0] = fitted_iv_value(v, x, piece, call.scale);
+        }
+    } else if constexpr (is_k(F)) {
+        evaluate_k_small<F, Order, Code>(v, x, call.scale, out);
+    } else if constexpr (is_hyp(F)) {
+        evaluate_hyp_small<Order>(v, x, call.region, out);
+    } else {
+        evaluate_i_small<F, Order, Code>(v, x, call.scale, out);
     }
 }
 

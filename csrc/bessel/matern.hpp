@@ -115,8 +115,8 @@ CURVKERN_HD AtFixedZ<R, N> matern_temme(R v, R rho) {
 
 // 1.2 <= z below the Debye region, from the fits of K_f and K_{1-f}, f in [0, 1]
 // (low_order.hpp): K_{1+f} = K_{1-f} + (2f/z) K_f.
-template <int N, int Piece, class R>
-CURVKERN_HD AtFixedZ<R, N> matern_fitted(R v, R rho) {
+template <int N, class R>
+CURVKERN_HD AtFixedZ<R, N> matern_fitted(R v, R rho, int piece) {
     using T = Taylor<R, N>;
     R n = nearest_integer(v - c<R>(0.5)), f = v - n, g = c<R>(1) - f;
     R z = sqrt(c<R>(2) * v) * rho, log_half = log_split(z, c<R>(-1)).hi;
@@ -124,7 +124,7 @@ CURVKERN_HD AtFixedZ<R, N> matern_fitted(R v, R rho) {
     R common = f * log_half - lgamma1p_unit(f), root = sqrt(c<R>(2 * pi) / z);
     T k[2];  // 2 (z/2)^f / Gamma(1+f) times K_f and K_{1-f}
     for (int i = 0; i < 2; ++i) {
-        Surface<R> fit = kv_surface<Piece, N>(c<R>(1) / z, w[i]);
+        Surface<R> fit = kv_surface<N>(c<R>(1) / z, w[i], piece);
         R off = w[i] - c<R>(0.25);
         k[i].d[0] = root * exp_normal(two_sum(-z, common + off * fit.f));
         if constexpr (N > 0) {
@@ -177,14 +177,14 @@ template <int Order, class R>
 CURVKERN_HD KernelOfMatern<R> matern_large_argument(R v, R z) {
     constexpr int terms = Limits<R>::terms(0);
     KernelOfMatern<R> y{};
-    y.log_value = {debye_value<terms, true, false, false>(v, z), c<R>(0)};
+    y.log_value = {debye_value<true, false>(v, z, terms, 0), c<R>(0)};
     if constexpr (Order > 0) {
         Point<R> at = point<false>(v, z);
-        DebyeSlopes<R> s = debye_slopes<terms, true>(at);
+        DebyeSlopes<R> s = debye_slopes<true>(at, terms);
         y.dv = s.dv;
         y.below = half_angle_tangent<false>(v, z, at) - s.dx_small;
         if constexpr (Order > 1) {
-            Curvature<R> k = debye_curvature_small<terms, true>(at);
+            Curvature<R> k = debye_curvature_small<true>(at, terms);
             y.dvv = k.vv + at.p;
             y.below_v = -(c<R>(1) - at.a) / z - k.vx;
         }
@@ -230,21 +230,21 @@ CURVKERN_HD AtFixedZ<R, N> matern_product(R v, R z, const KernelOfMatern<R>& k) 
 }
 
 template <int Order, int Code, class R>
-CURVKERN_HD void evaluate_matern(R v, R rho, R* out) {
+CURVKERN_HD void evaluate_matern(R v, R rho, int region, R* out) {
     if constexpr (Code == kv_power) {
         write_matern<Order>(v, rho, matern_power<Order>(v, rho), out);
-    } else if constexpr (Code == small_low || Code == small_high) {
+    } else if constexpr (Code == small_low) {
         write_matern<Order>(v, rho, matern_temme<Order>(v, rho), out);
     } else if constexpr (Code >= fitted) {
-        if constexpr (Order < 2 && Code - fitted < Limits<R>::pieces) {
-            write_matern<Order>(v, rho, matern_fitted<Order, Code - fitted>(v, rho), out);
+        if constexpr (Order < 2) {
+            write_matern<Order>(v, rho, matern_fitted<Order>(v, rho, region - fitted), out);
         }
     } else if constexpr (Order == 2 && (Code == middle_low || Code == middle_high)) {
         // the fits have first derivatives only
         R z = sqrt(c<R>(2) * v) * rho;
         KernelOfMatern<R> k = matern_integral<Code == middle_high>(v, z);
         write_matern<Order>(v, rho, matern_product<Order>(v, z, k), out);
-    } else if constexpr (Code == debye_low) {
+    } else if constexpr (Code == debye_gamma) {
         R z = sqrt(c<R>(2) * v) * rho;
         KernelOfMatern<R> k = matern_large_argument<Order>(v, z);
         write_matern<Order>(v, rho, matern_product<Order>(v, z, k), out);

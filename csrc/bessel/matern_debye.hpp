@@ -49,9 +49,9 @@ CURVKERN_HD Jet<R> log1p_less(const Jet<R>& u) {
 }
 
 // sum_k d~_k(tau) q^k
-template <int Terms, int Order, class R>
-CURVKERN_HD Jet<R> debye_quotient(const Jet<R>& q, const Jet<R>& tau) {
-    DebyeSum<R> s = debye_sum<Terms, Order, true>(q.f, tau.f);
+template <int Order, class R>
+CURVKERN_HD Jet<R> debye_quotient(const Jet<R>& q, const Jet<R>& tau, int terms) {
+    DebyeSum<R> s = debye_sum<Order, true>(q.f, tau.f, terms);
     R inverse = c<R>(1) / q.f;
     R v = q.v * inverse, x = q.x * inverse;  // derivatives of log q
     R vv = q.vv * inverse - v * v, vx = q.vx * inverse - v * x, xx = q.xx * inverse - x * x;
@@ -82,8 +82,8 @@ CURVKERN_HD Jet<R> stirling_quotient(const Jet<R>& p, const Jet<R>& y) {
 }
 
 // Unused derivatives cost nothing: the compiler drops what nobody reads.
-template <int Terms, int Order, class R>
-CURVKERN_HD Jet<R> log_matern_debye(R v, R rho) {
+template <int Order, class R>
+CURVKERN_HD Jet<R> log_matern_debye(R v, R rho, int terms) {
     using J = Jet<R>;
     R one = c<R>(1);
     J order = J::order(v), distance = J::argument(rho), y = reciprocal(order);
@@ -91,14 +91,14 @@ CURVKERN_HD Jet<R> log_matern_debye(R v, R rho) {
     J root = sqrt(w + one), t = reciprocal(root), tau = t * t, p = t * y;
     J half = reciprocal(root + one), u = c<R>(0.5) * (w * half);
     J main = order * log1p_less(u) + -one * (square * half) + c<R>(-0.25) * log1p(w);
-    J first = (w * tau) * debye_quotient<Terms, Order>(-one * p, tau);
+    J first = (w * tau) * debye_quotient<Order>(-one * p, tau, terms);
     J second = (c<R>(2) * (u * p)) * stirling_quotient(p, y);  // 1/nu - p = 2 u p
     return main + -one * (first + second);
 }
 
-template <int Order, int Terms, class R>
-CURVKERN_HD void evaluate_matern_debye(R v, R rho, R* out) {
-    Jet<R> y = log_matern_debye<Terms, Order>(v, rho);
+template <int Order, class R>
+CURVKERN_HD void evaluate_matern_debye(R v, R rho, int terms, R* out) {
+    Jet<R> y = log_matern_debye<Order>(v, rho, terms);
     R value = exp(y.f);
     if constexpr (Order == 0) out[0] = min(value, c<R>(1));
     if constexpr (Order == 1) {

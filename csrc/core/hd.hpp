@@ -17,7 +17,7 @@
 #define CURVKERN_UNROLL _Pragma("unroll")
 #else
 #define CURVKERN_HD inline __attribute__((always_inline))
-#define CURVKERN_SHARED static __attribute__((noinline))
+#define CURVKERN_SHARED static __attribute__((noinline, noclone))
 #define CURVKERN_TABLE inline constexpr
 #define CURVKERN_UNROLL _Pragma("GCC unroll 32")
 #endif
