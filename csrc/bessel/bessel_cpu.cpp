@@ -14,9 +14,9 @@ constexpr int block = 512;
 template <class T>
 using Vector = std::conditional_t<is_double<T>, VectorDouble, VectorFloat>;
 
-// The fallback for processors before 2013 is compiled for size: one register at a time, and
-// float32 by way of float64.
-#if defined(__x86_64__) && !defined(__AVX2__)
+// The fallback for old processors is compiled for size: one register at a time, and float32 by
+// way of float64.
+#if defined(CURVKERN_FALLBACK)
 inline constexpr bool is_fallback = true;
 #else
 inline constexpr bool is_fallback = false;
@@ -33,8 +33,13 @@ constexpr bool is_rare(Function f, int order, int code) {
     return code == kv_power || code == hyp_wide || (is_hyp(f) && code == debye_gamma);
 }
 
-template <class T, bool Rare>
-using Wide = std::conditional_t<Rare, Vector<T>, Twin<Vector<T>>>;
+// Formulas so long that two registers at a time gain little.
+constexpr bool is_long(Function f, int order, int code) {
+    return is_matern(f) && order == 1 && (code == debye || code == small_low);
+}
+
+template <class T, bool Narrow>
+using Wide = std::conditional_t<Narrow, Vector<T>, Twin<Vector<T>>>;
 template <class T>
 inline constexpr int step = Lanes<Wide<T, is_fallback>>::width;
 
@@ -70,26 +75,27 @@ template <class T>
 struct Plan {
     using Run = void (*)(const T* v, const T* x, T* const* out, int n, Call<T> call);
     int outputs;
-    void (*classify)(const T* v, const T* x, std::uint8_t* code, int n, T scale);
+    void (*classify)(const T* v, const T* x, std::uint8_t* code, int n, Bounds<T> bounds);
+    Bounds<T> bounds[2];        // plain, scaled
     Run run[region_count];      // edges: any n; the others: whole vectors
     const Plan<double>* wider;  // runs the regions that have no kernel of type T
 };
 
 template <Function F, int Order, class T>
-void classify(const T* v, const T* x, std::uint8_t* code, int n, T scale) {
+void classify(const T* v, const T* x, std::uint8_t* code, int n, Bounds<T> bounds) {
     using R = Vector<T>;
     constexpr int width = Lanes<R>::width;
-    const T far = static_cast<T>(Order == 0 && scale != 0 ? Careful<T>::far : Careful<T>::huge);
     alignas(64) T number[block];
     for (int i = 0; i < n; i += width) {
-        store(number + i, region_of<F, Order>(load<R>(v + i), load<R>(x + i), far));
+        store(number + i, region_of<F, Order>(load<R>(v + i), load<R>(x + i), bounds));
     }
     for (int i = 0; i < n; ++i) code[i] = static_cast<std::uint8_t>(number[i]);
 }
 
 template <Function F, int Order, int Code, class T>
 void run_region(const T* v, const T* x, T* const* out, int n, Call<T> call) {
-    using R = std::conditional_t<Code == edge, T, Wide<T, is_rare(F, Order, Code)>>;
+    constexpr bool narrow = is_rare(F, Order, Code) || is_long(F, Order, Code);
+    using R = std::conditional_t<Code == edge, T, Wide<T, narrow>>;
     for (int i = 0; i < n; i += Lanes<R>::width) {
         R y[3] = {};
         if constexpr (Code == edge) {
@@ -121,7 +127,12 @@ constexpr Plan<T> plan_of = make_plan<F, Order, T>();
 
 template <Function F, int Order, class T>
 constexpr Plan<T> make_plan() {
-    Plan<T> plan{Order + 1, classify<F, Order, T>, {}, nullptr};
+    constexpr int regions = order_of_regions(F, Order);
+    Plan<T> plan{Order + 1,
+                 classify<F, regions, T>,
+                 {bounds_of<T>(F, Order, 0), bounds_of<T>(F, Order, 1)},
+                 {},
+                 nullptr};
     fill_regions<F, Order, 0>(plan);
     if constexpr (!is_double<T>) plan.wider = &plan_of<F, Order, double>;
     return plan;
@@ -237,18 +248,20 @@ void run_rest(const Plan<T>& plan, const T* v, const T* x, const std::uint8_t* c
 }
 
 template <class T>
-void run_block(const Plan<T>& plan, const T* v, const T* x, T* const* out, int n, T scale) {
+CURVKERN_SHARED void run_block(const Plan<T>& plan, const T* v, const T* x, T* const* out,
+                               int n, T scale) {
     std::uint8_t code[block];
     const bool whole = n % step<T> == 0;
+    const Bounds<T> bounds = plan.bounds[scale != 0];
     if (whole) {
-        plan.classify(v, x, code, n, scale);
+        plan.classify(v, x, code, n, bounds);
     } else {
         alignas(64) T padded_v[block] = {}, padded_x[block] = {};
         for (int i = 0; i < n; ++i) {
             padded_v[i] = v[i];
             padded_x[i] = x[i];
         }
-        plan.classify(padded_v, padded_x, code, padded<T>(n), scale);
+        plan.classify(padded_v, padded_x, code, padded<T>(n), bounds);
     }
     // Where most points share a region whose formula has no loop that depends on the data,
     // evaluate all of them in place as if they lay there, then the others once more.
@@ -277,7 +290,8 @@ void run(const T* v, const T* x, T* const* out, std::int64_t n) {
                               Order > 1 ? out[2] + i : nullptr};
         const int count = static_cast<int>(n - i < block ? n - i : block);
         if constexpr (!is_double<T> && (is_fallback || Order == 2)) {
-            run_wide_block(plan_of<plain(F), Order, double>, v + i, x + i, target, count, scale);
+            run_wide_block(plan_of<plain(F), Order, double>, v + i, x + i, target, count,
+                           scale);
         } else {
             run_block(plan_of<plain(F), Order, T>, v + i, x + i, target, count, scale);
         }

@@ -28,7 +28,8 @@ CURVKERN_HD R debye_ratio(R v, R x, const Point<R>& z, int terms) {
 
 // Derivatives of the ratios in v and x, from the second derivatives of the logarithms.
 template <Function F, class R>
-CURVKERN_HD Slope<R> debye_ratio_slope([[maybe_unused]] R v, R x, const Point<R>& z, int terms) {
+CURVKERN_HD Slope<R> debye_ratio_slope([[maybe_unused]] R v, R x, const Point<R>& z,
+                                       int terms) {
     Curvature<R> s = debye_curvature_small<is_k(F)>(z, terms);
     R above = c<R>(1) + z.a;
     if constexpr (is_k(F)) return {above / x - s.vx, -above * (v / x) / x - s.xx};
@@ -90,7 +91,8 @@ CURVKERN_HD void evaluate_debye(R v, R x, int terms, Scalar<R> scale, R* out) {
         } else if constexpr (is_ratio(F)) {
             out[0] = debye_ratio<F, Extreme>(v, x, point<Extreme>(v, x), terms);
         } else {
-            out[0] = debye_value<k, Extreme>(v, x, terms, scale);
+            out[0] = Extreme ? debye_value_careful(k, v, x, scale)
+                             : debye_value<false>(k, v, x, terms, scale);
         }
         return;
     }
@@ -111,7 +113,7 @@ CURVKERN_HD void evaluate_debye(R v, R x, int terms, Scalar<R> scale, R* out) {
             out[0] = s.dv;
             // r/x as 1 + v^2/(x (x + r)), for the scaled functions without the 1
             R above = Extreme ? (v / x) * (z.a / (c<R>(1) + z.b)) : v * v / (x * (x + z.r));
-            out[1] = flip<k>((1 - scale) + above) + s.dx_small;
+            out[1] = flip(k, (1 - scale) + above) + s.dx_small;
         }
     } else if constexpr (is_ratio(F)) {
         debye_ratio_hess<F>(v, x, z, terms, out);
@@ -125,9 +127,9 @@ CURVKERN_HD void evaluate_debye(R v, R x, int terms, Scalar<R> scale, R* out) {
             out[1] = s.vx - z.b * z.p / above;
             out[2] = z.a * z.p / above + s.xx;
         } else {
-            out[0] = flip<k>(-z.p) + s.vv;
-            out[1] = flip<k>(z.a / x) + s.vx;
-            out[2] = flip<k>(-z.a * (v / x) / x) + s.xx;
+            out[0] = flip(k, -z.p) + s.vv;
+            out[1] = flip(k, z.a / x) + s.vx;
+            out[2] = flip(k, -z.a * (v / x) / x) + s.xx;
         }
     }
 }

@@ -7,10 +7,35 @@
 #include "iv_small.hpp"
 #include "kv_small.hpp"
 #include "matern.hpp"
+#include "matern_climb.hpp"
 #include "matern_debye.hpp"
+#include "matern_product.hpp"
 
 namespace curvkern::bessel {
 CURVKERN_PER_ISA {
+
+template <int Order, int Code, class R>
+CURVKERN_HD void evaluate_matern(R v, R rho, int region, R* out) {
+    if constexpr (Code == kv_power) {
+        write_matern<Order>(v, rho, matern_power<Order>(v, rho), out);
+    } else if constexpr (Code == small_low) {
+        write_matern<Order>(v, rho, matern_temme<Order>(v, rho), out);
+    } else if constexpr (Code >= fitted) {
+        if constexpr (Order < 2) {
+            write_matern<Order>(v, rho, matern_fitted<Order>(v, rho, region - fitted), out);
+        }
+    } else if constexpr (Code == middle_low) {
+        // the fits have first derivatives only
+        R z = sqrt(c<R>(2) * v) * rho;
+        KernelOfMatern<R> k =
+            region == middle_high ? matern_integral<true>(v, z) : matern_integral<false>(v, z);
+        write_matern<Order>(v, rho, matern_product<Order>(v, z, k), out);
+    } else if constexpr (Code == debye_gamma) {
+        R z = sqrt(c<R>(2) * v) * rho;
+        KernelOfMatern<R> k = matern_large_argument<Order>(v, z);
+        write_matern<Order>(v, rho, matern_product<Order>(v, z, k), out);
+    }
+}
 
 // Code: the lowest region of a formula, as formula_of() names it.
 template <Function F, int Order, int Code, class R>
@@ -54,7 +79,7 @@ CURVKERN_HD void evaluate(R v, R x, Call<Scalar<R>> call, R* out) {
     } else if constexpr (is_hyp(F)) {
         evaluate_hyp_small<Order>(v, x, call.region, out);
     } else {
-        evaluate_i_small<F, Order, Code>(v, x, call.scale, out);
+        evaluate_i_small<F, Order, Code>(v, x, call, out);
     }
 }
 

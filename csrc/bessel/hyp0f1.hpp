@@ -66,7 +66,7 @@ CURVKERN_HD void evaluate_hyp_gamma(R v, R x, R* out) {
     if constexpr (Order == 0) {
         // beyond 2^400 log I is x to the last bit
         R near = min(x, c<R>(is_double<R> ? 0x1p400 : 0x1p45));
-        R rest = debye_value<false, false>(v, near, terms, 0) + (x - near);
+        R rest = debye_value<false>(false, v, near, terms, 0) + (x - near);
         out[0] = (rest - v * log_half(x)) + lgamma1p_pair(v).hi;
         return;
     }

@@ -31,9 +31,8 @@ CURVKERN_HD FromWronskian<N, R> from_wronskian(R v, R x) {
 }
 
 template <Function F, int Order, int Code, class R>
-CURVKERN_HD void evaluate_i_small(R v, R x, [[maybe_unused]] Scalar<R> scale, R* out) {
+CURVKERN_HD void evaluate_i_small(R v, R x, [[maybe_unused]] Call<Scalar<R>> call, R* out) {
     constexpr bool low = Code == small_low || Code == middle_low;
-    constexpr bool near_zero = Code == small_low || Code == small_high;
     if constexpr (F == Function::iv_ratio) {
         if constexpr (Order == 2) {
             Jet<R> ratio = iv_ratio_jet(v, x);
@@ -46,11 +45,11 @@ CURVKERN_HD void evaluate_i_small(R v, R x, [[maybe_unused]] Scalar<R> scale, R*
             if constexpr (Order == 1) out[1] = ratio.dx;
         }
     } else if constexpr (Order == 0) {
-        out[0] = log_iv_series<near_zero, !low>(v, x, scale);
+        out[0] = log_iv_series<!low>(v, x, call.region != middle_high, call.scale);
     } else {
         R dv, dvv{};
         Ratio<R, Order> ratio;
-        if constexpr (near_zero) {
+        if constexpr (Code == small_low) {
             Taylor<R, Order> s = series_jet<Order>(v, x, series_terms<true, R>);
             Taylor<R, 1> psi = digamma1p(v);
             R slope = s.d[1] / s.d[0];
@@ -65,7 +64,7 @@ CURVKERN_HD void evaluate_i_small(R v, R x, [[maybe_unused]] Scalar<R> scale, R*
         }
         if constexpr (Order == 1) {
             out[0] = dv;
-            out[1] = v / x + (ratio.rho.d[0] - scale);
+            out[1] = v / x + (ratio.rho.d[0] - call.scale);
         } else {
             out[0] = dvv;
             out[1] = mixed_derivative(v, x);

@@ -113,12 +113,12 @@ CURVKERN_HD Hankel<Order, R> hankel_surface(R q, R w) {
 
 // -log(2 pi r)/2 for I, log(pi / (2 r))/2 for K. The constant is split so that its leading part
 // and the exponent's share add exactly.
-template <bool K, class R>
-CURVKERN_HD Pair<R> log_circle(Folded<R> r) {
-    constexpr double hi =
-        is_double<R> ? (K ? -0x1.ce6bb25cp-2 : 0x1.d67f1c86p0) : (K ? -0x1.ce8p-2 : 0x1.d68p0);
-    constexpr double lo = is_double<R> ? (K ? 7.976431919561874e-11 : 6.90480230046292e-11)
-                                       : (K ? 7.745096054513528e-05 : -1.355859065451644e-05);
+template <class R>
+CURVKERN_HD Pair<R> log_circle(bool k, Folded<R> r) {
+    const double hi =
+        is_double<R> ? (k ? -0x1.ce6bb25cp-2 : 0x1.d67f1c86p0) : (k ? -0x1.ce8p-2 : 0x1.d68p0);
+    const double lo = is_double<R> ? (k ? 7.976431919561874e-11 : 6.90480230046292e-11)
+                                   : (k ? 7.745096054513528e-05 : -1.355859065451644e-05);
     Pair<R> y = log_folded(r, hi, lo);
     return {c<R>(-0.5) * y.hi, c<R>(-0.5) * y.lo};
 }
@@ -126,7 +126,7 @@ CURVKERN_HD Pair<R> log_circle(Folded<R> r) {
 // log I or log K from e or k
 template <bool K, class R>
 CURVKERN_HD R low_order_value(R x, R rest, Scalar<R> scale) {
-    Pair<R> half_log = log_circle<K>(fold_normal(x));
+    Pair<R> half_log = log_circle(K, fold_normal(x));
     Pair<R> y = two_sum((K ? scale - 1 : 1 - scale) * x, half_log.hi);
     return y.hi + (y.lo + (half_log.lo + rest));
 }

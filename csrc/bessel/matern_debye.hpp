@@ -16,29 +16,6 @@
 namespace curvkern::bessel {
 CURVKERN_PER_ISA {
 
-// f(a) from the value and the two derivatives of f at a
-template <class R>
-CURVKERN_HD Jet<R> compose(R f, R f1, R f2, const Jet<R>& a) {
-    return {f,
-            f1 * a.v,
-            f1 * a.x,
-            f1 * a.vv + f2 * (a.v * a.v),
-            f1 * a.vx + f2 * (a.v * a.x),
-            f1 * a.xx + f2 * (a.x * a.x)};
-}
-
-template <class R>
-CURVKERN_HD Jet<R> sqrt(const Jet<R>& a) {
-    R y = sqrt(a.f), slope = c<R>(0.5) / y;
-    return compose(y, slope, c<R>(-0.5) * slope / a.f, a);
-}
-
-template <class R>
-CURVKERN_HD Jet<R> log1p(const Jet<R>& a) {
-    R slope = c<R>(1) / (c<R>(1) + a.f);
-    return compose(log1p(a.f), slope, -slope * slope, a);
-}
-
 // log(1 + u) - u, u >= 0; near zero -s (u - tail) with s = u/(2 + u), log(1 + u) = 2 atanh(s)
 template <class R>
 CURVKERN_HD Jet<R> log1p_less(const Jet<R>& u) {
@@ -51,7 +28,8 @@ CURVKERN_HD Jet<R> log1p_less(const Jet<R>& u) {
 // sum_k d~_k(tau) q^k
 template <int Order, class R>
 CURVKERN_HD Jet<R> debye_quotient(const Jet<R>& q, const Jet<R>& tau, int terms) {
-    DebyeSum<R> s = debye_sum<Order, true>(q.f, tau.f, terms);
+    DebyeSum<R> s = Order == 0 ? debye_sum_quick<0, true>(q.f, tau.f, terms)
+                               : debye_sum<Order, true>(q.f, tau.f, terms);
     R inverse = c<R>(1) / q.f;
     R v = q.v * inverse, x = q.x * inverse;  // derivatives of log q
     R vv = q.vv * inverse - v * v, vx = q.vx * inverse - v * x, xx = q.xx * inverse - x * x;

@@ -63,13 +63,13 @@ enum Region {
     small_high = 5,
     middle_low = 6,  // between Limits::small and the Debye region, v <= 1
     middle_high = 7,
-    kv_power = 8,       // K and Matern: (x/2)^{2v} vanishes beside 1
-    recessive = 9,      // second derivatives of log I: K shows in the mixed one
-    debye_gamma = 10,   // log 0F1 and Matern in the Debye region, too low for Stirling's series
-    hyp_wide = 11,      // log 0F1 where x^2 < 16 (v + 1)
-    careful = 12,       // Debye beyond the plain range, see Careful
-    hankel = 13,        // v <= 1: Hankel's expansion
-    fitted = 14,        // .. 16: v <= 1 below it, by intervals of x; Matern: of any order
+    kv_power = 8,      // K and Matern: (x/2)^{2v} vanishes beside 1
+    recessive = 9,     // second derivatives of log I: K shows in the mixed one
+    debye_gamma = 10,  // log 0F1 and Matern in the Debye region, too low for Stirling's series
+    hyp_wide = 11,     // log 0F1 where x^2 < 16 (v + 1)
+    careful = 12,      // Debye beyond the plain range, see Careful
+    hankel = 13,       // v <= 1: Hankel's expansion
+    fitted = 14,       // .. 16: v <= 1 below it, by intervals of x; Matern: of any order
     region_count = 17
 };
 
@@ -115,8 +115,15 @@ constexpr bool has_zero_band(Function f, int order) {
 
 // The scaled functions differ from the plain ones by a term that a run-time factor turns off.
 constexpr Function plain(Function f) {
-    return f == Function::log_ive ? Function::log_iv : f == Function::log_kve ? Function::log_kv
-                                                                              : f;
+    return f == Function::log_ive   ? Function::log_iv
+           : f == Function::log_kve ? Function::log_kv
+                                    : f;
+}
+
+// The lowest order of derivative with the same regions, but for bounds_of().
+constexpr int order_of_regions(Function f, int order) {
+    if (is_ratio(f) || is_hyp(f)) return 0;
+    return is_matern(f) && order < 2 ? 0 : order;
 }
 
 // The lowest of the regions that share a formula; their differences are decided at run time.
@@ -125,8 +132,9 @@ constexpr int formula_of(Function f, int order, int code) {
     if (code >= debye && code < small_low) return debye;
     if (code < small_low || code > middle_high) return code;
     if (is_hyp(f) || f == Function::iv_ratio) return small_low;
-    const bool with_gamma = f == Function::log_iv && order == 0;
-    return code == small_high && !with_gamma ? small_low : code;
+    if (is_matern(f)) return code >= middle_low ? middle_low : small_low;
+    if (f == Function::log_iv && order == 0) return code == middle_high ? small_high : code;
+    return code == small_high ? small_low : code;
 }
 
 // Can region_of() name this formula?
@@ -135,8 +143,6 @@ constexpr bool has_formula(Function f, int order, int code) {
     switch (code) {
         case middle_low:  // the fits leave nothing to it
             return is_matern(f) ? order == 2 : is_k(f) || !has_fits(f, order);
-        case middle_high:
-            return !is_matern(f) || order == 2;
         case kv_power:
             return is_k(f) || is_matern(f);
         case recessive:
@@ -165,11 +171,24 @@ CURVKERN_HD R fitted_region(R x, R code) {
     return code;
 }
 
+// What separates regions and depends on the call.
+template <class T>
+struct Bounds {
+    T margin;  // of the tiers
+    T far;     // the radius from which the plain Debye formulas lose
+};
+
+// What a sum leaves out grows with every derivative that is taken of it.
+template <class T>
+constexpr Bounds<T> bounds_of(Function f, int order, T scale) {
+    const int derivatives = order + (is_ratio(f) ? 1 : 0);
+    const double far = order == 0 && scale != 0 ? Careful<T>::far : Careful<T>::huge;
+    return {static_cast<T>(derivatives > 1 ? 1.5 : 1.0), static_cast<T>(far)};
+}
+
 // Tiers of the Debye region, and what lies below it.
-template <bool WideMargin, class R>
-CURVKERN_HD R debye_tier(R square) {
-    // what a sum leaves out grows with every derivative that is taken of it
-    constexpr double margin = WideMargin ? 1.5 : 1.0;
+template <class R>
+CURVKERN_HD R debye_tier(R square, Scalar<R> margin) {
     R code = c<R>(debye);
     for (int tier = 1; tier < Limits<R>::tiers; ++tier) {
         const double radius = Limits<R>::radius(tier) * margin;
@@ -203,9 +222,9 @@ inline constexpr double huge_order = is_double<R> ? 1e300 : 1e37;
 
 // The Matern correlation takes v = nu and the distance in length scales; z is K's argument.
 template <int Order, class R>
-CURVKERN_HD R matern_region(R v, R rho) {
+CURVKERN_HD R matern_region(R v, R rho, Scalar<R> margin) {
     R z2 = c<R>(2) * v * rho * rho, z = sqrt(c<R>(2) * v) * rho;
-    R code = debye_tier<(Order > 1)>(v * v + z2);
+    R code = debye_tier(v * v + z2, margin);
     code = select(v < c<R>(stirling_order<R>), c<R>(debye_gamma), code);
     R high = select(v <= c<R>(1), c<R>(0), c<R>(1));
     R kind = select(z < c<R>(Limits<R>::piece(0)), c<R>(small_low), c<R>(middle_low));
@@ -220,16 +239,16 @@ CURVKERN_HD R matern_region(R v, R rho) {
     return select(regular, code, c<R>(edge));
 }
 
-// far: the radius from which the plain Debye formulas lose
 template <Function F, int Order, class R>
-CURVKERN_HD R region_of(R v, R x, Scalar<R> far) {
-    if constexpr (is_matern(F)) return matern_region<Order>(v, x);
+CURVKERN_HD R region_of(R v, R x, Bounds<Scalar<R>> bounds) {
+    if constexpr (is_matern(F)) return matern_region<Order>(v, x, bounds.margin);
     using L = Limits<R>;
     using C = Careful<R>;
     R x2 = x * x, v2 = v * v, r2 = x2 + v2;
-    R code = debye_tier<(Order + is_ratio(F) > 1)>(r2);
+    R code = debye_tier(r2, bounds.margin);
     auto tiny = x < c<R>(C::tiny);
-    auto careful_here = (r2 > c<R>(far * far)) | (tiny & (v > c<R>(C::tiny_order)));
+    auto careful_here =
+        (r2 > c<R>(bounds.far * bounds.far)) | (tiny & (v > c<R>(C::tiny_order)));
     if constexpr (has_zero_band(F, Order)) {
         R off = abs(x - c<R>(0.66274341934918) * v);
         careful_here =

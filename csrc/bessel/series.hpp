@@ -77,9 +77,10 @@ CURVKERN_HD R log_half(R x) {
 }
 
 // log I - scale x from the series
-template <bool Small, bool HighOrder, class R>
-CURVKERN_HD R log_iv_series(R v, R x, Scalar<R> scale) {
-    Pair<R> y = log_series < HighOrder && !Small > (v, x, series_terms<Small, R>);
+template <bool HighOrder, class R>
+CURVKERN_HD R log_iv_series(R v, R x, bool near_zero, Scalar<R> scale) {
+    Pair<R> y = HighOrder && !near_zero ? log_series<true>(v, x, series_terms<false, R>)
+                                        : log_series<false>(v, x, series_terms<true, R>);
     y = add(y, -scale * x);
     if constexpr (HighOrder) {  // v > 1
         Pair<R> log_x = log_ratio(Pair<R>{x, c<R>(0)}, c<R>(2), c<R>(0));
