@@ -15,32 +15,34 @@ struct Outputs {
 };
 
 template <Function F, int Order, int Code, class T>
-__device__ __noinline__ void evaluate_region(T v, T x, T* y) {
-    evaluate<F, Order, Code>(v, x, y);
+__device__ __noinline__ void evaluate_region(T v, T x, Call<T> call, T* y) {
+    evaluate<F, Order, Code>(v, x, call, y);
 }
 
 template <Function F, int Order, int Code, class T>
-__device__ void evaluate_from(int region, T v, T x, T* y) {
+__device__ void evaluate_from(T v, T x, Call<T> call, T* y) {
     if constexpr (Code < region_count) {
-        if (region == Code) {
-            evaluate_region<F, Order, Code>(v, x, y);
-        } else {
-            evaluate_from<F, Order, Code + 1>(region, v, x, y);
+        if constexpr (has_formula(F, Order, Code)) {
+            if (formula_of(F, Order, call.region) == Code) {
+                return evaluate_region<F, Order, Code>(v, x, call, y);
+            }
         }
+        evaluate_from<F, Order, Code + 1>(v, x, call, y);
     }
 }
 
 template <Function F, int Order, class T>
-__global__ void bessel_kernel(const T* v, const T* x, Outputs<T> out, std::int64_t n) {
+__global__ void bessel_kernel(const T* v, const T* x, Outputs<T> out, std::int64_t n, T scale) {
+    const Bounds<T> bounds = bounds_of<T>(F, Order, scale);
     const std::int64_t stride = std::int64_t{blockDim.x} * gridDim.x;
     std::int64_t i = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
     for (; i < n; i += stride) {
         T y[derivative_orders] = {};
-        const int region = static_cast<int>(region_of<F, Order>(v[i], x[i]));
+        const int region = static_cast<int>(region_of<F, Order>(v[i], x[i], bounds));
         if (region == edge) {
-            evaluate_edge<F, Order>(v[i], x[i], y);
+            evaluate_edge<F, Order>(v[i], x[i], scale, y);
         } else {
-            evaluate_from<F, Order, 1>(region, v[i], x[i], y);
+            evaluate_from<F, Order, 1>(v[i], x[i], {region, scale}, y);
         }
         for (int o = 0; o <= Order; ++o) out.array[o][i] = y[o];
     }
@@ -55,7 +57,9 @@ cudaError_t launch_one(const T* v, const T* x, T* const* out, std::int64_t n,
     const std::int64_t blocks = (n + threads - 1) / threads;
     constexpr std::int64_t most = 1 << 16;
     const auto grid = static_cast<unsigned>(blocks < most ? blocks : most);
-    bessel_kernel<F, Order, T><<<grid, threads, 0, stream>>>(v, x, outputs, n);
+    // a term linear in x has no second derivative
+    const T scale = is_scaled(F) && Order < 2 ? 1 : 0;
+    bessel_kernel<plain(F), Order, T><<<grid, threads, 0, stream>>>(v, x, outputs, n, scale);
     return cudaGetLastError();
 }
 

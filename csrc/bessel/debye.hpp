@@ -10,8 +10,8 @@
 // small, so it is computed as a pair.
 #pragma once
 
-#include "bessel.hpp"
 #include "low_order.hpp"
+#include "regions.hpp"
 
 namespace curvkern::bessel {
 CURVKERN_PER_ISA {
@@ -28,10 +28,10 @@ CURVKERN_HD double debye_coefficient(int k, int j) {
     return Quotient ? tables::debye_quotient[k][j] : tables::debye[k][j];
 }
 
-template <int K, int Order, bool Quotient = false, class R>
-CURVKERN_HD DebyeSum<R> debye_sum_inline(R q, R tau) {
+template <int Order, bool Quotient, class R>
+CURVKERN_HD DebyeSum<R> debye_sum_inline(R q, R tau, int terms) {
     DebyeSum<R> y{};
-    for (int k = K; k >= 1; --k) {
+    for (int k = terms; k >= 1; --k) {
         R e{}, e1{}, e2{};  // d_k(tau), its first derivative, half its second
         for (int j = Quotient ? k - 1 : k; j >= 0; --j) {
             if constexpr (Order > 1) e2 = e2 * tau + e1;
@@ -53,19 +53,20 @@ CURVKERN_HD DebyeSum<R> debye_sum_inline(R q, R tau) {
     return y;
 }
 
-template <int K, int Order, bool Quotient = false, class R>
-CURVKERN_SHARED DebyeSum<R> debye_sum_called(R q, R tau) {
-    return debye_sum_inline<K, Order, Quotient>(q, tau);
+template <int Order, bool Quotient = false, class R>
+CURVKERN_SHARED DebyeSum<R> debye_sum(R q, R tau, int terms) {
+    return debye_sum_inline<Order, Quotient>(q, tau, terms);
 }
 
 // Short sums serve large arguments, the common case of big arrays, and are worth inlining.
-template <int K>
-inline constexpr bool is_short = K < 13;
-
-template <int K, int Order, bool Quotient = false, class R>
-CURVKERN_HD DebyeSum<R> debye_sum(R q, R tau) {
-    if constexpr (is_short<K>) return debye_sum_inline<K, Order, Quotient>(q, tau);
-    return debye_sum_called<K, Order, Quotient>(q, tau);
+template <int Order, bool Quotient = false, class R>
+CURVKERN_HD DebyeSum<R> debye_sum_quick(R q, R tau, int terms) {
+    constexpr int last = Limits<R>::terms(Limits<R>::tiers - 1), middle = Limits<R>::terms(1);
+    if (terms == last) return debye_sum_inline<Order, Quotient>(q, tau, last);
+    if (middle != last && terms == middle) {
+        return debye_sum_inline<Order, Quotient>(q, tau, middle);
+    }
+    return debye_sum<Order, Quotient>(q, tau, terms);
 }
 
 // v and x as the formulas take them: as they are, or (Extreme) times a power of two that brings
@@ -136,9 +137,9 @@ CURVKERN_HD Point<R> point(R v, R x) {
     return {z.r.hi * s.down, z.inverse * s.up, s.v * z.inverse, s.x * z.inverse, angle};
 }
 
-template <bool K, class R>
-CURVKERN_HD R flip(R y) {  // the sign that distinguishes K from I
-    return K ? -y : y;
+template <class R>
+CURVKERN_HD R flip(bool k, R y) {  // the sign that distinguishes K from I
+    return k ? -y : y;
 }
 
 // asinh(v/x) as a pair also there
@@ -150,32 +151,44 @@ CURVKERN_HD Pair<R> flat_angle(R v, R x, Pair<R> angle) {
     return {select(flat, z.hi, angle.hi), select(flat, z.lo, angle.lo)};
 }
 
-// +-(r - v asinh(v/x)), for the scaled functions less x: r - x as v^2/(r + x)
-template <bool Scaled, bool Extreme, class R>
-CURVKERN_HD Pair<R> debye_main(const Scaling<R>& s, R x, const Pair<R>& r) {
-    Pair<R> lead = Scaled ? div(two_prod(s.v, s.v), add(r, s.x)) : r;
-    Pair<R> angle = angle_pair<Extreme>(s, x, r);
-    if constexpr (Scaled && !is_double<R>) angle = flat_angle(s.v, s.x, angle);
+// r - v asinh(v/x), for the scaled functions less x. Below Careful::far the rounding of r is
+// harmless, beyond (Extreme) r - x is v^2/(r + x).
+template <bool Extreme, class R>
+CURVKERN_HD Pair<R> debye_main(const Scaling<R>& s, R x, const Pair<R>& r, Scalar<R> scale) {
+    Pair<R> angle = angle_pair<Extreme>(s, x, r), lead = r;
+    if (!Extreme) {
+        lead = fast_two_sum(r.hi, -scale * s.x);
+        lead.lo = lead.lo + r.lo;
+    } else if (scale != 0) {
+        angle = flat_angle(s.v, s.x, angle);
+        lead = div(two_prod(s.v, s.v), add(r, s.x));
+    }
     Pair<R> turned = mul(angle, s.v);
     Pair<R> main = two_sum(lead.hi, -turned.hi);
     main.lo = main.lo + (lead.lo - turned.lo);
     return {main.hi * s.down, main.lo * s.down};
 }
 
-template <int Terms, bool K, bool Scaled, bool Extreme, class R>
-CURVKERN_HD R debye_value(R v, R x) {
+template <bool Extreme, class R>
+CURVKERN_HD R debye_value(bool k, R v, R x, int terms, Scalar<R> scale) {
     Scaling<R> by = scaling<Extreme>(v, x);
     Polar<R> z = polar_scaled(by.v, by.x);
     R a = by.v * z.inverse;
-    R s = debye_sum<Terms, 0>(flip<K>(z.inverse * by.up), a * a).s;
-    Pair<R> main = debye_main<Scaled, Extreme>(by, x, z.r);
+    R s = debye_sum_quick<0>(flip(k, z.inverse * by.up), a * a, terms).s;
+    Pair<R> main = debye_main<Extreme>(by, x, z.r, scale);
     Folded<R> part = fold_normal(z.r.hi);
     part.exponent = part.exponent + by.exponent;
-    Pair<R> half_log = log_circle<K>(part);
-    Pair<R> y = two_sum(flip<K>(main.hi), half_log.hi);
-    R value = y.hi + (y.lo + ((flip<K>(main.lo) + half_log.lo) + s));
+    Pair<R> half_log = log_circle(k, part);
+    Pair<R> y = two_sum(flip(k, main.hi), half_log.hi);
+    R value = y.hi + (y.lo + ((flip(k, main.lo) + half_log.lo) + s));
     // infinite where the result overflows; the pairs are NaN then
-    return Extreme ? select(abs(main.hi) == infinity<R>(), flip<K>(main.hi), value) : value;
+    return Extreme ? select(abs(main.hi) == infinity<R>(), flip(k, main.hi), value) : value;
+}
+
+// One for both functions: it is long.
+template <class R>
+CURVKERN_SHARED R debye_value_careful(bool k, R v, R x, Scalar<R> scale) {
+    return debye_value<true>(k, v, x, Careful<R>::terms, scale);
 }
 
 // First derivatives of log I or log K.
@@ -185,12 +198,13 @@ struct DebyeSlopes {
     R A;             // the sum's own derivative in v is a p A
 };
 
-template <int Terms, bool K, class R>
-CURVKERN_HD DebyeSlopes<R> debye_slopes(const Point<R>& z) {
+template <bool K, bool Quick = false, class R>
+CURVKERN_HD DebyeSlopes<R> debye_slopes(const Point<R>& z, int terms) {
     R tau = z.a * z.a, sigma = z.b * z.b;
-    DebyeSum<R> s = debye_sum<Terms, 1>(flip<K>(z.p), tau);
+    DebyeSum<R> s = Quick ? debye_sum_quick<1>(flip(K, z.p), tau, terms)
+                          : debye_sum<1>(flip(K, z.p), tau, terms);
     R A = c<R>(2) * sigma * s.t1 - s.q1, B = -(s.q1 + c<R>(2) * tau * s.t1);
-    return {z.a * z.p * (A - c<R>(0.5)) - flip<K>(z.angle), z.b * z.p * (B - c<R>(0.5)), A};
+    return {z.a * z.p * (A - c<R>(0.5)) - flip(K, z.angle), z.b * z.p * (B - c<R>(0.5)), A};
 }
 
 template <class R>
@@ -199,10 +213,10 @@ struct Curvature {
 };
 
 // Second derivatives without the leading +-(1/r, v/(x r), v^2/(x^2 r)) terms.
-template <int Terms, bool K, class R>
-CURVKERN_HD Curvature<R> debye_curvature_small(const Point<R>& z) {
+template <bool K, class R>
+CURVKERN_HD Curvature<R> debye_curvature_small(const Point<R>& z, int terms) {
     R tau = z.a * z.a, sigma = z.b * z.b, two = c<R>(2);
-    DebyeSum<R> s = debye_sum<Terms, 2>(flip<K>(z.p), tau);
+    DebyeSum<R> s = debye_sum<2>(flip(K, z.p), tau, terms);
     R A = two * sigma * s.t1 - s.q1 - c<R>(0.5);
     R B = -(s.q1 + two * tau * s.t1) - c<R>(0.5);
     R pAp = two * sigma * s.q1t1 - s.q2;

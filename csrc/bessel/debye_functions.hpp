@@ -19,25 +19,26 @@ CURVKERN_HD R half_angle_tangent(R v, R x, const Point<R>& z) {
     return Extreme ? z.b / (c<R>(1) + z.a) : x / (v + z.r);
 }
 
-template <Function F, int Terms, bool Extreme, class R>
-CURVKERN_HD R debye_ratio(R v, R x, const Point<R>& z) {
-    R small = debye_slopes<Terms, is_k(F)>(z).dx_small;
+template <Function F, bool Extreme, class R>
+CURVKERN_HD R debye_ratio(R v, R x, const Point<R>& z, int terms) {
+    R small = debye_slopes<is_k(F)>(z, terms).dx_small;
     if constexpr (!is_k(F)) return half_angle_tangent<Extreme>(v, x, z) + small;
     return (Extreme ? (c<R>(1) + z.a) / z.b : (v + z.r) / x) - small;
 }
 
 // Derivatives of the ratios in v and x, from the second derivatives of the logarithms.
-template <Function F, int Terms, class R>
-CURVKERN_HD Slope<R> debye_ratio_slope([[maybe_unused]] R v, R x, const Point<R>& z) {
-    Curvature<R> s = debye_curvature_small<Terms, is_k(F)>(z);
+template <Function F, class R>
+CURVKERN_HD Slope<R> debye_ratio_slope([[maybe_unused]] R v, R x, const Point<R>& z,
+                                       int terms) {
+    Curvature<R> s = debye_curvature_small<is_k(F)>(z, terms);
     R above = c<R>(1) + z.a;
     if constexpr (is_k(F)) return {above / x - s.vx, -above * (v / x) / x - s.xx};
     return {s.vx - z.b * z.p / above, z.a * z.p / above + s.xx};
 }
 
 // Second derivatives of the ratios: the leading terms in closed form, the sums as jets.
-template <Function F, int Terms, class R>
-CURVKERN_SHARED void debye_ratio_hess(R v, R x, const Point<R>& z, R* out) {
+template <Function F, class R>
+CURVKERN_SHARED void debye_ratio_hess(R v, R x, const Point<R>& z, int terms, R* out) {
     using J = Jet<R>;
     R one = c<R>(1), two = c<R>(2);
     J p = {z.p, z.a, z.b, z.b * z.b * z.p, -z.a * z.b * z.p, z.a * z.a * z.p};
@@ -45,7 +46,7 @@ CURVKERN_SHARED void debye_ratio_hess(R v, R x, const Point<R>& z, R* out) {
     p = reciprocal(p);
     J a = J::order(v) * p, tau = a * a, q = is_k(F) ? -one * p : p;
     J q1{}, t1{};
-    for (int k = Terms; k >= 1; --k) {
+    for (int k = terms; k >= 1; --k) {
         J e{}, e1{};
         for (int j = k; j >= 0; --j) {
             e1 = e1 * tau + e;
@@ -70,53 +71,54 @@ CURVKERN_SHARED void debye_ratio_hess(R v, R x, const Point<R>& z, R* out) {
 
 // log 0F1 for v >= 11 (5): log Gamma(v+1) - v log(x/2) + log I_v(x) with everything that
 // cancels cancelled by hand, u = (r - v)/(2v).
-template <int Terms, bool Extreme, class R>
-CURVKERN_HD R debye_hyp(R v, R x) {
+template <bool Extreme, class R>
+CURVKERN_HD R debye_hyp(R v, R x, int terms) {
     Point<R> z = point<Extreme>(v, x);
     R u = c<R>(0.5) * (x / v) * half_angle_tangent<Extreme>(v, x, z);
-    R s = debye_sum<Terms, 0>(z.p, z.a * z.a).s;
+    R s = debye_sum<0>(z.p, z.a * z.a, terms).s;
     R q = x / v;
     // log(r/v)/2; q^2 overflows where v is far below x
     R log_r = select(q < c<R>(0x1p30), c<R>(0.25) * log1p(q * q), c<R>(0.5) * log(z.r / v));
     return v * (c<R>(2) * u - log1p(u)) - log_r + (s + stirling_tail(v));
 }
 
-template <Function F, int Order, int Terms, bool Extreme, class R>
-CURVKERN_HD void evaluate_debye(R v, R x, R* out) {
+template <Function F, int Order, bool Extreme, class R>
+CURVKERN_HD void evaluate_debye(R v, R x, int terms, Scalar<R> scale, R* out) {
     constexpr bool k = is_k(F);
     if constexpr (Order == 0) {
         if constexpr (is_hyp(F)) {
-            out[0] = debye_hyp<Terms, Extreme>(v, x);
+            out[0] = debye_hyp<Extreme>(v, x, terms);
         } else if constexpr (is_ratio(F)) {
-            out[0] = debye_ratio<F, Terms, Extreme>(v, x, point<Extreme>(v, x));
+            out[0] = debye_ratio<F, Extreme>(v, x, point<Extreme>(v, x), terms);
         } else {
-            out[0] = debye_value<Terms, k, is_scaled(F), Extreme>(v, x);
+            out[0] = Extreme ? debye_value_careful(k, v, x, scale)
+                             : debye_value<false>(k, v, x, terms, scale);
         }
         return;
     }
     Point<R> z = point<Extreme>(v, x);
     if constexpr (Order == 1) {
         if constexpr (is_ratio(F)) {
-            Slope<R> s = debye_ratio_slope<F, Terms>(v, x, z);
+            Slope<R> s = debye_ratio_slope<F>(v, x, z, terms);
             out[0] = s.dv;
             out[1] = s.dx;
             return;
         }
-        DebyeSlopes<R> s = debye_slopes<Terms, k>(z);
+        DebyeSlopes<R> s = debye_slopes<k, !is_hyp(F)>(z, terms);
         if constexpr (is_hyp(F)) {
             R u = c<R>(0.5) * (x / v) * half_angle_tangent<Extreme>(v, x, z);
             out[0] = z.a * z.p * s.A + c<R>(0.5) * z.b * z.b / v - digamma_tail(v) - log1p(u);
             out[1] = half_angle_tangent<Extreme>(v, x, z) + s.dx_small;
         } else {
             out[0] = s.dv;
-            R main = Extreme ? c<R>(1) / z.b : z.r / x;
-            if constexpr (is_scaled(F)) main = (v / x) * (z.a / (c<R>(1) + z.b));
-            out[1] = flip<k>(main) + s.dx_small;
+            // r/x as 1 + v^2/(x (x + r)), for the scaled functions without the 1
+            R above = Extreme ? (v / x) * (z.a / (c<R>(1) + z.b)) : v * v / (x * (x + z.r));
+            out[1] = flip(k, (1 - scale) + above) + s.dx_small;
         }
     } else if constexpr (is_ratio(F)) {
-        debye_ratio_hess<F, Terms>(v, x, z, out);
+        debye_ratio_hess<F>(v, x, z, terms, out);
     } else {
-        Curvature<R> s = debye_curvature_small<Terms, k>(z);
+        Curvature<R> s = debye_curvature_small<k>(z, terms);
         if constexpr (is_hyp(F)) {
             R above = c<R>(1) + z.a;
             R vv = z.b * (half_angle_tangent<Extreme>(v, x, z) / v) - c<R>(0.5) / v / v +
@@ -125,9 +127,9 @@ CURVKERN_HD void evaluate_debye(R v, R x, R* out) {
             out[1] = s.vx - z.b * z.p / above;
             out[2] = z.a * z.p / above + s.xx;
         } else {
-            out[0] = flip<k>(-z.p) + s.vv;
-            out[1] = flip<k>(z.a / x) + s.vx;
-            out[2] = flip<k>(-z.a * (v / x) / x) + s.xx;
+            out[0] = flip(k, -z.p) + s.vv;
+            out[1] = flip(k, z.a / x) + s.vx;
+            out[2] = flip(k, -z.a * (v / x) / x) + s.xx;
         }
     }
 }

@@ -35,7 +35,7 @@ CURVKERN_HD void evaluate_matern_edge(T v, T rho, T* out) {
 }
 
 template <Function F, int Order, class T>
-CURVKERN_HD void evaluate_edge(T v, T x, T* out) {
+CURVKERN_HD void evaluate_edge(T v, T x, T scale, T* out) {
     if constexpr (is_matern(F)) return evaluate_matern_edge<Order>(v, x, out);
     const T inf = infinity<T>(), nan = not_a_number<T>();
     for (int o = 0; o <= Order; ++o) out[o] = nan;
@@ -54,7 +54,7 @@ CURVKERN_HD void evaluate_edge(T v, T x, T* out) {
             out[0] = k ? inf : -inf;
         } else if (x == inf) {
             // scaled functions fall like -log(x)/2
-            out[0] = k || is_scaled(F) ? -inf : inf;
+            out[0] = k || scale != 0 ? -inf : inf;
         } else {
             out[0] = k ? inf : (v == 0 ? T(0) : -inf);
         }
@@ -76,13 +76,13 @@ CURVKERN_HD void evaluate_edge(T v, T x, T* out) {
             out[1] = x == inf ? T(1) : T(0);
         } else if (x == inf) {
             out[0] = 0;
-            out[1] = is_scaled(F) ? T(0) : (k ? T(-1) : T(1));
+            out[1] = (k ? T(-1) : T(1)) * (1 - scale);
         } else if (k) {
             out[0] = v == 0 ? T(0) : inf;
             out[1] = -inf;
         } else {
             out[0] = -inf;
-            out[1] = (v == 0 ? T(0) : inf) - (is_scaled(F) ? T(1) : T(0));
+            out[1] = (v == 0 ? T(0) : inf) - scale;
         }
     } else {
         if (v == inf) return;

@@ -23,9 +23,10 @@ CURVKERN_HD void write_hyp_slopes(R v, R x, int terms, R ratio, Slope<R> slope, 
     }
 }
 
-template <int Order, int Code, class R>
-CURVKERN_HD void evaluate_hyp_small(R v, R x, R* out) {
-    constexpr int terms = series_terms < Code == small_low || Code == small_high, R > ;
+template <int Order, class R>
+CURVKERN_HD void evaluate_hyp_small(R v, R x, int region, R* out) {
+    const bool near_zero = region == small_low || region == small_high;
+    const int terms = near_zero ? series_terms<true, R> : series_terms<false, R>;
     if constexpr (Order == 0) {
         Pair<R> y = log_series<false>(v, x, terms);
         out[0] = y.hi + y.lo;
@@ -51,32 +52,32 @@ CURVKERN_HD void evaluate_hyp_wide(R v, R x, R* out) {
     } else {
         constexpr int most = Limits<R>::terms(0);
         Point<R> p = point<true>(v, x);
-        R ratio = debye_ratio<Function::iv_ratio, most, true>(v, x, p);
+        R ratio = debye_ratio<Function::iv_ratio, true>(v, x, p, most);
         Slope<R> slope{};
-        if constexpr (Order > 1) slope = debye_ratio_slope<Function::iv_ratio, most>(v, x, p);
+        if constexpr (Order > 1) slope = debye_ratio_slope<Function::iv_ratio>(v, x, p, most);
         write_hyp_slopes<Order>(v, x, terms, ratio, slope, out);
     }
 }
 
 // v < 11 (5), x in the Debye region: log I plus what it lacks, which cancels little here
 template <int Order, class R>
-CURVKERN_HD void evaluate_hyp_low(R v, R x, R* out) {
+CURVKERN_HD void evaluate_hyp_gamma(R v, R x, R* out) {
     constexpr int terms = Limits<R>::terms(0);
     if constexpr (Order == 0) {
         // beyond 2^400 log I is x to the last bit
         R near = min(x, c<R>(is_double<R> ? 0x1p400 : 0x1p45));
-        R rest = debye_value<terms, false, false, false>(v, near) + (x - near);
+        R rest = debye_value<false>(false, v, near, terms, 0) + (x - near);
         out[0] = (rest - v * log_half(x)) + lgamma1p_pair(v).hi;
         return;
     }
-    evaluate_debye<Function::log_iv, Order, terms, true>(v, x, out);
+    evaluate_debye<Function::log_iv, Order, true>(v, x, terms, 0, out);
     Taylor<R, 1> psi = digamma1p(v);
     Point<R> z = point<true>(v, x);
     if constexpr (Order == 1) {
         out[0] = out[0] + (psi.d[0] - log_half(x));
-        out[1] = debye_ratio<Function::iv_ratio, terms, true>(v, x, z);
+        out[1] = debye_ratio<Function::iv_ratio, true>(v, x, z, terms);
     } else if constexpr (Order == 2) {
-        Slope<R> s = debye_ratio_slope<Function::iv_ratio, terms>(v, x, z);
+        Slope<R> s = debye_ratio_slope<Function::iv_ratio>(v, x, z, terms);
         out[0] = out[0] + psi.d[1];
         out[1] = s.dv;
         out[2] = s.dx;

@@ -31,9 +31,8 @@ CURVKERN_HD FromWronskian<N, R> from_wronskian(R v, R x) {
 }
 
 template <Function F, int Order, int Code, class R>
-CURVKERN_HD void evaluate_i_small(R v, R x, R* out) {
+CURVKERN_HD void evaluate_i_small(R v, R x, [[maybe_unused]] Call<Scalar<R>> call, R* out) {
     constexpr bool low = Code == small_low || Code == middle_low;
-    constexpr bool near_zero = Code == small_low || Code == small_high;
     if constexpr (F == Function::iv_ratio) {
         if constexpr (Order == 2) {
             Jet<R> ratio = iv_ratio_jet(v, x);
@@ -46,11 +45,11 @@ CURVKERN_HD void evaluate_i_small(R v, R x, R* out) {
             if constexpr (Order == 1) out[1] = ratio.dx;
         }
     } else if constexpr (Order == 0) {
-        out[0] = log_iv_series<near_zero, !low, is_scaled(F)>(v, x);
+        out[0] = log_iv_series<!low>(v, x, call.region != middle_high, call.scale);
     } else {
         R dv, dvv{};
         Ratio<R, Order> ratio;
-        if constexpr (near_zero) {
+        if constexpr (Code == small_low) {
             Taylor<R, Order> s = series_jet<Order>(v, x, series_terms<true, R>);
             Taylor<R, 1> psi = digamma1p(v);
             R slope = s.d[1] / s.d[0];
@@ -65,7 +64,7 @@ CURVKERN_HD void evaluate_i_small(R v, R x, R* out) {
         }
         if constexpr (Order == 1) {
             out[0] = dv;
-            out[1] = v / x + (is_scaled(F) ? ratio.rho.d[0] - c<R>(1) : ratio.rho.d[0]);
+            out[1] = v / x + (ratio.rho.d[0] - call.scale);
         } else {
             out[0] = dvv;
             out[1] = mixed_derivative(v, x);
@@ -79,15 +78,15 @@ CURVKERN_HD void evaluate_i_small(R v, R x, R* out) {
 template <class R>
 CURVKERN_HD void evaluate_i_recessive(R v, R x, R* out) {
     constexpr int terms = Limits<R>::terms(0);
-    evaluate_debye<Function::log_iv, 2, terms, false>(v, x, out);
+    evaluate_debye<Function::log_iv, 2, false>(v, x, terms, 0, out);
     Point<R> z = point<false>(v, x);
     R tau = z.a * z.a;
-    R odd = debye_sum<terms, 0>(-z.p, tau).s - debye_sum<terms, 0>(z.p, tau).s;
-    Pair<R> main = debye_main<false, false>(scaling<false>(v, x), x, polar_scaled(v, x).r);
+    R odd = debye_sum<0>(-z.p, tau, terms).s - debye_sum<0>(z.p, tau, terms).s;
+    Pair<R> main = debye_main<false>(scaling<false>(v, x), x, polar_scaled(v, x).r, 0);
     R k_over_i = c<R>(pi) * exp(c<R>(-2) * main.hi) * exp(odd - c<R>(2) * main.lo);
     // d/dx (K/I) = -1/(x I^2) = -(K/I) (kappa + rho)
     R sum = c<R>(2) * z.r / x +
-            (debye_slopes<terms, false>(z).dx_small - debye_slopes<terms, true>(z).dx_small);
+            (debye_slopes<false>(z, terms).dx_small - debye_slopes<true>(z, terms).dx_small);
     out[1] = out[1] + cos_sin_pi(v).cos * k_over_i * sum;
 }
 

@@ -1,7 +1,8 @@
 // A function of order and argument with its first and second derivatives in both.
 //
-// Second derivatives of the ratios: as differences of products (Riccati's equation) they would
-// lose all digits for large arguments, carried along they lose none.
+// Used where the chain rule by hand would be longer or lose digits: the Matern correlation of
+// large order, and second derivatives of the ratios, which as differences of products
+// (Riccati's equation) lose all digits for large arguments and carried along lose none.
 #pragma once
 
 #include "taylor.hpp"
@@ -64,6 +65,29 @@ CURVKERN_HD Jet<R> reciprocal(const Jet<R>& a) {
             y * (two * (v * v) - a.vv * y),
             y * (two * (v * x) - a.vx * y),
             y * (two * (x * x) - a.xx * y)};
+}
+
+// f(a) from the value and the two derivatives of f at a
+template <class R>
+CURVKERN_HD Jet<R> compose(R f, R f1, R f2, const Jet<R>& a) {
+    return {f,
+            f1 * a.v,
+            f1 * a.x,
+            f1 * a.vv + f2 * (a.v * a.v),
+            f1 * a.vx + f2 * (a.v * a.x),
+            f1 * a.xx + f2 * (a.x * a.x)};
+}
+
+template <class R>
+CURVKERN_HD Jet<R> sqrt(const Jet<R>& a) {
+    R y = sqrt(a.f), slope = c<R>(0.5) / y;
+    return compose(y, slope, c<R>(-0.5) * slope / a.f, a);
+}
+
+template <class R>
+CURVKERN_HD Jet<R> log1p(const Jet<R>& a) {
+    R slope = c<R>(1) / (c<R>(1) + a.f);
+    return compose(log1p(a.f), slope, -slope * slope, a);
 }
 
 }  // namespace isa

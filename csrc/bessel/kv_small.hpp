@@ -36,7 +36,8 @@ CURVKERN_HD R kv_curvature(R v, R x, R below) {
 template <int Order, class R>
 CURVKERN_HD KSlopes<R> k_slopes_temme(R v, R x) {
     KSlopes<R> y{};
-    SmallK<R, Order> k = temme<Order>(v, x);
+    constexpr int most = Order > 0 ? Order : 1;  // the value shares with the first derivative
+    SmallK<R, most> k = temme<most>(v, x);
     auto inverse = reciprocal(k.kappa);
     auto flat = k.n == c<R>(0);
     R half_square = c<R>(0.5) * x * x;
@@ -74,7 +75,7 @@ CURVKERN_HD KSlopes<R> k_slopes_integral(R v, R x) {
 }
 
 template <Function F, int Order, class R>
-CURVKERN_HD void write_k(R v, R x, const KSlopes<R>& y, R* out) {
+CURVKERN_HD void write_k(R v, R x, const KSlopes<R>& y, Scalar<R> scale, R* out) {
     if constexpr (is_ratio(F)) {
         Slope<R> slope = {y.ratio_v, -(v / x) / x - y.dxx};
         if constexpr (Order == 0) out[0] = y.ratio;
@@ -85,7 +86,7 @@ CURVKERN_HD void write_k(R v, R x, const KSlopes<R>& y, R* out) {
         if constexpr (Order == 2) riccati_hess(v, x, y.ratio, slope, y.ratio_vv, out);
     } else if constexpr (Order == 1) {
         out[0] = y.dv;
-        out[1] = is_scaled(F) ? y.dx + c<R>(1) : y.dx;
+        out[1] = y.dx + scale;
     } else if constexpr (Order == 2) {
         out[0] = y.dvv;
         out[1] = y.dvx;
@@ -94,19 +95,18 @@ CURVKERN_HD void write_k(R v, R x, const KSlopes<R>& y, R* out) {
 }
 
 template <Function F, int Order, int Code, class R>
-CURVKERN_HD void evaluate_k_small(R v, R x, R* out) {
+CURVKERN_HD void evaluate_k_small(R v, R x, Scalar<R> scale, R* out) {
     constexpr bool high = Code == middle_high;
     constexpr bool near_zero = Code == small_low || Code == small_high;
     if constexpr (Order == 0 && !is_ratio(F)) {
-        out[0] = near_zero ? log_kv_small(v, x, is_scaled(F))
-                           : log_kv_integral<high>(v, x, is_scaled(F));
+        out[0] = near_zero ? log_kv_small(v, x, scale) : log_kv_integral<high>(v, x, scale);
     } else if constexpr (near_zero) {
         // the curvature of the ratio needs the second derivatives of log K
-        write_k<F, Order>(v, x, k_slopes_temme<Order>(v, x), out);
+        write_k<F, Order>(v, x, k_slopes_temme<Order>(v, x), scale, out);
     } else {
         // d/dx kappa is a variance: one order more than the ratio itself
         constexpr int moments = is_ratio(F) && Order == 1 ? 2 : Order;
-        write_k<F, Order>(v, x, k_slopes_integral<high, moments>(v, x), out);
+        write_k<F, Order>(v, x, k_slopes_integral<high, moments>(v, x), scale, out);
     }
 }
 
@@ -114,7 +114,7 @@ CURVKERN_HD void evaluate_k_small(R v, R x, R* out) {
 //   K_v(x) = Gamma(v)/2 (2/x)^v (1 + s),  s = sum_{1 <= k < v} q^k / (k! (1-v)..(k-v)),
 //   q = x^2/4.
 template <Function F, int Order, class R>
-CURVKERN_HD void evaluate_k_power(R v, R x, R* out) {
+CURVKERN_HD void evaluate_k_power(R v, R x, Scalar<R> scale, R* out) {
     using T = Taylor<R, Order>;
     R q = (c<R>(0.5) * x) * (c<R>(0.5) * x);
     T sum = T::constant(c<R>(0)), weighted = sum;  // s, q ds/dq
@@ -135,7 +135,7 @@ CURVKERN_HD void evaluate_k_power(R v, R x, R* out) {
         // log Gamma(v) - log 2 = log Gamma(v+1) - log(2v)
         Pair<R> y = add(lgamma1p_pair(v), negate(log_split(v, c<R>(1))));
         y = add(y, negate(mul(log_x, v)));
-        y = add(y, log1p(sum.d[0]) + (is_scaled(F) ? x : c<R>(0)));
+        y = add(y, log1p(sum.d[0]) + scale * x);
         out[0] = y.hi + y.lo;
         return;
     }
@@ -155,7 +155,7 @@ CURVKERN_HD void evaluate_k_power(R v, R x, R* out) {
             y.ratio_vv = below.d[2] / x;
         }
     }
-    write_k<F, Order>(v, x, y, out);
+    write_k<F, Order>(v, x, y, scale, out);
 }
 
 }  // namespace isa

@@ -48,7 +48,7 @@ CURVKERN_HD Surface<R> surface(R t, R w, const double (&table)[Rows][Columns],
 
 // The fitted pieces, called: several functions use each.
 template <int Piece, int Order, class R>
-CURVKERN_SHARED Surface<R> kv_surface(R q, R w) {
+CURVKERN_SHARED Surface<R> kv_piece(R q, R w) {
     using namespace tables;
     if constexpr (is_double<R>) {
         if constexpr (Piece == 0) CURVKERN_FIT(kv_double_0);
@@ -56,12 +56,12 @@ CURVKERN_SHARED Surface<R> kv_surface(R q, R w) {
         if constexpr (Piece == 2) CURVKERN_FIT(kv_double_2);
     } else {
         if constexpr (Piece == 0) CURVKERN_FIT(kv_float_0);
-        if constexpr (Piece > 0) CURVKERN_FIT(kv_float_1);
+        if constexpr (Piece == 1) CURVKERN_FIT(kv_float_1);
     }
 }
 
 template <int Piece, int Order, class R>
-CURVKERN_SHARED Surface<R> even_iv_surface(R q, R w) {
+CURVKERN_SHARED Surface<R> even_iv_piece(R q, R w) {
     using namespace tables;
     if constexpr (is_double<R>) {
         if constexpr (Piece == 0) CURVKERN_FIT(even_iv_double_0);
@@ -69,10 +69,26 @@ CURVKERN_SHARED Surface<R> even_iv_surface(R q, R w) {
         if constexpr (Piece == 2) CURVKERN_FIT(even_iv_double_2);
     } else {
         if constexpr (Piece == 0) CURVKERN_FIT(even_iv_float_0);
-        if constexpr (Piece > 0) CURVKERN_FIT(even_iv_float_1);
+        if constexpr (Piece == 1) CURVKERN_FIT(even_iv_float_1);
     }
 }
 #undef CURVKERN_FIT
+
+template <int Order, class R>
+CURVKERN_HD Surface<R> kv_surface(R q, R w, int piece) {
+    if constexpr (is_double<R>) {
+        if (piece == 2) return kv_piece<2, Order>(q, w);
+    }
+    return piece == 1 ? kv_piece<1, Order>(q, w) : kv_piece<0, Order>(q, w);
+}
+
+template <int Order, class R>
+CURVKERN_HD Surface<R> even_iv_surface(R q, R w, int piece) {
+    if constexpr (is_double<R>) {
+        if (piece == 2) return even_iv_piece<2, Order>(q, w);
+    }
+    return piece == 1 ? even_iv_piece<1, Order>(q, w) : even_iv_piece<0, Order>(q, w);
+}
 
 // H(q) / (q (w - 1/4)) = even(q^2) + q odd(q^2)
 template <int Order, class R>
@@ -97,47 +113,47 @@ CURVKERN_HD Hankel<Order, R> hankel_surface(R q, R w) {
 
 // -log(2 pi r)/2 for I, log(pi / (2 r))/2 for K. The constant is split so that its leading part
 // and the exponent's share add exactly.
-template <bool K, class R>
-CURVKERN_HD Pair<R> log_circle(Folded<R> r) {
-    constexpr double hi =
-        is_double<R> ? (K ? -0x1.ce6bb25cp-2 : 0x1.d67f1c86p0) : (K ? -0x1.ce8p-2 : 0x1.d68p0);
-    constexpr double lo = is_double<R> ? (K ? 7.976431919561874e-11 : 6.90480230046292e-11)
-                                       : (K ? 7.745096054513528e-05 : -1.355859065451644e-05);
+template <class R>
+CURVKERN_HD Pair<R> log_circle(bool k, Folded<R> r) {
+    const double hi =
+        is_double<R> ? (k ? -0x1.ce6bb25cp-2 : 0x1.d67f1c86p0) : (k ? -0x1.ce8p-2 : 0x1.d68p0);
+    const double lo = is_double<R> ? (k ? 7.976431919561874e-11 : 6.90480230046292e-11)
+                                   : (k ? 7.745096054513528e-05 : -1.355859065451644e-05);
     Pair<R> y = log_folded(r, hi, lo);
     return {c<R>(-0.5) * y.hi, c<R>(-0.5) * y.lo};
 }
 
 // log I or log K from e or k
-template <bool K, bool Scaled, class R>
-CURVKERN_HD R low_order_value(R x, R rest) {
-    Pair<R> half_log = log_circle<K>(fold_normal(x));
-    if constexpr (Scaled) return half_log.hi + (half_log.lo + rest);
-    Pair<R> y = two_sum(K ? -x : x, half_log.hi);
+template <bool K, class R>
+CURVKERN_HD R low_order_value(R x, R rest, Scalar<R> scale) {
+    Pair<R> half_log = log_circle(K, fold_normal(x));
+    Pair<R> y = two_sum((K ? scale - 1 : 1 - scale) * x, half_log.hi);
     return y.hi + (y.lo + (half_log.lo + rest));
 }
 
-template <bool K, bool Scaled, class R>
-CURVKERN_HD R hankel_value(R v, R x) {
+template <bool K, class R>
+CURVKERN_HD R hankel_value(R v, R x, Scalar<R> scale) {
     R q = c<R>(1) / x, w = v * v;
     Hankel<0, R> h = hankel_surface<0>(q, w);
     R up = K ? -q : q;
-    return low_order_value<K, Scaled>(x, up * (w - c<R>(0.25)) * (h.even.f + up * h.odd.f));
+    R rest = up * (w - c<R>(0.25)) * (h.even.f + up * h.odd.f);
+    return low_order_value<K>(x, rest, scale);
 }
 
-template <int Piece, bool Scaled, class R>
-CURVKERN_HD R fitted_kv_value(R v, R x) {
+template <class R>
+CURVKERN_HD R fitted_kv_value(R v, R x, int piece, Scalar<R> scale) {
     R w = v * v;
-    R k = (w - c<R>(0.25)) * kv_surface<Piece, 0>(c<R>(1) / x, w).f;
-    return low_order_value<true, Scaled>(x, k);
+    R k = (w - c<R>(0.25)) * kv_surface<0>(c<R>(1) / x, w, piece).f;
+    return low_order_value<true>(x, k, scale);
 }
 
 // log I = x - log(2 pi x)/2 + log(e^e - sin(pi v) e^(k - 2x))
-template <int Piece, bool Scaled, class R>
-CURVKERN_HD R fitted_iv_value(R v, R x) {
+template <class R>
+CURVKERN_HD R fitted_iv_value(R v, R x, int piece, Scalar<R> scale) {
     R q = c<R>(1) / x, w = v * v, off = w - c<R>(0.25);
-    R k = off * kv_surface<Piece, 0>(q, w).f, e = off * even_iv_surface<Piece, 0>(q, w).f;
+    R k = off * kv_surface<0>(q, w, piece).f, e = off * even_iv_surface<0>(q, w, piece).f;
     R recessive = cos_sin_pi(v).sin * exp_normal(k - c<R>(2) * x);
-    return low_order_value<false, Scaled>(x, log1p(e - recessive));
+    return low_order_value<false>(x, log1p(e - recessive), scale);
 }
 
 // e and k: the derivatives in w and x, and k - e.
@@ -162,10 +178,10 @@ CURVKERN_HD LowOrder<R> hankel_slopes(R v, R x) {
             back * (odd_q - even_q), c<R>(-2) * q * off * even, c<R>(1)};
 }
 
-template <int Piece, class R>
-CURVKERN_HD LowOrder<R> fitted_slopes(R v, R x) {
+template <class R>
+CURVKERN_HD LowOrder<R> fitted_slopes(R v, R x, int piece) {
     R q = c<R>(1) / x, w = v * v, off = w - c<R>(0.25), back = -(q * q) * off;
-    Surface<R> k = kv_surface<Piece, 1>(q, w), e = even_iv_surface<Piece, 1>(q, w);
+    Surface<R> k = kv_surface<1>(q, w, piece), e = even_iv_surface<1>(q, w, piece);
     R factor = c<R>(1) + off * e.f, inverse = c<R>(1) / factor;
     return {(e.f + off * e.w) * inverse,
             back * e.t * inverse,
@@ -175,12 +191,13 @@ CURVKERN_HD LowOrder<R> fitted_slopes(R v, R x) {
             factor};
 }
 
-template <bool K, bool Scaled, class R>
-CURVKERN_HD void write_low_order_slopes(R v, R x, const LowOrder<R>& y, R* out) {
+template <bool K, class R>
+CURVKERN_HD void write_low_order_slopes(R v, R x, const LowOrder<R>& y, Scalar<R> scale,
+                                        R* out) {
     R half = c<R>(0.5) / x;
     if constexpr (K) {
         out[0] = c<R>(2) * v * y.k_w;
-        out[1] = (y.k_x - half) - c<R>(Scaled ? 0 : 1);
+        out[1] = (y.k_x - half) - (1 - scale);
         return;
     }
     Pair<R> exponent = two_sum(c<R>(-2) * x, y.exponent);
@@ -192,7 +209,7 @@ CURVKERN_HD void write_low_order_slopes(R v, R x, const LowOrder<R>& y, R* out) 
     out[0] = (slope - k_over_e * turn.cos) * over_i;
     // I' = E' - sin(pi v)/pi K', E'/E = 1 - half + e_x, K'/K = -1 - half + k_x
     R scaled = ((y.e_x - half) + (sine * k_over_e) * ((c<R>(2) + half) - y.k_x)) * over_i;
-    out[1] = Scaled ? scaled : c<R>(1) + scaled;
+    out[1] = (1 - scale) + scaled;
 }
 
 }  // namespace isa

@@ -16,29 +16,6 @@
 namespace curvkern::bessel {
 CURVKERN_PER_ISA {
 
-// f(a) from the value and the two derivatives of f at a
-template <class R>
-CURVKERN_HD Jet<R> compose(R f, R f1, R f2, const Jet<R>& a) {
-    return {f,
-            f1 * a.v,
-            f1 * a.x,
-            f1 * a.vv + f2 * (a.v * a.v),
-            f1 * a.vx + f2 * (a.v * a.x),
-            f1 * a.xx + f2 * (a.x * a.x)};
-}
-
-template <class R>
-CURVKERN_HD Jet<R> sqrt(const Jet<R>& a) {
-    R y = sqrt(a.f), slope = c<R>(0.5) / y;
-    return compose(y, slope, c<R>(-0.5) * slope / a.f, a);
-}
-
-template <class R>
-CURVKERN_HD Jet<R> log1p(const Jet<R>& a) {
-    R slope = c<R>(1) / (c<R>(1) + a.f);
-    return compose(log1p(a.f), slope, -slope * slope, a);
-}
-
 // log(1 + u) - u, u >= 0; near zero -s (u - tail) with s = u/(2 + u), log(1 + u) = 2 atanh(s)
 template <class R>
 CURVKERN_HD Jet<R> log1p_less(const Jet<R>& u) {
@@ -49,9 +26,10 @@ CURVKERN_HD Jet<R> log1p_less(const Jet<R>& u) {
 }
 
 // sum_k d~_k(tau) q^k
-template <int Terms, int Order, class R>
-CURVKERN_HD Jet<R> debye_quotient(const Jet<R>& q, const Jet<R>& tau) {
-    DebyeSum<R> s = debye_sum<Terms, Order, true>(q.f, tau.f);
+template <int Order, class R>
+CURVKERN_HD Jet<R> debye_quotient(const Jet<R>& q, const Jet<R>& tau, int terms) {
+    DebyeSum<R> s = Order == 0 ? debye_sum_quick<0, true>(q.f, tau.f, terms)
+                               : debye_sum<Order, true>(q.f, tau.f, terms);
     R inverse = c<R>(1) / q.f;
     R v = q.v * inverse, x = q.x * inverse;  // derivatives of log q
     R vv = q.vv * inverse - v * v, vx = q.vx * inverse - v * x, xx = q.xx * inverse - x * x;
@@ -82,8 +60,8 @@ CURVKERN_HD Jet<R> stirling_quotient(const Jet<R>& p, const Jet<R>& y) {
 }
 
 // Unused derivatives cost nothing: the compiler drops what nobody reads.
-template <int Terms, int Order, class R>
-CURVKERN_HD Jet<R> log_matern_debye(R v, R rho) {
+template <int Order, class R>
+CURVKERN_HD Jet<R> log_matern_debye(R v, R rho, int terms) {
     using J = Jet<R>;
     R one = c<R>(1);
     J order = J::order(v), distance = J::argument(rho), y = reciprocal(order);
@@ -91,14 +69,14 @@ CURVKERN_HD Jet<R> log_matern_debye(R v, R rho) {
     J root = sqrt(w + one), t = reciprocal(root), tau = t * t, p = t * y;
     J half = reciprocal(root + one), u = c<R>(0.5) * (w * half);
     J main = order * log1p_less(u) + -one * (square * half) + c<R>(-0.25) * log1p(w);
-    J first = (w * tau) * debye_quotient<Terms, Order>(-one * p, tau);
+    J first = (w * tau) * debye_quotient<Order>(-one * p, tau, terms);
     J second = (c<R>(2) * (u * p)) * stirling_quotient(p, y);  // 1/nu - p = 2 u p
     return main + -one * (first + second);
 }
 
-template <int Order, int Terms, class R>
-CURVKERN_HD void evaluate_matern_debye(R v, R rho, R* out) {
-    Jet<R> y = log_matern_debye<Terms, Order>(v, rho);
+template <int Order, class R>
+CURVKERN_HD void evaluate_matern_debye(R v, R rho, int terms, R* out) {
+    Jet<R> y = log_matern_debye<Order>(v, rho, terms);
     R value = exp(y.f);
     if constexpr (Order == 0) out[0] = min(value, c<R>(1));
     if constexpr (Order == 1) {

@@ -42,6 +42,8 @@ template <class R>
 struct Careful {
     static constexpr double band_order = 64.0, band_width = 0x1p-5;
     static constexpr double huge = is_double<R> ? 0x1p500 : 0x1p50;
+    // the scaled functions have lost r - x to the rounding of r there
+    static constexpr double far = is_double<R> ? 0x1p50 : 0x1p20;
     static constexpr double tiny = is_double<R> ? 0x1p-500 : 0x1p-60, tiny_order = 128.0;
     static constexpr int terms = is_double<R> ? 9 : 5;  // for r >= 75
 };
@@ -57,18 +59,25 @@ static_assert(Limits<float>::piece(0) == tables::ends_float[0] &&
 enum Region {
     edge = 0,       // x or v zero, infinite, negative or NaN: IEEE results, one by one
     debye = 1,      // .. 3
-    small_low = 6,  // x < Limits::small (Matern: piece(0)); low and high order
-    small_high = 7,
-    middle_low = 8,  // between Limits::small and the Debye region
-    middle_high = 9,
-    kv_power = 10,   // K and Matern: (x/2)^{2v} vanishes beside 1
-    recessive = 11,  // second derivatives of log I: K shows in the mixed one
-    debye_low = 12,  // log 0F1 and Matern of low order in the Debye region
-    hyp_wide = 13,   // log 0F1 where x^2 < 16 (v + 1)
-    careful = 14,    // Debye beyond the plain range, see Careful
-    hankel = 15,     // v <= 1: Hankel's expansion
-    fitted = 16,     // .. 18: v <= 1 below it, by intervals of x; Matern: of any order
-    region_count = 19
+    small_low = 4,  // x < Limits::small (Matern: piece(0)), v <= 1
+    small_high = 5,
+    middle_low = 6,  // between Limits::small and the Debye region, v <= 1
+    middle_high = 7,
+    kv_power = 8,      // K and Matern: (x/2)^{2v} vanishes beside 1
+    recessive = 9,     // second derivatives of log I: K shows in the mixed one
+    debye_gamma = 10,  // log 0F1 and Matern in the Debye region, too low for Stirling's series
+    hyp_wide = 11,     // log 0F1 where x^2 < 16 (v + 1)
+    careful = 12,      // Debye beyond the plain range, see Careful
+    hankel = 13,       // v <= 1: Hankel's expansion
+    fitted = 14,       // .. 16: v <= 1 below it, by intervals of x; Matern: of any order
+    region_count = 17
+};
+
+// What a formula is told at run time.
+template <class T>
+struct Call {
+    int region;  // which of those that share the formula
+    T scale;     // 1 for the scaled functions, log I - x and log K + x, else 0
 };
 
 // Formulas without a loop that the data can make long: any point may run through them.
@@ -100,12 +109,57 @@ constexpr bool has_recessive(Function f, int order) {
 constexpr bool has_fits(Function f, int order) {
     return order < 2 && !is_ratio(f) && !is_hyp(f) && !is_matern(f);
 }
-// Do the fits leave anything to this region below the Debye radius?
-constexpr bool is_reached(Function f, int order, int code) {
-    return code != middle_low || is_k(f) || !has_fits(f, order);
-}
 constexpr bool has_zero_band(Function f, int order) {
-    return order == 0 && has_fits(f, order) && !is_scaled(f);
+    return order == 0 && has_fits(f, order);
+}
+
+// The scaled functions differ from the plain ones by a term that a run-time factor turns off.
+constexpr Function plain(Function f) {
+    return f == Function::log_ive   ? Function::log_iv
+           : f == Function::log_kve ? Function::log_kv
+                                    : f;
+}
+
+// The lowest order of derivative with the same regions, but for bounds_of().
+constexpr int order_of_regions(Function f, int order) {
+    if (is_ratio(f) || is_hyp(f)) return 0;
+    return is_matern(f) && order < 2 ? 0 : order;
+}
+
+// The lowest of the regions that share a formula; their differences are decided at run time.
+constexpr int formula_of(Function f, int order, int code) {
+    if (code >= fitted) return fitted;
+    if (code >= debye && code < small_low) return debye;
+    if (code < small_low || code > middle_high) return code;
+    if (is_hyp(f) || f == Function::iv_ratio) return small_low;
+    if (is_matern(f)) return code >= middle_low ? middle_low : small_low;
+    if (f == Function::log_iv && order == 0) return code == middle_high ? small_high : code;
+    return code == small_high ? small_low : code;
+}
+
+// Can region_of() name this formula?
+constexpr bool has_formula(Function f, int order, int code) {
+    if (formula_of(f, order, code) != code) return false;
+    switch (code) {
+        case middle_low:  // the fits leave nothing to it
+            return is_matern(f) ? order == 2 : is_k(f) || !has_fits(f, order);
+        case kv_power:
+            return is_k(f) || is_matern(f);
+        case recessive:
+            return has_recessive(f, order);
+        case debye_gamma:
+            return is_hyp(f) || is_matern(f);
+        case hyp_wide:
+            return is_hyp(f);
+        case careful:
+            return !is_matern(f);
+        case hankel:
+            return has_fits(f, order);
+        case fitted:
+            return has_fits(f, order) || (is_matern(f) && order < 2);
+        default:
+            return true;
+    }
 }
 
 // x < radius(0): the interval of x of the fits, or `code` below the first
@@ -117,11 +171,24 @@ CURVKERN_HD R fitted_region(R x, R code) {
     return code;
 }
 
+// What separates regions and depends on the call.
+template <class T>
+struct Bounds {
+    T margin;  // of the tiers
+    T far;     // the radius from which the plain Debye formulas lose
+};
+
+// What a sum leaves out grows with every derivative that is taken of it.
+template <class T>
+constexpr Bounds<T> bounds_of(Function f, int order, T scale) {
+    const int derivatives = order + (is_ratio(f) ? 1 : 0);
+    const double far = order == 0 && scale != 0 ? Careful<T>::far : Careful<T>::huge;
+    return {static_cast<T>(derivatives > 1 ? 1.5 : 1.0), static_cast<T>(far)};
+}
+
 // Tiers of the Debye region, and what lies below it.
-template <bool WideMargin, class R>
-CURVKERN_HD R debye_tier(R square) {
-    // what a sum leaves out grows with every derivative that is taken of it
-    constexpr double margin = WideMargin ? 1.5 : 1.0;
+template <class R>
+CURVKERN_HD R debye_tier(R square, Scalar<R> margin) {
     R code = c<R>(debye);
     for (int tier = 1; tier < Limits<R>::tiers; ++tier) {
         const double radius = Limits<R>::radius(tier) * margin;
@@ -136,7 +203,7 @@ CURVKERN_HD auto is_below_debye(R v2, R x2) {
     return x2 + c<R>(0.8) * v2 < c<R>(radius * radius);
 }
 
-// Orders below which log 0F1 and the Matern correlation need log Gamma.
+// Orders below which log 0F1 and the Matern correlation need log Gamma itself.
 template <class R>
 inline constexpr double stirling_order = is_double<R> ? 11.0 : 5.0;
 
@@ -155,10 +222,10 @@ inline constexpr double huge_order = is_double<R> ? 1e300 : 1e37;
 
 // The Matern correlation takes v = nu and the distance in length scales; z is K's argument.
 template <int Order, class R>
-CURVKERN_HD R matern_region(R v, R rho) {
+CURVKERN_HD R matern_region(R v, R rho, Scalar<R> margin) {
     R z2 = c<R>(2) * v * rho * rho, z = sqrt(c<R>(2) * v) * rho;
-    R code = debye_tier<(Order > 1)>(v * v + z2);
-    code = select(v < c<R>(stirling_order<R>), c<R>(debye_low), code);
+    R code = debye_tier(v * v + z2, margin);
+    code = select(v < c<R>(stirling_order<R>), c<R>(debye_gamma), code);
     R high = select(v <= c<R>(1), c<R>(0), c<R>(1));
     R kind = select(z < c<R>(Limits<R>::piece(0)), c<R>(small_low), c<R>(middle_low));
     // dM/drho, too, has lost the terms of the other series
@@ -173,14 +240,15 @@ CURVKERN_HD R matern_region(R v, R rho) {
 }
 
 template <Function F, int Order, class R>
-CURVKERN_HD R region_of(R v, R x) {
-    if constexpr (is_matern(F)) return matern_region<Order>(v, x);
+CURVKERN_HD R region_of(R v, R x, Bounds<Scalar<R>> bounds) {
+    if constexpr (is_matern(F)) return matern_region<Order>(v, x, bounds.margin);
     using L = Limits<R>;
     using C = Careful<R>;
     R x2 = x * x, v2 = v * v, r2 = x2 + v2;
-    R code = debye_tier<(Order + is_ratio(F) > 1)>(r2);
+    R code = debye_tier(r2, bounds.margin);
     auto tiny = x < c<R>(C::tiny);
-    auto careful_here = (r2 > c<R>(C::huge * C::huge)) | (tiny & (v > c<R>(C::tiny_order)));
+    auto careful_here =
+        (r2 > c<R>(bounds.far * bounds.far)) | (tiny & (v > c<R>(C::tiny_order)));
     if constexpr (has_zero_band(F, Order)) {
         R off = abs(x - c<R>(0.66274341934918) * v);
         careful_here =
@@ -195,7 +263,7 @@ CURVKERN_HD R region_of(R v, R x) {
         code = select(near | flat, c<R>(recessive), code);
     }
     if constexpr (is_hyp(F)) {
-        code = select(v < c<R>(stirling_order<R>), c<R>(debye_low), code);
+        code = select(v < c<R>(stirling_order<R>), c<R>(debye_gamma), code);
         code = select(x2 < c<R>(16) * (v + c<R>(1)), c<R>(hyp_wide), code);
     }
     auto inner = is_below_debye(v2, x2) | (tiny & (v <= c<R>(C::tiny_order)));

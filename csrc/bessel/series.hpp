@@ -76,11 +76,12 @@ CURVKERN_HD R log_half(R x) {
     return log_split(x, c<R>(-1)).hi;
 }
 
-// log I, or log I - x, from the series
-template <bool Small, bool HighOrder, bool Scaled, class R>
-CURVKERN_HD R log_iv_series(R v, R x) {
-    Pair<R> y = log_series < HighOrder && !Small > (v, x, series_terms<Small, R>);
-    if constexpr (Scaled) y = add(y, -x);
+// log I - scale x from the series
+template <bool HighOrder, class R>
+CURVKERN_HD R log_iv_series(R v, R x, bool near_zero, Scalar<R> scale) {
+    Pair<R> y = HighOrder && !near_zero ? log_series<true>(v, x, series_terms<false, R>)
+                                        : log_series<false>(v, x, series_terms<true, R>);
+    y = add(y, -scale * x);
     if constexpr (HighOrder) {  // v > 1
         Pair<R> log_x = log_ratio(Pair<R>{x, c<R>(0)}, c<R>(2), c<R>(0));
         y = add(add(mul(log_x, v), negate(lgamma1p_pair(v))), y);

@@ -160,11 +160,11 @@ CURVKERN_HD Pair<R> log_kve_pair(const Moments<R>& m) {
     return y;
 }
 
-// log K, or log K + x
+// log K + scale x
 template <bool HighOrder, class R>
-CURVKERN_HD R log_kv_integral(R v, R x, bool scaled) {
+CURVKERN_HD R log_kv_integral(R v, R x, Scalar<R> scale) {
     Pair<R> y = log_kve_pair<HighOrder>(integrate_kv<HighOrder, 0>(v, x));
-    if (!scaled) y = add(y, -x);
+    y = add(y, (scale - 1) * x);
     return y.hi + y.lo;
 }
 

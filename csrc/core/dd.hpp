@@ -31,7 +31,7 @@ CURVKERN_HD Pair<R> two_sum(R a, R b) {
 }
 
 template <class R>
-CURVKERN_HD Pair<R> two_prod(R a, R b) {
+CURVKERN_ELEMENTARY Pair<R> two_prod(R a, R b) {
     R p = a * b;
 #if defined(CURVKERN_HAS_FMA)
     return {p, fma_exact(a, b, -p)};
@@ -47,7 +47,7 @@ CURVKERN_HD Pair<R> two_prod(R a, R b) {
 
 // Absolute error below 4 u^2 (|a| + |b|): no better than that where a and b cancel.
 template <class R>
-CURVKERN_HD Pair<R> add(Pair<R> a, Pair<R> b) {
+CURVKERN_ELEMENTARY Pair<R> add(Pair<R> a, Pair<R> b) {
     Pair<R> s = two_sum(a.hi, b.hi);
     return fast_two_sum(s.hi, s.lo + (a.lo + b.lo));
 }
@@ -64,19 +64,19 @@ CURVKERN_HD Pair<R> negate(Pair<R> a) {
 }
 
 template <class R>
-CURVKERN_HD Pair<R> mul(Pair<R> a, Pair<R> b) {
+CURVKERN_ELEMENTARY Pair<R> mul(Pair<R> a, Pair<R> b) {
     Pair<R> p = two_prod(a.hi, b.hi);
     return fast_two_sum(p.hi, p.lo + (a.hi * b.lo + a.lo * b.hi));
 }
 
 template <class R>
-CURVKERN_HD Pair<R> mul(Pair<R> a, R b) {
+CURVKERN_ELEMENTARY Pair<R> mul(Pair<R> a, R b) {
     Pair<R> p = two_prod(a.hi, b);
     return fast_two_sum(p.hi, p.lo + a.lo * b);
 }
 
 template <class R>
-CURVKERN_HD Pair<R> div(Pair<R> a, Pair<R> b) {
+CURVKERN_ELEMENTARY Pair<R> div(Pair<R> a, Pair<R> b) {
     R inverse = c<R>(1) / b.hi;
     R q = a.hi * inverse;
     Pair<R> p = two_prod(q, b.hi);

@@ -38,7 +38,7 @@ CURVKERN_HD R trigamma_tail(R w) {
 
 // log Gamma(v + 1), v >= 0, as a pair. Shift up by a product, then Stirling.
 template <class R>
-CURVKERN_SHARED Pair<R> lgamma1p_pair(R v) {
+CURVKERN_SHARED Pair<R> lgamma1p_pair_called(R v) {
     constexpr int shift = is_double<R> ? 15 : 7;
     auto large = v > c<R>(shift);
     R base = select(large, c<R>(0), v);
@@ -53,6 +53,16 @@ CURVKERN_SHARED Pair<R> lgamma1p_pair(R v) {
     y = add(y, stirling_tail(w.hi));
     Pair<R> shifted = add(y, negate(log_pair(product)));
     return {select(large, y.hi, shifted.hi), select(large, y.lo, shifted.lo)};
+}
+
+template <class R>
+CURVKERN_HD Pair<R> lgamma1p_pair(R v) {
+    if constexpr (is_twin<R>) {
+        auto a = lgamma1p_pair_called(v.a), b = lgamma1p_pair_called(v.b);
+        return {{a.hi, b.hi}, {a.lo, b.lo}};
+    } else {
+        return lgamma1p_pair_called(v);
+    }
 }
 
 template <class R>

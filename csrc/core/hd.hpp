@@ -8,6 +8,8 @@
 
 // CURVKERN_HD is inlined into its caller. CURVKERN_SHARED is called: for the long formulas that
 // several functions use, where a copy in each would cost minutes of compile time.
+// CURVKERN_ELEMENTARY is inlined but for the fallback (x86-64 without AVX2: processors before
+// 2013), which is compiled for size.
 // nvcc sees the formulas as device code only: nothing on the host calls them from a .cu file,
 // and tables then need no second copy.
 #if defined(__CUDACC__)
@@ -17,9 +19,16 @@
 #define CURVKERN_UNROLL _Pragma("unroll")
 #else
 #define CURVKERN_HD inline __attribute__((always_inline))
-#define CURVKERN_SHARED static __attribute__((noinline))
+#define CURVKERN_SHARED static __attribute__((noinline, noclone))
 #define CURVKERN_TABLE inline constexpr
 #define CURVKERN_UNROLL _Pragma("GCC unroll 32")
+#endif
+
+#if defined(__x86_64__) && !defined(__AVX2__) && !defined(__CUDACC__)
+#define CURVKERN_FALLBACK 1
+#define CURVKERN_ELEMENTARY CURVKERN_SHARED
+#else
+#define CURVKERN_ELEMENTARY CURVKERN_HD
 #endif
 
 #if !defined(CURVKERN_ISA_NAMESPACE)

@@ -21,7 +21,7 @@ CURVKERN_HD Pair<R> pair_series(Pair<R> z, Pair<R> sum, const double (&low)[N][2
 
 // 2 atanh(s) + exponent ln 2, |s| <= 0.18, to 2^-100 (2^-46)
 template <class R>
-CURVKERN_HD Pair<R> log_from_atanh(Pair<R> s, R exponent) {
+CURVKERN_ELEMENTARY Pair<R> log_from_atanh(Pair<R> s, R exponent) {
     Pair<R> z = mul(s, s);
     // sum_k z^k / (2k+1), the high powers in working precision, the low ones as pairs
     Pair<R> sum;
@@ -72,7 +72,7 @@ CURVKERN_HD R fold_rest(Pair<R> x, R significand) {
 // difference over sum, and what rounding left of that quotient is carried along. The pair comes
 // unnormalised: lo may reach 2^-45 (2^-20) exponents.
 template <class R>
-CURVKERN_HD Pair<R> log_quotient(Pair<R> numerator, R denominator) {
+CURVKERN_ELEMENTARY Pair<R> log_quotient(Pair<R> numerator, R denominator) {
     using F = Float<R>;
     R q = numerator.hi / denominator;
     Bits<R> biased = (bits(q) + (F::one - F::sqrt_half)) >> F::significand_bits;
@@ -95,7 +95,7 @@ CURVKERN_HD Pair<R> log_quotient(Pair<R> numerator, R denominator) {
 
 // log(2^extra numerator / denominator), both positive and finite; no overflow on the way.
 template <class R>
-CURVKERN_HD Pair<R> log_ratio(Pair<R> numerator, R denominator, R extra) {
+CURVKERN_ELEMENTARY Pair<R> log_ratio(Pair<R> numerator, R denominator, R extra) {
     Folded<R> n = fold(numerator.hi), d = fold(denominator);
     R lo = fold_rest(numerator, n.significand);
     R exponent = (n.exponent - d.exponent) + extra;
@@ -113,7 +113,7 @@ CURVKERN_HD Pair<R> log_ratio(Pair<R> numerator, R denominator, R extra) {
 }
 
 template <class R>
-CURVKERN_HD Pair<R> log_pair(Pair<R> x) {  // x > 0, finite and normal
+CURVKERN_ELEMENTARY Pair<R> log_pair(Pair<R> x) {  // x > 0, finite and normal
     Folded<R> part = fold(x.hi);
     R lo = fold_rest(x, part.significand);
     Pair<R> below = fast_two_sum(part.significand - c<R>(1), lo);

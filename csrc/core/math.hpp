@@ -123,7 +123,7 @@ CURVKERN_HD R expm1_quotient(R r) {
 
 // e^x for x where the result is normal: no clamp, no subnormal step.
 template <class R>
-CURVKERN_HD R exp_normal(R x) {
+CURVKERN_ELEMENTARY R exp_normal(R x) {
     Reduced<R> red = reduce_by_ln2(x);
     R r = red.remainder;
     R y = c<R>(1) + r * expm1_quotient(r);
@@ -132,7 +132,7 @@ CURVKERN_HD R exp_normal(R x) {
 
 // e^(hi + lo) under the same condition, |lo| far below |hi| or 1.
 template <class R>
-CURVKERN_HD R exp_normal(Pair<R> x) {
+CURVKERN_ELEMENTARY R exp_normal(Pair<R> x) {
     Reduced<R> red = reduce_by_ln2(x.hi);
     R r = red.remainder + x.lo;
     R y = c<R>(1) + r * expm1_quotient(r);
@@ -147,7 +147,7 @@ CURVKERN_HD R expm1_reduced(Pair<R> x) {
 }
 
 template <class R>
-CURVKERN_HD R exp(R x) {
+CURVKERN_ELEMENTARY R exp(R x) {
     using F = Float<R>;
     R clamped = select(x < c<R>(F::exp_low), c<R>(F::exp_low), x);
     clamped = select(clamped > c<R>(F::exp_high), c<R>(F::exp_high), clamped);  // NaN stays
@@ -160,7 +160,7 @@ CURVKERN_HD R exp(R x) {
 }
 
 template <class R>
-CURVKERN_HD R expm1(R x) {
+CURVKERN_ELEMENTARY R expm1(R x) {
     using F = Float<R>;
     const double low = is_double<R> ? -40.0 : -18.0;
     R clamped = select(x < c<R>(low), c<R>(low), x);
@@ -192,7 +192,7 @@ CURVKERN_HD Folded<R> fold_normal(R x) {  // x > 0, finite and normal
 }
 
 template <class R>
-CURVKERN_HD Folded<R> fold(R x) {  // x > 0 and finite
+CURVKERN_ELEMENTARY Folded<R> fold(R x) {  // x > 0 and finite
     using F = Float<R>;
     auto tiny = x < c<R>(F::smallest_normal);
     Folded<R> part = fold_normal(select(tiny, x * c<R>(F::subnormal_scale), x));
@@ -202,7 +202,7 @@ CURVKERN_HD Folded<R> fold(R x) {  // x > 0 and finite
 
 // (2 atanh(s) - 2 s) / s with z = s^2
 template <class R>
-CURVKERN_HD R atanh_tail(R z) {
+CURVKERN_ELEMENTARY R atanh_tail(R z) {
     if constexpr (is_double<R>) {
         constexpr double t[] = {0.0,      2.0 / 3,  2.0 / 5,  2.0 / 7,  2.0 / 9, 2.0 / 11,
                                 2.0 / 13, 2.0 / 15, 2.0 / 17, 2.0 / 19, 2.0 / 21};
@@ -215,7 +215,7 @@ CURVKERN_HD R atanh_tail(R z) {
 
 // log x for x > 0 and finite.
 template <class R>
-CURVKERN_HD R log_positive(R x) {
+CURVKERN_ELEMENTARY R log_positive(R x) {
     using F = Float<R>;
     Folded<R> part = fold(x);
     R f = part.significand - c<R>(1);
@@ -230,7 +230,7 @@ CURVKERN_HD R log_positive(R x) {
 // log x + hi + lo from the parts of x, with an absolute error near ulp(1/4) whatever its size.
 // hi has no bits below those of ln2_hi.
 template <class R>
-CURVKERN_HD Pair<R> log_folded(Folded<R> part, double hi, double lo) {
+CURVKERN_ELEMENTARY Pair<R> log_folded(Folded<R> part, double hi, double lo) {
     using F = Float<R>;
     R f = part.significand - c<R>(1);
     R s = f / (c<R>(2) + f);
@@ -244,14 +244,14 @@ CURVKERN_HD Pair<R> log_folded(Folded<R> part, double hi, double lo) {
 
 // log(2^extra x) for x > 0 and finite
 template <class R>
-CURVKERN_HD Pair<R> log_split(R x, R extra) {
+CURVKERN_ELEMENTARY Pair<R> log_split(R x, R extra) {
     Folded<R> part = fold(x);
     part.exponent = part.exponent + extra;
     return log_folded(part, 0.0, 0.0);
 }
 
 template <class R>
-CURVKERN_HD R log(R x) {
+CURVKERN_ELEMENTARY R log(R x) {
     R y = log_positive(x);
     y = select(x == infinity<R>(), x, y);
     y = select(x == c<R>(0), -infinity<R>(), y);
@@ -259,7 +259,7 @@ CURVKERN_HD R log(R x) {
 }
 
 template <class R>
-CURVKERN_HD R log1p(R x) {
+CURVKERN_ELEMENTARY R log1p(R x) {
     R u = c<R>(1) + x;
     R y = log(u) + (x - (u - c<R>(1))) / u;
     y = select(u == c<R>(0), -infinity<R>(), y);
@@ -275,7 +275,7 @@ struct CosSin {
 
 // cos(pi v) and sin(pi v) for |v| < 2^20, to a few ulp of 1.
 template <class R>
-CURVKERN_HD CosSin<R> cos_sin_pi(R v) {
+CURVKERN_ELEMENTARY CosSin<R> cos_sin_pi(R v) {
     using F = Float<R>;
     R n = (v + c<R>(F::round_magic)) - c<R>(F::round_magic);
     R half = c<R>(0.5) * n;
