@@ -155,7 +155,7 @@ Batch shape_only(const std::string& kind, bool narrow, std::int64_t batch, std::
 py::list solve(const py::tuple& in, py::object f0, py::object g0, py::object workspace,
                py::object f, py::object g, py::object info, py::object errors,
                std::int64_t max_iter, double tol, std::int64_t check_every, bool translate,
-               bool anneal, std::size_t most_checks, py::object callback) {
+               bool anneal, bool symmetric, std::size_t most_checks, py::object callback) {
     Call call("sinkhorn");
     const Batch batch = make_batch(call, in);
     const double* start_f = call.optional_float64(f0, "f", {batch.batch, batch.n});
@@ -197,7 +197,7 @@ py::list solve(const py::tuple& in, py::object f0, py::object g0, py::object wor
                         }
                         return true;
                     }};
-        Solver solver(batch, {max_iter, tol, check_every, translate, anneal}, hooks, memory);
+        Solver solver(batch, {max_iter, tol, check_every, translate, anneal, symmetric}, hooks, memory);
         running = &solver;
         if (start_f != nullptr && start_g != nullptr) solver.start_from(start_f, start_g);
         finished = solver.run();
@@ -268,7 +268,7 @@ void bind_sinkhorn(py::module_& module) {
         arg("count"));
     module.def("sinkhorn_solve", solve, arg("inputs"), arg("f0"), arg("g0"), arg("workspace"),
                arg("f"), arg("g"), arg("info"), arg("errors"), arg("max_iter"), arg("tol"),
-               arg("check_every"), arg("translate"), arg("anneal"), arg("most_checks"),
+               arg("check_every"), arg("translate"), arg("anneal"), arg("symmetric"), arg("most_checks"),
                arg("callback"));
     module.def("sinkhorn_products", products, arg("inputs"), arg("f"), arg("g"), arg("v"),
                arg("u"), arg("workspace"), arg("pv"), arg("ptu"), arg("totals"), arg("count"));

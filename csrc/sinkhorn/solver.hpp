@@ -17,6 +17,7 @@ struct Options {
     std::int64_t check_every;
     bool translate;  // unbalanced: translation-invariant updates
     bool anneal;     // start from a large eps where the wanted one is small
+    bool symmetric;  // from a measure to itself: f = g, and averaged updates
 };
 
 struct Hooks {

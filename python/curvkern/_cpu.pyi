@@ -77,6 +77,7 @@ def sinkhorn_solve(
     check_every: int,
     translate: bool,
     anneal: bool,
+    symmetric: bool,
     most_checks: int,
     callback: Callable[[int], None] | None,
 ) -> list[tuple[int, float]]: ...
