@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _runtime
+from . import _runtime, _sinkhorn_device
 from ._arguments import memory_error
 from ._ops import _contiguous, define
 
@@ -44,6 +44,12 @@ class Problem(NamedTuple):
         eps, rho = self.eps[index], self.rho[index]
         return Problem(a, b, cost, x, y, self.kind, self.scale, eps, rho)
 
+    def on_cpu(self) -> Problem:
+        """The same problems on the CPU."""
+        cost, x, y = (None if t is None else t.cpu() for t in (self.cost, self.x, self.y))
+        a, b, eps, rho = (t.cpu() for t in (self.a, self.b, self.eps, self.rho))
+        return self._replace(a=a, b=b, cost=cost, x=x, y=y, eps=eps, rho=rho)
+
     def native(self) -> tuple[Any, tuple[str, bool, int, int, int, int]]:
         """The argument of the compiled functions, and that of ``sinkhorn_workspace``."""
         tensors = [None if t is None else _contiguous(t) for t in (*self[:5], *self[7:])]
@@ -70,8 +76,13 @@ def solve(
     callback: Callback | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Potentials (B, n), (B, m); info (B, 3): error, iterations, converged; history (h, 2)."""
-    torch.get_num_threads()  # hands the setting to a new thread
     a, b = problem.a, problem.b
+    if a.is_cuda:
+        return _sinkhorn_device.solve(
+            _sinkhorn_device.Inputs(*problem), f, g, max_iter, tol, check_every, translate,
+            anneal, callback, HISTORY,
+        )  # fmt: skip
+    torch.get_num_threads()  # hands the setting to a new thread
     module = _runtime.cpu_module()
     try:
         inputs, shape = problem.native()
@@ -94,8 +105,14 @@ def newton(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Sparse Newton steps for a matrix of costs: f, g, info as :func:`solve` has them.
 
-    Last comes the error (B, t) after each iteration; NaN after the last.
+    Last comes the error (B, t) after each iteration; NaN after the last. Problems on a GPU are
+    copied to the CPU, and the results back.
     """
+    if problem.a.is_cuda:
+        device, host = problem.a.device, problem.on_cpu()
+        f, g = (None if t is None else t.cpu() for t in (f, g))
+        f, g, info, trace = (t.to(device) for t in newton(host, f, g, max_iter, tol))
+        return f, g, info, trace
     torch.get_num_threads()
     a, b, cost = problem.a, problem.b, problem.cost
     assert cost is not None
@@ -118,8 +135,10 @@ def products(
     problem: Problem, f: Tensor, g: Tensor, v: Tensor | None, u: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``P v`` (B, n, k), ``P' u`` (B, m, k) and the sums of P C and P log(P / a b'), (B, 2)."""
-    torch.get_num_threads()
     a, b = problem.a, problem.b
+    if a.is_cuda:
+        return _sinkhorn_device.products(_sinkhorn_device.Inputs(*problem), f, g, v, u)
+    torch.get_num_threads()
     count = 0 if v is None else v.shape[2]
     count = count if u is None else u.shape[2]
     module = _runtime.cpu_module()
@@ -141,8 +160,10 @@ def products(
 
 def gradient(problem: Problem, f: Tensor, g: Tensor, u: Tensor, w: Tensor) -> Tensor:
     """``sum_j P_ij (u_i + w_j) dC_ij/dx_i``, (B, n, d)."""
-    torch.get_num_threads()
     assert problem.x is not None
+    if problem.a.is_cuda:
+        return _sinkhorn_device.gradient(_sinkhorn_device.Inputs(*problem), f, g, u, w)
+    torch.get_num_threads()
     module = _runtime.cpu_module()
     try:
         inputs, shape = problem.native()
@@ -187,11 +208,8 @@ def _hard(eps: Tensor) -> Tensor:
     return torch.full((len(eps), 2), torch.inf, dtype=torch.float64, device=eps.device)
 
 
-def _no_cuda(*_: Any) -> Any:
-    raise NotImplementedError(
-        "sinkhorn: this build has no CUDA kernels for it; move the tensors to the CPU, or set "
-        "CURVKERN_BACKEND=reference"
-    )
+def _define(schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    define(schema, cpu=implementation, cuda=implementation, fake=fake)
 
 
 def _fake_solve(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -207,43 +225,38 @@ def _fake_products(
     return pv, a.new_empty((*b.shape, 0 if u is None else u.shape[2])), a.new_empty(len(a), 2)
 
 
-define(
+_define(
     f"sinkhorn_dense({_DENSE}, {_SOLVE}) -> (Tensor, Tensor, Tensor, Tensor)",
-    cpu=lambda a, b, cost, eps, rho, *rest: solve(_dense(a, b, cost, eps, rho), *rest),
-    cuda=_no_cuda,
+    lambda a, b, cost, eps, rho, *rest: solve(_dense(a, b, cost, eps, rho), *rest),
     fake=lambda a, b, *_: _fake_solve(a, b),
 )
-define(
+_define(
     f"sinkhorn_points({_POINTS}, {_SOLVE}) -> (Tensor, Tensor, Tensor, Tensor)",
-    cpu=lambda a, b, x, y, kind, scale, eps, rho, *rest: solve(
+    lambda a, b, x, y, kind, scale, eps, rho, *rest: solve(
         _points(a, b, x, y, kind, scale, eps, rho), *rest
     ),
-    cuda=_no_cuda,
     fake=lambda a, b, *_: _fake_solve(a, b),
 )
-define(
+_define(
     f"sinkhorn_dense_products({_DENSE}, Tensor f, Tensor g, Tensor? v, Tensor? u) "
     "-> (Tensor, Tensor, Tensor)",
-    cpu=lambda a, b, cost, eps, f, g, v, u: products(
+    lambda a, b, cost, eps, f, g, v, u: products(
         _dense(a, b, cost, eps, _hard(eps)), f, g, v, u
     ),
-    cuda=_no_cuda,
     fake=lambda a, b, cost, eps, f, g, v, u: _fake_products(a, b, v, u),
 )
-define(
+_define(
     f"sinkhorn_points_products({_POINTS}, Tensor f, Tensor g, Tensor? v, Tensor? u) "
     "-> (Tensor, Tensor, Tensor)",
-    cpu=lambda a, b, x, y, kind, scale, eps, f, g, v, u: products(
+    lambda a, b, x, y, kind, scale, eps, f, g, v, u: products(
         _points(a, b, x, y, kind, scale, eps, _hard(eps)), f, g, v, u
     ),
-    cuda=_no_cuda,
     fake=lambda a, b, x, y, kind, scale, eps, f, g, v, u: _fake_products(a, b, v, u),
 )
-define(
+_define(
     f"sinkhorn_points_gradient({_POINTS}, Tensor f, Tensor g, Tensor u, Tensor w) -> Tensor",
-    cpu=lambda a, b, x, y, kind, scale, eps, f, g, u, w: gradient(
+    lambda a, b, x, y, kind, scale, eps, f, g, u, w: gradient(
         _points(a, b, x, y, kind, scale, eps, _hard(eps)), f, g, u, w
     ),
-    cuda=_no_cuda,
     fake=lambda a, b, x, *_: x.new_empty(x.shape, dtype=torch.float64),
 )
