@@ -17,6 +17,14 @@
 #include <vector>
 #endif
 
+// Before a loop over what a thread holds in registers: the device needs to know the indices
+// when it compiles, and the host has none to lose.
+#if defined(__CUDACC__)
+#define CURVKERN_IN_REGISTERS CURVKERN_UNROLL
+#else
+#define CURVKERN_IN_REGISTERS
+#endif
+
 namespace curvkern {
 CURVKERN_PER_ISA {
 
@@ -71,17 +79,17 @@ class Block {
         __shared__ double of_warp[most_threads / warp_size][N];
         Few<N> x = own(0);
         for (int offset = warp_size / 2; offset > 0; offset /= 2) {
-            CURVKERN_UNROLL
+            CURVKERN_IN_REGISTERS
             for (int k = 0; k < N; ++k) {
                 x[k] = combine(x[k], __shfl_xor_sync(0xffffffffu, x[k], offset));
             }
         }
         if (threadIdx.x % warp_size == 0) {
-            CURVKERN_UNROLL
+            CURVKERN_IN_REGISTERS
             for (int k = 0; k < N; ++k) of_warp[threadIdx.x / warp_size][k] = x[k];
         }
         __syncthreads();
-        CURVKERN_UNROLL
+        CURVKERN_IN_REGISTERS
         for (int k = 0; k < N; ++k) {
             x[k] = of_warp[0][k];
             for (unsigned w = 1; w < blockDim.x / warp_size; ++w) {

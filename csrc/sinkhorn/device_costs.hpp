@@ -20,7 +20,7 @@ class DenseCosts {
     template <int R>
     CURVKERN_HD Few<R> at(std::int64_t i, std::int64_t j) const {
         Few<R> cost;
-        CURVKERN_UNROLL
+        CURVKERN_IN_REGISTERS
         for (int r = 0; r < R; ++r) {
             cost[r] = static_cast<double>(cost_[smaller(i + r, last_) * m_ + j]);
         }
@@ -48,7 +48,7 @@ class PointCosts {
         Few<R> cost;
         for (int k = 0; k < dims_; ++k) {
             const double y = y_[k * m_ + j];
-            CURVKERN_UNROLL
+            CURVKERN_IN_REGISTERS
             for (int r = 0; r < R; ++r) {
                 const double d = x_[smaller(i + r, last_) * dims_ + k] - y;
                 if constexpr (Kind == Cost::l1) {
@@ -59,7 +59,7 @@ class PointCosts {
             }
         }
         if constexpr (Kind == Cost::euclidean) {
-            CURVKERN_UNROLL
+            CURVKERN_IN_REGISTERS
             for (int r = 0; r < R; ++r) cost[r] = sqrt(cost[r]);
         }
         return cost;

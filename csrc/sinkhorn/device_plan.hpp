@@ -40,7 +40,7 @@ class Plan {
     CURVKERN_HD void at(std::int64_t i, std::int64_t last, std::int64_t j,
                         Entry (&entry)[R]) const {
         const Few<R> cost = costs.template at<R>(i, j);
-        CURVKERN_UNROLL
+        CURVKERN_IN_REGISTERS
         for (int r = 0; r < R; ++r) {
             const double t = (phi_[smaller(i + r, last)] + psi_[j]) - slope_ * cost[r];
             entry[r] = {cost[r], t, exp2_clamped(t + log2_mass_b_) * weight_b_[j]};
@@ -76,7 +76,7 @@ CURVKERN_HD void plan_row(Block& block, const Batch& p, const Products& out, std
                 sum[1] += e.value * e.exponent;
             }
             if (v == nullptr) continue;
-            CURVKERN_UNROLL
+            CURVKERN_IN_REGISTERS
             for (int q = 0; q < columns_at_once; ++q) {
                 if (q < some) dot[q] += e.value * v[j * out.count + q];
             }
@@ -96,7 +96,7 @@ CURVKERN_HD void plan_row(Block& block, const Batch& p, const Products& out, std
     if (v == nullptr) return;
     const Few<columns_at_once> dot = block.sum(dots);
     block.alone([&](int thread) {
-        CURVKERN_UNROLL
+        CURVKERN_IN_REGISTERS
         for (int q = 0; q < columns_at_once; ++q) {
             if (thread == q && q < some) {
                 out.pv[(index * p.n + i) * out.count + first + q] = weight * dot[q];
@@ -122,18 +122,18 @@ CURVKERN_HD void plan_columns(Block& block, const Batch& p, const Products& out,
         for (std::int64_t i = part * p.rows_of_part; i < end; i += most_rows) {
             Entry at[most_rows];
             plan.at(i, end - 1, j, at);
-            CURVKERN_UNROLL
+            CURVKERN_IN_REGISTERS
             for (int r = 0; r < most_rows; ++r) {
                 if (i + r >= end) continue;
                 const double e = at[r].value * (weight[i + r] * mass);
-                CURVKERN_UNROLL
+                CURVKERN_IN_REGISTERS
                 for (int q = 0; q < columns_at_once; ++q) {
                     if (q < some) sum[q] += e * u[(i + r) * out.count + q];
                 }
             }
         }
         double* target = out.partial + (index * p.parts + part) * columns_at_once * p.m + j;
-        CURVKERN_UNROLL
+        CURVKERN_IN_REGISTERS
         for (int q = 0; q < columns_at_once; ++q) target[q * p.m] = sum[q];
     });
 }
@@ -196,7 +196,7 @@ CURVKERN_HD void gradient_row(Block& block, const Batch& p, const Gradient& to,
                 Entry e[1];
                 plan.at(i, i, j, e);
                 const double factor = e[0].value * (u + w[j]);
-                CURVKERN_UNROLL
+                CURVKERN_IN_REGISTERS
                 for (int q = 0; q < columns_at_once; ++q) {
                     if (first + q < p.dims) {
                         sum[q] += factor * plan.costs.slope(i, j, first + q, e[0].cost);
@@ -207,7 +207,7 @@ CURVKERN_HD void gradient_row(Block& block, const Batch& p, const Gradient& to,
         });
         const Few<columns_at_once> sum = block.sum(part);
         block.alone([&](int thread) {
-            CURVKERN_UNROLL
+            CURVKERN_IN_REGISTERS
             for (int q = 0; q < columns_at_once; ++q) {
                 if (thread != q || first + q >= p.dims) continue;
                 to.out[(index * p.n + i) * p.dims + first + q] = weight * sum[q];

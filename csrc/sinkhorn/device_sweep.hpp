@@ -24,8 +24,9 @@
 //     psi, log2 b  16 bytes for R entries, R = 1 here: 6.4 GB, 1.2 ms at 5.5 TB/s of the L2
 //                  cache; up to some 6000 columns they stay in L1, at 28 TB/s
 //     shared       16 bytes for R entries: 0.22 ms
-// so memory bounds up to some 6000 columns, and the reads of psi above. A check reads the costs
-// again, and so does every sweep of more than most_columns columns: for rows, then for columns.
+// so memory bounds up to some 6000 columns; above, costs and psi come through the L2 cache
+// together, 24 bytes an entry, 1.75 ms or 56 % of the bandwidth. A check reads the costs again,
+// and so does every sweep of more than most_columns columns: for the rows, then for columns.
 #pragma once
 
 #include "sinkhorn/device_costs.hpp"
@@ -85,28 +86,28 @@ class RowGroup {
             if constexpr (K == 0) {
                 for (std::int64_t j = thread; j < m_; j += threads) {
                     const Few<R> t = exponents(j, costs_.template at<R>(i, j));
-                    CURVKERN_UNROLL
+                    CURVKERN_IN_REGISTERS
                     for (int r = 0; r < R; ++r) sum[r] += exp2_clamped(shift[r] + t[r]);
                 }
             } else {
                 const int mine = columns_of(thread, m_, threads);
                 auto& e = entries(thread);
-                CURVKERN_UNROLL
+                CURVKERN_IN_REGISTERS
                 for (int k = 0; k < K; ++k) {
                     if (k >= mine) continue;
                     const Few<R> cost =
                         costs_.template at<R>(i, thread + std::int64_t{k} * threads);
-                    CURVKERN_UNROLL
+                    CURVKERN_IN_REGISTERS
                     for (int r = 0; r < R; ++r) e[k * R + r] = cost[r];
                 }
-                CURVKERN_UNROLL
+                CURVKERN_IN_REGISTERS
                 for (int k = 0; k < K; ++k) {
                     if (k >= mine) continue;
                     Few<R> cost;
-                    CURVKERN_UNROLL
+                    CURVKERN_IN_REGISTERS
                     for (int r = 0; r < R; ++r) cost[r] = e[k * R + r];
                     const Few<R> t = exponents(thread + std::int64_t{k} * threads, cost);
-                    CURVKERN_UNROLL
+                    CURVKERN_IN_REGISTERS
                     for (int r = 0; r < R; ++r) {
                         e[k * R + r] = exp2_clamped(shift[r] + t[r]);
                         sum[r] += e[k * R + r];
@@ -122,11 +123,11 @@ class RowGroup {
         Block::Own<Few<R>> part(block);
         block.alone([&](int thread) {
             Few<R> top;
-            CURVKERN_UNROLL
+            CURVKERN_IN_REGISTERS
             for (int r = 0; r < R; ++r) top[r] = -infinite;
             for (std::int64_t j = thread; j < m_; j += block.threads()) {
                 const Few<R> t = exponents(j, costs_.template at<R>(i, j));
-                CURVKERN_UNROLL
+                CURVKERN_IN_REGISTERS
                 for (int r = 0; r < R; ++r) top[r] = t[r] > top[r] ? t[r] : top[r];
             }
             part(thread) = top;
@@ -139,7 +140,7 @@ class RowGroup {
     CURVKERN_HD Few<R> exponents(std::int64_t j, const Few<R>& cost) const {
         const double column = psi_[j] + log2_b_[j];
         Few<R> t;
-        CURVKERN_UNROLL
+        CURVKERN_IN_REGISTERS
         for (int r = 0; r < R; ++r) t[r] = column - slope_ * cost[r];
         return t;
     }
@@ -199,37 +200,37 @@ CURVKERN_HD void sweep_rows(Block& block, const Batch& p, std::int64_t index, st
     Block::Own<Few<R*(K > 0 ? K : 1)>> entries(block);
     for (std::int64_t i = slot * p.rows; i < end; i += R) {
         Few<R> shift, sum, factor;
-        CURVKERN_UNROLL
+        CURVKERN_IN_REGISTERS
         for (int r = 0; r < R; ++r) shift[r] = phi[smaller(i + r, end - 1)] + log2_mass_b;
         for (int attempt = 0; attempt < 2; ++attempt) {
             sum = group.template sums<K>(block, i, shift, entries);
             bool usable = true;
-            CURVKERN_UNROLL
+            CURVKERN_IN_REGISTERS
             for (int r = 0; r < R; ++r) usable &= within(sum[r], row_low, row_high);
             if (usable || mode == Mode::check || attempt == 1) break;
             const Few<R> top = group.largest(block, i);
-            CURVKERN_UNROLL
+            CURVKERN_IN_REGISTERS
             for (int r = 0; r < R; ++r) {
                 if (within(sum[r], row_low, row_high)) continue;
                 shift[r] = is_reachable(top[r]) ? -top[r] : -infinite;
             }
         }
-        CURVKERN_UNROLL
+        CURVKERN_IN_REGISTERS
         for (int r = 0; r < R; ++r) {
             factor[r] = i + r < end ? update.factor(sum[r], shift[r], weight[i + r]) : 0;
         }
         block.alone([&](int thread) {
             const int mine = columns_of(thread, m, threads);
-            CURVKERN_UNROLL
+            CURVKERN_IN_REGISTERS
             for (int k = 0; k < K; ++k) {
                 if (k >= mine) continue;
                 double& total = column[thread + k * threads];
                 double add = i == slot * p.rows ? 0 : total;
-                CURVKERN_UNROLL
+                CURVKERN_IN_REGISTERS
                 for (int r = 0; r < R; ++r) add = factor[r] * entries(thread)[k * R + r] + add;
                 total = add;
             }
-            CURVKERN_UNROLL
+            CURVKERN_IN_REGISTERS
             for (int r = 0; r < R; ++r) {
                 if (thread != r || i + r >= end) continue;
                 result[i + r] = update.result(sum[r], shift[r], weight[i + r]);
@@ -261,7 +262,7 @@ CURVKERN_HD void sum_columns(Block& block, const Batch& p, std::int64_t index,
         double total = 0;
         for (std::int64_t i = part * p.rows_of_part; i < end; i += most_rows) {
             const Few<most_rows> cost = costs.template at<most_rows>(i, j);
-            CURVKERN_UNROLL
+            CURVKERN_IN_REGISTERS
             for (int r = 0; r < most_rows; ++r) {
                 const std::int64_t row = smaller(i + r, end - 1);
                 const double a = i + r < end ? weight[row] : 0;
