@@ -5,6 +5,7 @@
 #include <array>
 
 #include "bind/families.hpp"
+#include "bind/sinkhorn_device.hpp"
 #include "core/isa.hpp"
 #include "core/parallel.hpp"
 #include "core/rng.hpp"
@@ -45,4 +46,7 @@ PYBIND11_MODULE(_cpu, module) {
     curvkern::bind_sparsemax(module);
     curvkern::bind_sinkhorn(module);
     curvkern::bind_sinkhorn_newton(module);
+    // The kernels of the GPU on the host, for the tests.
+    curvkern::bind_sinkhorn_device(module, curvkern::sinkhorn::device::host_calls(),
+                                   curvkern::dlpack::device_cpu);
 }

@@ -116,3 +116,46 @@ def sinkhorn_newton(
     tol: float,
     warm_start: bool,
 ) -> None: ...
+def sinkhorn_device_workspace(batch: int, n: int, m: int, count: int) -> int: ...
+def sinkhorn_device_solve(
+    inputs: tuple[Any, ...],
+    extent: Tensor | None,
+    f0: Tensor | None,
+    g0: Tensor | None,
+    workspace: Tensor,
+    f: Tensor,
+    g: Tensor,
+    info: Tensor,
+    errors: Tensor,
+    max_iter: int,
+    tol: float,
+    check_every: int,
+    translate: bool,
+    anneal: bool,
+    symmetric: bool,
+    checked: Callable[[int, float], None],
+    stream: int,
+) -> None: ...
+def sinkhorn_device_products(
+    inputs: tuple[Any, ...],
+    f: Tensor,
+    g: Tensor,
+    v: Tensor | None,
+    u: Tensor | None,
+    workspace: Tensor,
+    pv: Tensor | None,
+    ptu: Tensor | None,
+    totals: Tensor,
+    count: int,
+    stream: int,
+) -> None: ...
+def sinkhorn_device_gradient(
+    inputs: tuple[Any, ...],
+    f: Tensor,
+    g: Tensor,
+    u: Tensor,
+    w: Tensor,
+    workspace: Tensor,
+    out: Tensor,
+    stream: int,
+) -> None: ...

@@ -57,6 +57,17 @@ def cuda_module() -> ModuleType:
         ) from None
 
 
+def has_kernels(device: torch.device) -> bool:
+    """Whether this build has compiled operations for tensors of a device."""
+    if device.type != "cuda":
+        return device.type == "cpu"
+    try:
+        cuda_module()
+    except NotImplementedError:
+        return False
+    return True
+
+
 def spare_forked_child() -> None:
     """One thread in a forked child, where a parallel region of torch would hang."""
     if torch.compiler.is_compiling() or torch.get_num_threads() == 1:

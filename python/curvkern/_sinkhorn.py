@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _operands, _runtime
+from . import _operands, _runtime, _sinkhorn_device
 from ._arguments import memory_error
 from ._ops import _contiguous, define
 from .reference.costs import KINDS
@@ -68,6 +68,12 @@ class Problem(NamedTuple):
         _operands.shaped(op, "eps", self.eps, (batch,))
         _operands.shaped(op, "rho", self.rho, (batch, 2))
         return batch, n, m
+
+    def on_cpu(self) -> Problem:
+        """The same problems on the CPU."""
+        cost, x, y = (None if t is None else t.cpu() for t in (self.cost, self.x, self.y))
+        a, b, eps, rho = (t.cpu() for t in (self.a, self.b, self.eps, self.rho))
+        return self._replace(a=a, b=b, cost=cost, x=x, y=y, eps=eps, rho=rho)
 
     def native(self) -> tuple[Any, tuple[str, bool, int, int, int, int]]:
         """The argument of the compiled functions, and that of ``sinkhorn_workspace``."""
@@ -133,12 +139,18 @@ def solve(
     check_every: int,
     translate: bool = True,
     anneal: bool = True,
+    symmetric: bool = False,
     callback: Callback | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Potentials (B, n), (B, m); info (B, 3): error, iterations, converged; history (h, 2)."""
     check_solve("sinkhorn", problem, f, g, max_iter, check_every)
-    torch.get_num_threads()  # hands the setting to a new thread
     a, b = problem.a, problem.b
+    if a.is_cuda:
+        return _sinkhorn_device.solve(
+            _sinkhorn_device.Inputs(*problem), f, g, max_iter, tol, check_every, translate,
+            anneal, symmetric, callback, HISTORY,
+        )  # fmt: skip
+    torch.get_num_threads()  # hands the setting to a new thread
     module = _runtime.cpu_module()
     try:
         inputs, shape = problem.native()
@@ -151,7 +163,7 @@ def solve(
     report = None if callback is None else lambda i: callback(i, errors.clone())
     history = module.sinkhorn_solve(
         inputs, *starts, workspace, *out, errors, max_iter, tol, check_every, translate, anneal,
-        HISTORY, report,
+        symmetric, HISTORY, report,
     )  # fmt: skip
     return *out, torch.tensor(history, dtype=torch.float64).reshape(-1, 2)
 
@@ -161,8 +173,14 @@ def newton(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Sparse Newton steps for a matrix of costs: f, g, info as :func:`solve` has them.
 
-    Last comes the error (B, t) after each iteration; NaN after the last.
+    Last comes the error (B, t) after each iteration; NaN after the last. Problems on a GPU are
+    copied to the CPU, and the results back.
     """
+    if problem.a.is_cuda:
+        device, host = problem.a.device, problem.on_cpu()
+        f, g = (None if t is None else t.cpu() for t in (f, g))
+        f, g, info, trace = (t.to(device) for t in newton(host, f, g, max_iter, tol))
+        return f, g, info, trace
     torch.get_num_threads()
     a, b, cost = problem.a, problem.b, problem.cost
     assert cost is not None
@@ -186,8 +204,10 @@ def products(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``P v`` (B, n, k), ``P' u`` (B, m, k) and the sums of P C and P log(P / a b'), (B, 2)."""
     count = _check_products(problem, f, g, v, u)
-    torch.get_num_threads()
     a, b = problem.a, problem.b
+    if a.is_cuda:
+        return _sinkhorn_device.products(_sinkhorn_device.Inputs(*problem), f, g, v, u)
+    torch.get_num_threads()
     module = _runtime.cpu_module()
     try:
         inputs, shape = problem.native()
@@ -208,8 +228,10 @@ def products(
 def gradient(problem: Problem, f: Tensor, g: Tensor, u: Tensor, w: Tensor) -> Tensor:
     """``sum_j P_ij (u_i + w_j) dC_ij/dx_i``, (B, n, d)."""
     _check_gradient(problem, f, g, u, w)
-    torch.get_num_threads()
     assert problem.x is not None
+    if problem.a.is_cuda:
+        return _sinkhorn_device.gradient(_sinkhorn_device.Inputs(*problem), f, g, u, w)
+    torch.get_num_threads()
     module = _runtime.cpu_module()
     try:
         inputs, shape = problem.native()
@@ -248,13 +270,6 @@ def _hard(eps: Tensor) -> Tensor:
     return torch.full((*eps.shape[:1], 2), torch.inf, dtype=torch.float64, device=eps.device)
 
 
-def _no_cuda(*_: Any) -> Any:
-    raise NotImplementedError(
-        "sinkhorn: this build has no CUDA kernels for it; move the tensors to the CPU, or set "
-        "CURVKERN_BACKEND=reference"
-    )
-
-
 def _fake_solve(
     problem: Problem,
     f: Tensor | None,
@@ -288,7 +303,7 @@ def _fake_gradient(problem: Problem, f: Tensor, g: Tensor, u: Tensor, w: Tensor)
 def _define(
     signature: str,
     problem: Callable[..., Problem],
-    cpu: Callable[..., Any],
+    function: Callable[..., Any],
     fake: Callable[..., Any],
 ) -> None:
     """An operation whose first arguments, up to ``eps`` or ``rho``, are those of a problem."""
@@ -298,14 +313,15 @@ def _define(
     def of_problem(function: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *arguments: function(problem(*arguments[:count]), *arguments[count:])
 
-    define(signature, cpu=of_problem(cpu), cuda=_no_cuda, fake=of_problem(fake))
+    both = of_problem(function)
+    define(signature, cpu=both, cuda=both, fake=of_problem(fake))
 
 
 _DENSE = "Tensor a, Tensor b, Tensor cost, Tensor eps"
 _POINTS = "Tensor a, Tensor b, Tensor x, Tensor y, str kind, float scale, Tensor eps"
 _SOLVE = (
     "Tensor rho, Tensor? f, Tensor? g, int max_iter, float tol, int check_every, "
-    "bool translate=True, bool anneal=True) -> (Tensor, Tensor, Tensor, Tensor)"
+    "bool translate=True, bool anneal=True, bool symmetric=False) -> (Tensor, Tensor, Tensor, Tensor)"
 )
 _PRODUCTS = "Tensor f, Tensor g, Tensor? v, Tensor? u) -> (Tensor, Tensor, Tensor)"
 _GRADIENT = "Tensor f, Tensor g, Tensor u, Tensor w) -> Tensor"

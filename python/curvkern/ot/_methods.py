@@ -47,6 +47,10 @@ class Run:
         self.history: list[tuple[int, float]] = []
 
     @property
+    def _all(self) -> Tensor:
+        return torch.arange(len(self.error), device=self.error.device)
+
+    @property
     def entries(self) -> int:
         return self.problem.a.shape[1] * self.problem.b.shape[1]
 
@@ -57,7 +61,7 @@ class Run:
 
     def sweep(self, at: Tensor | None = None, most: int | None = None) -> None:
         """At most so many sweeps of the problems ``at``, which have all had as many before."""
-        at = torch.arange(len(self.error)) if at is None else at
+        at = self._all if at is None else at
         if not len(at):
             return
         done = int(self.n_iter[at[0]])
@@ -83,7 +87,7 @@ class Run:
 
     def newton(self, at: Tensor | None = None) -> None:
         """Newton steps for the problems ``at`` until they have converged or get no further."""
-        at = torch.arange(len(self.error)) if at is None else at
+        at = self._all if at is None else at
         if not len(at):
             return
         done = int(self.n_iter[at].max())
@@ -97,7 +101,7 @@ class Run:
             parts.append(_sinkhorn.newton(problem, f, g, self.max_iter - done, self.tol))
         f, g, info, trace = map(torch.cat, zip(*parts, strict=True))
         self._put(at, f, g, info)
-        ended = torch.arange(trace.shape[1]) >= info[:, 1:2] - 1
+        ended = torch.arange(trace.shape[1], device=trace.device) >= info[:, 1:2] - 1
         trace = torch.where(ended, info[:, :1], trace).T[: int(info[:, 1].max())]
         for k, errors in enumerate(others.index_copy(0, at, row) for row in trace):
             self.history.append((done + k + 1, float(errors.max())))
@@ -106,7 +110,7 @@ class Run:
 
     def auto(self) -> None:
         """Sweeps, then Newton steps where those are the shorter way."""
-        at, leg = torch.arange(len(self.error)), FIRST_LEG
+        at, leg = self._all, FIRST_LEG
         slow = [at[:0]]
         while len(at):
             before, done = self.error[at], self.n_iter[at]

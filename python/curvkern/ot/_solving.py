@@ -30,9 +30,10 @@ from ._costs import MATRIX
 def native(tensor: Tensor) -> ModuleType | None:
     """The compiled solver and its passes over the plan, where they serve.
 
-    They do not on other devices than the CPU, nor where the environment asks for the reference.
+    They do not where this build has no kernels for the device, nor where the environment asks
+    for the reference.
     """
-    compiled = tensor.device.type == "cpu" and _runtime.backend() != "reference"
+    compiled = _runtime.has_kernels(tensor.device) and _runtime.backend() != "reference"
     return _solve if compiled else None
 
 

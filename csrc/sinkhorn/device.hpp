@@ -1,0 +1,53 @@
+// Transport problems on a GPU, or with the same kernels on the host: what bindings call.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+#include "core/queue.hpp"
+#include "sinkhorn/device_plan.hpp"
+
+namespace curvkern::sinkhorn::device {
+
+struct Options {
+    std::int64_t max_iter;
+    double tol;
+    std::int64_t check_every;
+    bool translate;  // unbalanced: translation-invariant updates
+    bool anneal;     // start from a large eps where the wanted one is small
+    bool symmetric;  // from a measure to itself: averaged updates, see average in solver.cpp
+};
+
+struct Hooks {
+    bool (*interrupted)();  // asked between launches, at least every 100 ms
+    // After each check, with the largest error; false ends the solve.
+    std::function<bool(std::int64_t iteration, double largest)> checked;
+};
+
+struct Results {
+    double *f, *g;   // (batch, n), (batch, m)
+    double* info;    // (batch, 3): error, iterations, converged (0 or 1)
+    double* errors;  // (batch,) by the last check
+};
+
+// float64 numbers that a call needs, `count` columns of v or u being asked for; 0: a solve.
+inline std::int64_t workspace_size(Batch shape, std::int64_t count) {
+    const std::int64_t used = lay_out(shape, nullptr);
+    if (count == 0) return used;
+    const std::int64_t sums =
+        checked_multiply(checked_multiply(shape.parts, shape.m), columns_at_once);
+    return used + checked_multiply(shape.batch, 2 * shape.n + sums);
+}
+
+struct Calls {
+    // False when a hook ended it.
+    bool (*solve)(const Place&, Batch, const Options&, const Hooks&, const Results&,
+                  double* workspace);
+    void (*products)(const Place&, Batch, Products, double* workspace);
+    void (*gradient)(const Place&, Batch, const Gradient&, double* workspace);
+};
+
+const Calls& host_calls();
+const Calls& cuda_calls();
+
+}  // namespace curvkern::sinkhorn::device
