@@ -13,9 +13,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._sinkhorn import Problem
 from . import _passes
-from ._dual_system import dual_system
-from ._kernel import Problem, divergence_of_plan, is_balanced, kernel
+from ._kernel import blocks, costs, is_balanced, kernel
+from ._linear import Held, solved
 
 ROUNDING = 8  # mass that may be missing, in eps of the mass for each point
 
@@ -36,27 +37,27 @@ def gap(problem: Problem, f: Tensor, g: Tensor) -> Tensor:
 
     Infinite where no feasible plan was found.
     """
-    plain = problem.y is not None or not bool(torch.isposinf(problem.x).any())
+    plain = problem.cost is None or not bool(torch.isposinf(problem.cost).any())
     change = _rounded(problem, f, g) if plain else _corrected(problem, f, g)
     a, b, rho = problem.a, problem.b, problem.rho
     mass = linear = entropy = torch.zeros_like(problem.eps)
     lowest = torch.full_like(problem.eps, torch.inf)
     rows, columns = [], torch.zeros_like(b)
-    for block in problem.blocks(f, g):
-        part = block.problem
-        row, p, fill = (t[:, block.at, None] for t in (change.row, change.p, change.fill))
+    for at, part, f_part in blocks(problem, f):
+        row, p, fill = (t[:, at, None] for t in (change.row, change.p, change.fill))
         factor = row * change.column[:, None, :] + p + change.q[:, None, :]
-        P = block.plan() * factor + fill * change.rest[:, None, :]
-        cost = problem.cost.matrix(part.x, part.y)
+        cost, _, e = kernel(costs(*part[2:7]), f_part, g, part.eps)
+        P = part.a[:, :, None] * (part.b[:, None, :] * e)
+        P = P * factor + fill * change.rest[:, None, :]
         log_mass = part.a.log()[:, :, None] + part.b.log()[:, None, :]
         lowest = torch.minimum(lowest, P.amin((1, 2)))
         mass = mass + P.sum((1, 2))
-        linear = linear + torch.where(P > 0, P * cost, 0.0).sum((1, 2))
+        linear = linear + (P * cost).sum((1, 2))
         entropy = entropy + torch.where(P > 0, P * (P.log() - log_mass), 0.0).sum((1, 2))
         rows.append(P.sum(2))
         columns = columns + P.sum(1)
     first = torch.cat(rows, 1)
-    primal = linear + problem.eps * divergence_of_plan(problem, mass, entropy)
+    primal = linear + problem.eps * (entropy - mass + a.sum(1) * b.sum(1))
     primal = primal + _penalty(first, a, rho[:, :1]) + _penalty(columns, b, rho[:, 1:])
     off = _off(first, a, rho[:, :1]) + _off(columns, b, rho[:, 1:])
     feasible = (off <= _rounding(problem) * a.sum(1)) & (lowest >= 0)
@@ -89,14 +90,14 @@ def _rounded(problem: Problem, f: Tensor, g: Tensor) -> _Change:
 def _corrected(problem: Problem, f: Tensor, g: Tensor) -> _Change:
     """P_ij (1 + p_i + q_j), which keeps forbidden pairs empty, for hard marginals."""
     a, b, rho = problem.a, problem.b, problem.rho
-    e = kernel(f, g, problem.cost.matrix(problem.x, problem.y), problem.eps)[2]
-    r, s = (e @ b[:, :, None])[:, :, 0], (e.mT @ a[:, :, None])[:, :, 0]
+    K = Held(kernel(costs(*problem[2:7]), f, g, problem.eps).e)
+    r, s = K.times(b), K.transposed().times(a)
     hard_a, hard_b = torch.isinf(rho[:, :1]), torch.isinf(rho[:, 1:])
     # A soft marginal may stay as it is: a large diagonal pins its side to 0.
     d = torch.where(hard_a, r, torch.inf)
     h = torch.where(hard_b, s, torch.inf)
     u, v = torch.where(hard_a, 1 - r, 0.0), torch.where(hard_b, 1 - s, 0.0)
-    p, q = dual_system(e, a, b, d, h, u, v, False)
+    p, q = solved(K, a, b, d, h, u, v, False)
     p, q = torch.where(a > 0, p, 0.0), torch.where(b > 0, q, 0.0)
     ones, nothing = (torch.ones_like(a), torch.ones_like(b)), torch.zeros_like(a)
     return _Change(*ones, p, q, nothing, torch.zeros_like(b))
