@@ -40,7 +40,7 @@ BODIES = {
     "potentials": "result.f.square().sum().backward()",
     "divergence": "ot.sinkhorn_divergence(x, y, 0.5, tol=1e-6).backward()",
     "second derivative": (
-        "g, = torch.autograd.grad(result.value, x, create_graph=True); g.square().sum().backward()"
+        "torch.autograd.grad(result.value, x, create_graph=True)[0].square().sum().backward()"
     ),
 }
 
