@@ -18,7 +18,7 @@ from . import _passes
 from ._kernel import blocks, costs, is_balanced, kernel
 from ._linear import Held, solved
 
-ROUNDING = 8  # mass that may be missing, in eps of the mass for each point
+ROUNDING = 8  # mass that may be missing, in eps of the mass, for each point and exponent
 
 
 class _Change(NamedTuple):
@@ -40,27 +40,26 @@ def gap(problem: Problem, f: Tensor, g: Tensor) -> Tensor:
     plain = problem.cost is None or not bool(torch.isposinf(problem.cost).any())
     change = _rounded(problem, f, g) if plain else _corrected(problem, f, g)
     a, b, rho = problem.a, problem.b, problem.rho
-    mass = linear = entropy = torch.zeros_like(problem.eps)
+    linear = divergence = torch.zeros_like(problem.eps)
     lowest = torch.full_like(problem.eps, torch.inf)
-    rows, columns = [], torch.zeros_like(b)
+    rows, columns = torch.zeros_like(a), torch.zeros_like(b)
+    share_a, share_b = change.fill / _or_one(a), change.rest / _or_one(b)
     for at, part, f_part in blocks(problem, f):
-        row, p, fill = (t[:, at, None] for t in (change.row, change.p, change.fill))
-        factor = row * change.column[:, None, :] + p + change.q[:, None, :]
+        row, p, fill = (t[:, at, None] for t in (change.row, change.p, share_a))
         cost, _, e = kernel(costs(*part[2:7]), f_part, g, part.eps)
-        P = part.a[:, :, None] * (part.b[:, None, :] * e)
-        P = P * factor + fill * change.rest[:, None, :]
-        log_mass = part.a.log()[:, :, None] + part.b.log()[:, None, :]
+        ratio = e * (row * change.column[:, None, :] + p + change.q[:, None, :])
+        ratio = ratio + fill * share_b[:, None, :]
+        P = part.a[:, :, None] * (b[:, None, :] * ratio)
         lowest = torch.minimum(lowest, P.amin((1, 2)))
-        mass = mass + P.sum((1, 2))
         linear = linear + (P * cost).sum((1, 2))
-        entropy = entropy + torch.where(P > 0, P * (P.log() - log_mass), 0.0).sum((1, 2))
-        rows.append(P.sum(2))
-        columns = columns + P.sum(1)
-    first = torch.cat(rows, 1)
-    primal = linear + problem.eps * (entropy - mass + a.sum(1) * b.sum(1))
-    primal = primal + _penalty(first, a, rho[:, :1]) + _penalty(columns, b, rho[:, 1:])
-    off = _off(first, a, rho[:, :1]) + _off(columns, b, rho[:, 1:])
-    feasible = (off <= _rounding(problem) * a.sum(1)) & (lowest >= 0)
+        terms = part.a[:, :, None] * (b[:, None, :] * _entropy(ratio))
+        divergence = divergence + terms.sum((1, 2))
+        rows[:, at] = P.sum(2)
+        columns += P.sum(1)
+    primal = linear + problem.eps * divergence
+    primal = primal + _penalty(rows, a, rho[:, :1]) + _penalty(columns, b, rho[:, 1:])
+    off = _off(rows, a, rho[:, :1]) + _off(columns, b, rho[:, 1:])
+    feasible = (off <= _rounding(problem, f, g) * a.sum(1)) & (lowest >= 0)
     value = _passes.dual_value(problem, f, g)
     return torch.where(feasible, (primal - value).clamp_min(0.0), torch.inf)
 
@@ -103,8 +102,25 @@ def _corrected(problem: Problem, f: Tensor, g: Tensor) -> _Change:
     return _Change(*ones, p, q, nothing, torch.zeros_like(b))
 
 
-def _rounding(problem: Problem) -> float:
-    return ROUNDING * (problem.a.shape[1] + problem.b.shape[1]) * torch.finfo(torch.float64).eps
+def _or_one(a: Tensor) -> Tensor:
+    return torch.where(a > 0, a, 1.0)
+
+
+def _entropy(ratio: Tensor) -> Tensor:
+    """r log r - r + 1, without its cancellation near r = 1, which a large eps would show."""
+    off = ratio - 1
+    log = torch.where(off > -0.5, torch.log1p(off), ratio.log())
+    return torch.where(ratio > 0, ratio * log, 0.0) - off
+
+
+def _rounding(problem: Problem, f: Tensor, g: Tensor) -> Tensor:
+    """What the marginals of a plan may be off, relative to its mass, (B,).
+
+    An entry is as inexact as its exponent, the difference of numbers as large as f / eps.
+    """
+    points = problem.a.shape[1] + problem.b.shape[1]
+    exponents = (f.abs().amax(1) + g.abs().amax(1)) / problem.eps
+    return ROUNDING * (points + exponents) * torch.finfo(torch.float64).eps
 
 
 def _off(p: Tensor, a: Tensor, rho: Tensor) -> Tensor:

@@ -18,8 +18,8 @@ def linear_cost(problem: Problem, f: Tensor, g: Tensor) -> Tensor:
 
 def divergence(problem: Problem, f: Tensor, g: Tensor) -> Tensor:
     """KL(P | a b') = sum P log(P / (a b')) - sum P + sum a sum b, (B,)."""
-    mass, _, pairing = _tiles.totals(problem, f, g)
-    return pairing - mass + problem.a.sum(1) * problem.b.sum(1)
+    excess, _, pairing = _tiles.totals(problem, f, g)
+    return pairing - excess
 
 
 def applied(problem: Problem, f: Tensor, g: Tensor, v: Tensor, transpose: bool) -> Tensor:
@@ -33,7 +33,7 @@ def applied(problem: Problem, f: Tensor, g: Tensor, v: Tensor, transpose: bool) 
 def dual_value(problem: Problem, f: Tensor, g: Tensor) -> Tensor:
     """D = sum a pen(f) + sum b pen(g) - eps (sum P - sum a sum b), (B,)."""
     a, b, rho = problem.a, problem.b, problem.rho
-    mass = _tiles.totals(problem, f, g)[0]
+    excess = _tiles.totals(problem, f, g)[0]
     rows = _kernel.weighted(a, _kernel.penalty(f, rho[:, :1])).sum(1)
     columns = _kernel.weighted(b, _kernel.penalty(g, rho[:, 1:])).sum(1)
-    return rows + columns - problem.eps * (mass - a.sum(1) * b.sum(1))
+    return rows + columns - problem.eps * excess

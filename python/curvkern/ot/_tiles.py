@@ -3,7 +3,7 @@
 Values and derivatives are made of two functions of a problem and its potentials:
 
     products:  e v  and  e' u              for v (B, m, k) and u (B, n, l)
-    totals:    sum P,  sum P C  and  sum P (f + g - C) / eps
+    totals:    sum (P - a b'),  sum P C  and  sum P (f + g - C) / eps
 
 Each is a sum over blocks of rows, and so is its vector-Jacobian product, which is a function of
 the same sort again: of the inputs and the cotangents, with the gradients for outputs. So
@@ -29,7 +29,7 @@ from .._ops import library
 from .._sinkhorn import Problem
 from . import _compiled_tiles
 from ._function import Function, define_gate, zeros_for
-from ._kernel import Kernel, costs, kernel, row_blocks
+from ._kernel import LARGEST_EXPONENT, Kernel, costs, kernel, row_blocks
 
 Tensors = Sequence[Tensor | None]
 
@@ -84,10 +84,10 @@ def products(
 
 
 def totals(problem: Problem, f: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mass of the plan, <P, C> and <P, exponent>, each (B,)."""
+    """Mass of the plan above that of a b', <P, C> and <P, exponent>, each (B,)."""
     given = inputs(problem, f, g, problem.a, problem.b)
-    mass, linear, pairing = _tiles("totals", problem.kind, problem.scale, *given)
-    return mass, linear, pairing
+    excess, linear, pairing = _tiles("totals", problem.kind, problem.scale, *given)
+    return excess, linear, pairing
 
 
 def gradients(
@@ -209,8 +209,12 @@ def _block_products(kind: str, scale: float, *tensors: Any) -> tuple[Tensor, ...
 def _block_totals(kind: str, scale: float, *tensors: Any) -> tuple[Tensor, ...]:
     given = Inputs(*tensors)
     cost, exponent, e = _block(kind, scale, given)
-    P = given.row[:, :, None] * (given.column[:, None, :] * e)
-    return P.sum((1, 2)), (P * cost).sum((1, 2)), (P * exponent).sum((1, 2))
+    a, b = given.row[:, :, None], given.column[:, None, :]
+    P = a * (b * e)
+    # Not the difference of two sums: times a large eps its rounding would drown the value.
+    grown = torch.where(e > 0, torch.expm1(exponent.clamp_max(LARGEST_EXPONENT)), -1.0)
+    excess = (a * (b * grown)).sum((1, 2))
+    return excess, (P * cost).sum((1, 2)), (P * exponent).sum((1, 2))
 
 
 _HAVE_ROWS = tuple(name in ("cost", "x", "f", "row") for name in Inputs._fields)
@@ -250,20 +254,19 @@ def _pullback(of: _Tiled, places: tuple[int, ...]) -> _Tiled:
 def _by_blocks(function: str, kind: str, scale: float, tensors: Tensors) -> list[Tensor]:
     """Rows of blocks behind each other, and sums of the rest."""
     tiled, (batch, n), m = _named(function), _first(tensors).f.shape, _first(tensors).g.shape[1]
-    rows: list[list[Tensor]] = [[] for _ in tiled.outputs]
+    # All there is before the blocks come: what stayed between them would keep malloc from
+    # giving the memory of one block to the next.
+    outputs = [t.zero_() for t in _outputs(function, tensors)]
     for at in row_blocks(batch, n, m):
         part = [
             t[:, at] if t is not None and has_rows else t
             for t, has_rows in zip(tensors, tiled.inputs, strict=True)
         ]
-        for found, output, has_rows in zip(
-            rows, tiled.call(kind, scale, *part), tiled.outputs, strict=True
-        ):
-            if has_rows or not found:
-                found.append(output)
-            else:
-                found[0] = found[0] + output
-    return [torch.cat(found, 1) if len(found) > 1 else found[0].clone() for found in rows]
+        found = tiled.call(kind, scale, *part)
+        for output, new, has_rows in zip(outputs, found, tiled.outputs, strict=True):
+            target = output[:, at] if has_rows else output
+            target += new
+    return outputs
 
 
 def _first(tensors: Tensors) -> Inputs:
