@@ -6,6 +6,10 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
+from curvkern import _runtime
+
 POINTS = 3500
 MATRIX = 8 * POINTS**2 / 2**20  # MiB
 
@@ -37,6 +41,7 @@ print(json.dumps({{name: peak() - before for name, _ in steps({POINTS})}}))
 """
 
 
+@pytest.mark.skipif(_runtime.backend() == "reference", reason="its solver holds the costs")
 def test_peaks(run_python: Callable[..., Any]) -> None:
     # Of many threads each would count its own stack and allocator.
     peaks = json.loads(run_python(PEAKS, environment={"OMP_NUM_THREADS": "1"}).stdout)

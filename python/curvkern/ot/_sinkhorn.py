@@ -160,7 +160,7 @@ def sinkhorn_points(
     r"""Entropic optimal transport between two clouds of points.
 
     As :func:`sinkhorn` with :math:`C_{ij} = s\, c(x_i, y_j)`, which is not held in memory: a
-    solve and the first derivatives of its value need O(n + m). Newton steps do hold it. So
+    solve and all derivatives but those of ``plan`` need O(n + m). Newton steps do hold it. So
     "auto" takes them up to 4 million pairs of points and sweeps on beyond, where "newton" is
     refused.
 
