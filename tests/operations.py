@@ -59,6 +59,7 @@ def _operands() -> dict[str, tuple[Any, ...]]:
     rho = torch.full((2, 2), 1.0, **wide)
     x, y, cost = torch.ones(2, 3, 5), torch.ones(2, 4, 5), torch.ones(2, 3, 4)
     points = (a, b, x, y, "l1", 1.0, eps)
+    matrix = (a, b, cost, None, None, "", 1.0, eps, rho)
     options = (rho, a, b, 3, 1e-6, 1)
     solver = ("sinkhorn", 3, 1e-6, 1, 1.0)  # method, steps, tolerances
     columns = (b[..., None], a[..., None])
@@ -71,8 +72,8 @@ def _operands() -> dict[str, tuple[Any, ...]]:
         "sinkhorn_dense_products": (a, b, cost, eps, a, b, *columns),
         "sinkhorn_points_products": (*points, a, b, *columns),
         "sinkhorn_points_gradient": (*points, a, b, a, b),
-        "ot_solve": (a, b, cost, None, eps, rho, a, b, "ot_solve", "matrix", 1.0, *solver),
-        "ot_dual_system": (cost.double(), a, b, a, b, a, b, False),
+        "ot_solve": (*matrix, a, b, "ot_solve", *solver),
+        "ot_dual_system": (*matrix, a, b, a, b, False),
     }
 
 

@@ -112,15 +112,13 @@ def test_opcheck() -> None:
         torch.rand(2, 3, 4, **wide),
     )
     eps, rho = torch.ones(2, **wide), torch.full((2, 2), torch.inf, **wide)
-    options = ("sinkhorn", "matrix", 1.0, "auto", 100, 1e-9, 10, 1e-8)
-    torch.library.opcheck(
-        torch.ops.curvkern.ot_solve.default, (a, b, C, None, eps, rho, None, None, *options)
-    )
-    system = (C, a, b, (C @ b[:, :, None])[:, :, 0], (C.mT @ a[:, :, None])[:, :, 0])
-    u, v = torch.rand(2, 3, dtype=torch.float64), torch.rand(2, 4, dtype=torch.float64)
+    problem = (a, b, C, None, None, "", 1.0, eps, rho)
+    options = ("sinkhorn", "auto", 100, 1e-9, 10, 1e-8)
+    torch.library.opcheck(torch.ops.curvkern.ot_solve.default, (*problem, None, None, *options))
+    f, g = torch.rand(2, 3, dtype=torch.float64), torch.rand(2, 4, dtype=torch.float64)
     for transposed in (False, True):
         torch.library.opcheck(
-            torch.ops.curvkern.ot_dual_system.default, (*system, u, v, transposed)
+            torch.ops.curvkern.ot_dual_system.default, (*problem, f, g, f, g, transposed)
         )
 
 
@@ -129,6 +127,6 @@ def test_large_systems_are_iterated(monkeypatch: pytest.MonkeyPatch) -> None:
     weights = torch.randn(30, 20, dtype=torch.float64)
     plan = ot.sinkhorn(None, None, C, 0.05, tol=TOL).plan
     (direct,) = torch.autograd.grad((plan * weights).sum(), C, retain_graph=True)
-    monkeypatch.setattr(ot._dual_system, "DIRECT", 0)
+    monkeypatch.setattr(ot._linear, "DIRECT", 0)
     (iterated,) = torch.autograd.grad((plan * weights).sum(), C)
     assert_close(iterated, direct, rtol=1e-9, atol=1e-12)

@@ -1,4 +1,4 @@
-"""Sweeps over stored entries: many iterations equal those of the textbook, which stores nothing.
+"""Sweeps over stored entries: many iterations equal those of the textbook, which stores none.
 
 Small eps moves potentials by hundreds of powers of two, so entries are made again on the way.
 """
@@ -25,7 +25,7 @@ def weights(n: int, zeros: int = 0) -> Tensor:
 
 
 def textbook(problem: _sinkhorn.Problem, n_iter: int) -> tuple[Tensor, Tensor]:
-    """Log-domain iterations from g = 0 with a maximum taken in each sum, in the solver's gauge."""
+    """Log-domain iterations from g = 0, each sum about its maximum, in the solver's gauge."""
     a, b, eps, rho, cost = problem.a, problem.b, problem.eps, problem.rho[0], problem.cost
     assert cost is not None
     scaled, g = cost.double() / eps, torch.zeros_like(b)
@@ -43,7 +43,7 @@ def textbook(problem: _sinkhorn.Problem, n_iter: int) -> tuple[Tensor, Tensor]:
 def test_many_iterations(
     kind: str, eps: float, rho: tuple[float, float], dtype: torch.dtype
 ) -> None:
-    """Also with points without mass and forbidden pairs, which have shifted rows of their own."""
+    """Also with points without mass and forbidden pairs: shifted rows of their own."""
     n, m, zeros = 37, 1100, 2 if kind == "holes" else 0
     cost = torch.rand(1, n, m).double().to(dtype)
     if kind == "holes":

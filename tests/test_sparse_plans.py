@@ -410,7 +410,7 @@ NAN, INF = torch.nan, torch.inf
         ({"a": a3[:2]}, ValueError, r"a has shape \(2,\) but C has shape \(3, 4\)"),
         ({"a": a3[:, None]}, ValueError, r"a has shape \(3, 1\)"),
         ({"b": a3}, ValueError, r"b has shape \(3,\) .*expected \(4,\)"),
-        ({"C": c34[0]}, ValueError, r"C must have shape \(n, m\), got \(4,\)"),
+        ({"C": c34[0]}, ValueError, r"C must have shape \(n, m\) or \(B, n, m\), got \(4,\)"),
         ({"C": c34[:0]}, ValueError, r"C of shape \(0, 4\) is empty"),
         ({"C": c34.long()}, TypeError, "C must be float64.* got torch.int64"),
         ({"C": c34.numpy().astype(int)}, TypeError, "C must be real and floating, got int64"),
@@ -464,3 +464,39 @@ def test_refused_words_and_sizes() -> None:
         ot.quadratic_ot(
             None, torch.ones(1).expand(2**40), torch.ones(1).expand(2**20, 2**40), 1.0
         )
+
+
+@every_function
+def test_batch(name: str) -> None:
+    """Each problem as if alone, with its gradients."""
+    parts = [problem(8, 10) for _ in range(3)]
+    a, b, C = (torch.stack(t).requires_grad_() for t in zip(*parts, strict=True))
+    result = FUNCTIONS[name](a, b, C, 1.0)
+    result.value.square().sum().backward()
+    for i, (a1, b1, C1) in enumerate(parts):
+        C1.requires_grad_()
+        one = FUNCTIONS[name](a1, b1, C1, 1.0)
+        one.value.square().backward()
+        for field in ("f", "g", "value", "plan"):
+            assert_close(getattr(result, field)[i], getattr(one, field), rtol=0, atol=0)
+        for field in ("lower_bound", "marginal_error", "converged", "n_iter"):
+            assert getattr(result, field)[i] == getattr(one, field)
+        assert_close(C.grad[i], C1.grad, rtol=0, atol=0)
+        assert_close(result.plan_sparse()[i].to_dense(), one.plan, rtol=0, atol=0)
+    assert len(result.history) == result.n_iter.max()
+    shared = FUNCTIONS[name](a[0], None, C, 1.0)
+    assert shared.converged.all()
+    assert_close(shared.plan.sum(2), a[:1].expand(3, 8), rtol=1e-8, atol=1e-10)
+
+
+def test_batch_is_refused_before_any_work() -> None:
+    a, b, C = (t.expand(3, *t.shape).clone() for t in problem(4, 5))
+    a[1, 2] = -1
+    seen: list[int] = []
+    with pytest.raises(ValueError, match=r"a must be non-negative, got -1 at 2, in problem 1$"):
+        ot.quadratic_ot(a, b, C, 1.0, callback=lambda k, _: seen.append(k))
+    assert not seen
+    with pytest.raises(ValueError, match=r"b has shape \(2, 5\).*expected \(5,\) or \(3, 5\)"):
+        ot.quadratic_ot(None, b[:2], C, 1.0)
+    with pytest.warns(curvkern.ConvergenceWarning, match="in 3 of 3 problems"):
+        ot.quadratic_ot(None, b, C, 1e-3, max_iter=1)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from curvkern._bench.case import OURS, Bar, Case, Contestants
+from curvkern._sinkhorn import Problem
 from curvkern.ot import _solve
 
 READ = "one read of C in float64"
@@ -62,9 +63,11 @@ def _iteration(dtype: str) -> Case:
         a, eps = uniform(1, n), torch.full((1,), 1 / 1200, dtype=torch.float64)
         scaled, log_a = cost / eps.to(cost.dtype), a.log().to(cost.dtype)
 
+        problem = Problem(a, a, cost, None, None, "", 1.0, eps, hard(1))
+
         def solve(f: Tensor | None, g: Tensor | None, iterations: int) -> _solve.Solution:
-            return _solve.solve_dense(
-                a, a, cost, eps, hard(1), f, g,
+            return _solve.solve(
+                problem, f, g,
                 max_iter=iterations, tol=0.0, check_every=iterations, method="sinkhorn",
             )  # fmt: skip
 
@@ -110,8 +113,9 @@ def _points() -> Case:
         start = torch.zeros_like(a)
 
         def ours() -> Tensor:
-            return _solve.solve_points(
-                a, a, x, y, "sqeuclidean", eps, hard(1), start, start,
+            problem = Problem(a, a, None, x, y, "sqeuclidean", 1.0, eps, hard(1))
+            return _solve.solve(
+                problem, start, start,
                 max_iter=5, tol=0.0, check_every=5, method="sinkhorn",
             ).f  # fmt: skip
 
@@ -152,10 +156,10 @@ def _batch() -> Case:
         eps = torch.logspace(0, -3, batch, dtype=torch.float64)
 
         def ours() -> Tensor:
-            return _solve.solve_dense(
-                a, b, cost, eps, hard(batch), None, None,
-                max_iter=10_000, tol=1e-6, check_every=10,
-            ).f  # fmt: skip
+            problem = Problem(a, b, cost, None, None, "", 1.0, eps, hard(batch))
+            return _solve.solve(
+                problem, None, None, max_iter=10_000, tol=1e-6, check_every=10
+            ).f
 
         def logsumexp() -> Tensor:
             scaled, log_a, log_b = cost / eps[:, None, None], a.log(), b.log()

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from curvkern._bench.case import OURS, Bar, Case, Contestants
+from curvkern._sinkhorn import Problem as Transport
 from curvkern.ot import _solve
 
 EXACT, SSNS, AUTO = "POT emd (exact)", "RegOT SSNS", f"{OURS} auto"
@@ -62,10 +63,12 @@ def solver(problem: Problem, method: str) -> Callable[[], torch.Tensor]:
     a, b, cost = (torch.from_numpy(x)[None] for x in problem[:3])
     eps = torch.tensor([problem[3]], dtype=torch.float64)
     rho = torch.full((1, 2), math.inf, dtype=torch.float64)
-    return lambda: _solve.solve_dense(
-        a, b, cost, eps, rho, None, None,
-        method=method, max_iter=10_000, tol=TOLERANCE, check_every=10,
-    ).f  # fmt: skip
+    problem = Transport(a, b, cost, None, None, "", 1.0, eps, rho)
+    return lambda: (
+        _solve.solve(
+            problem, None, None, method=method, max_iter=10_000, tol=TOLERANCE, check_every=10
+        ).f
+    )
 
 
 def _case(

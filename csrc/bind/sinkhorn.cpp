@@ -197,7 +197,8 @@ py::list solve(const py::tuple& in, py::object f0, py::object g0, py::object wor
                         }
                         return true;
                     }};
-        Solver solver(batch, {max_iter, tol, check_every, translate, anneal, symmetric}, hooks, memory);
+        Solver solver(batch, {max_iter, tol, check_every, translate, anneal, symmetric}, hooks,
+                      memory);
         running = &solver;
         if (start_f != nullptr && start_g != nullptr) solver.start_from(start_f, start_g);
         finished = solver.run();
@@ -262,14 +263,15 @@ void bind_sinkhorn(py::module_& module) {
         [](const std::string& kind, bool narrow, std::int64_t batch, std::int64_t n,
            std::int64_t m, std::int64_t dims, std::int64_t count) {
             const Batch shape = shape_only(kind, narrow, batch, n, m, dims);
-            return count == 0 ? solver_workspace_size(shape) : plan_workspace_size(shape, count);
+            return count == 0 ? solver_workspace_size(shape)
+                              : plan_workspace_size(shape, count);
         },
         arg("kind"), arg("narrow"), arg("batch"), arg("n"), arg("m"), arg("dims"),
         arg("count"));
     module.def("sinkhorn_solve", solve, arg("inputs"), arg("f0"), arg("g0"), arg("workspace"),
                arg("f"), arg("g"), arg("info"), arg("errors"), arg("max_iter"), arg("tol"),
-               arg("check_every"), arg("translate"), arg("anneal"), arg("symmetric"), arg("most_checks"),
-               arg("callback"));
+               arg("check_every"), arg("translate"), arg("anneal"), arg("symmetric"),
+               arg("most_checks"), arg("callback"));
     module.def("sinkhorn_products", products, arg("inputs"), arg("f"), arg("g"), arg("v"),
                arg("u"), arg("workspace"), arg("pv"), arg("ptu"), arg("totals"), arg("count"));
     module.def("sinkhorn_points_gradient", gradient, arg("inputs"), arg("f"), arg("g"),

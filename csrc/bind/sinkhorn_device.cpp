@@ -158,10 +158,9 @@ class Bindings {
         bool finished;
         {
             const py::gil_scoped_release release;
-            finished = calls_.solve(
-                {tensors.device_id(), stream}, p,
-                {max_iter, tol, check_every, translate, anneal, symmetric}, hooks, results,
-                memory);
+            finished = calls_.solve({tensors.device_id(), stream}, p,
+                                    {max_iter, tol, check_every, translate, anneal, symmetric},
+                                    hooks, results, memory);
         }
         if (raised) std::rethrow_exception(raised);
         if (!finished) throw py::error_already_set();

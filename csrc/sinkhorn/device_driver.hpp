@@ -116,10 +116,8 @@ class Solver {
             with_costs(p_.kind, [&]<class Costs>() {
                 const int threads = threads_for(p_.m, 8);
                 const std::int64_t shared = std::max<std::int64_t>(p_.m, threads + warp_size);
-                queue_.run(
-                    Iterate<narrow_rows, narrow_columns, Costs>{
-                        {p_}, updates(), sweeps},
-                    p_.batch, threads, shared);
+                queue_.run(Iterate<narrow_rows, narrow_columns, Costs>{{p_}, updates(), sweeps},
+                           p_.batch, threads, shared);
             });
             iteration_ += sweeps;
             return;

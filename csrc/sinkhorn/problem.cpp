@@ -142,8 +142,8 @@ std::int64_t workspace_size(const Batch& batch) {
 }
 
 std::int64_t store_size(const Batch& batch) {
-    const double entries = static_cast<double>(padded(batch.n)) *
-                           static_cast<double>(padded(batch.m));
+    const double entries =
+        static_cast<double>(padded(batch.n)) * static_cast<double>(padded(batch.m));
     const bool fits = batch.has_points()
                           ? entries <= most_stored_points
                           : entries * static_cast<double>(batch.batch) <= most_stored;

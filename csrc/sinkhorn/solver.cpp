@@ -65,10 +65,10 @@ double best_translation(const Kernels& kernels, const Side& fresh,
     return (own - theirs) / (inverse / (1 + inverse) + other.inverse_rho);
 }
 
-// f <- (f + update(f)) / 2 for both sides. The Jacobian of the update is -P without its weights,
-// with eigenvalues in [-1, 0] where exp(-C / eps) is positive definite, as it is between points:
-// the error halves, at least, whatever eps is. Feydy et al., "Interpolating between optimal
-// transport and MMD using Sinkhorn divergences" (2019), section 3.
+// f <- (f + update(f)) / 2 for both sides. The Jacobian of the update is -P without its
+// weights, with eigenvalues in [-1, 0] where exp(-C / eps) is positive definite, as it is
+// between points: the error halves, at least, whatever eps is. Feydy et al., "Interpolating
+// between optimal transport and MMD using Sinkhorn divergences" (2019), section 3.
 void average(const Problem& p) {
     for (std::int64_t i = 0; i < p.a.size; ++i) {
         double& next = p.a.next[i];

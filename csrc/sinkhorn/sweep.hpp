@@ -65,7 +65,6 @@ struct Shifts {
             low[r] = static_cast<float>(shift / p.slope - high[r]);
         }
     }
-
 };
 
 // What the stored entries of a row that was shifted are made with. In float32 its shift is not

@@ -321,7 +321,8 @@ _DENSE = "Tensor a, Tensor b, Tensor cost, Tensor eps"
 _POINTS = "Tensor a, Tensor b, Tensor x, Tensor y, str kind, float scale, Tensor eps"
 _SOLVE = (
     "Tensor rho, Tensor? f, Tensor? g, int max_iter, float tol, int check_every, "
-    "bool translate=True, bool anneal=True, bool symmetric=False) -> (Tensor, Tensor, Tensor, Tensor)"
+    "bool translate=True, bool anneal=True, bool symmetric=False) "
+    "-> (Tensor, Tensor, Tensor, Tensor)"
 )
 _PRODUCTS = "Tensor f, Tensor g, Tensor? v, Tensor? u) -> (Tensor, Tensor, Tensor)"
 _GRADIENT = "Tensor f, Tensor g, Tensor u, Tensor w) -> Tensor"

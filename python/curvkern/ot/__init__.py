@@ -28,8 +28,9 @@ KL(P 1 | a) for rho. Potentials, plan, ``cost``, ``kl`` and ``apply`` take one l
 the Hessian of the dual. All are themselves differentiable, in both modes, under ``torch.func``
 and ``torch.compile``. In balanced problems derivatives in a and b have a constant free and are
 centred, :math:`\sum a\, \partial_a / \sum a = \sum b\, \partial_b / \sum b`; the masses must
-stay equal. They are finite at weights of zero. First derivatives of the value between points
-take O(n + m) memory, all others O(n m).
+stay equal. They are finite at weights of zero. Between points all of them, of every order, and
+``gap`` and ``apply``, take O(n + m) memory beside blocks of a fixed size; only ``plan`` holds
+n m numbers.
 
 **Conventions elsewhere.** With H(P) = - sum P log P, masses of 1, and two hard marginals:
 

@@ -1,17 +1,16 @@
 r"""Entropic barycenters of histograms, by iterative Bregman projections in log domain.
 
-State of the iteration: log v (B, K, m) and, debiased, log d (B, m). With K_k = exp(-C_k / eps)
+State of the iteration: log v (B, K, m) and log d (B, m). With K_k = exp(-C_k / eps)
 
     u_k = a_k / (K_k v_k),    q_k = K_k' u_k,    b = d prod_k q_k^{w_k},    v_k = b / q_k
-    d <- sqrt(d b / (K d))                                                  (debiased only)
+    d <- sqrt(d b / (K d))                                                  (debiased; else 1)
 
-The gradient is that of the fixed point: with s = Phi(s) and J = dPhi/ds it is found from
-(1 - J') z = db/ds, which the same rate solves that solves the problem.
+Its derivatives are those of a fixed point, see :mod:`._fixed_point`.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,13 +18,12 @@ from torch import Tensor
 from .._arguments import memory_error
 from ._arguments import Arguments, check_count, check_number
 from ._checks import check_finite, check_positive, check_weights
+from ._fixed_point import fixed_point
 from ._kernel import LARGEST_EXPONENT
 from ._solving import warn
 
 TOL = 1e-9
 DEBIASED_TOL = 1e-4
-GRADIENT_TOL = 1e-12
-STAGNATION = 50  # steps without a smaller change
 
 
 def barycenter(
@@ -79,14 +77,17 @@ def barycenter(
     ------
     TypeError, ValueError, MemoryError
         Wrong kinds, dtypes and shapes; NaN or infinite costs; negative or unequal masses.
-    RuntimeError
-        From a second derivative, and from any of the debiased barycenter: the first in a, C,
-        eps and weights are exact, there are no others.
 
     Warns
     -----
     ConvergenceWarning
         If ``tol`` was not reached.
+
+    Notes
+    -----
+    Differentiable in a, C, eps and weights, any number of times, in reverse mode; ``vmap`` and
+    forward mode are refused by torch, a batch takes the place of the first. The derivatives of
+    the debiased barycenter are as exact as its convergence: a small ``tol`` helps them.
 
     References
     ----------
@@ -125,16 +126,16 @@ def barycenter(
         tol = DEBIASED_TOL if debiased else TOL
     tol = check_number(function, "tol", tol, positive=False)
     check_every = check_count(function, "check_every", check_every)
+    options = _Options(bool(debiased), max_iter, tol, check_every)
     try:
-        tensors = (
+        b = _barycenter(
             arguments.batched(a, 2).to(torch.float64),
             C.to(torch.float64).expand(arguments.size, *C.shape[-3:]),
             arguments.batched_parameter(eps),
             arguments.batched_weights(weights, K),
+            options,
+            arguments.mass_tolerance,
         )
-        b: Tensor = _Barycenter.apply(
-            *tensors, bool(debiased), max_iter, tol, check_every, arguments.mass_tolerance
-        )[0]
     except RuntimeError as error:
         raise memory_error(function, (arguments.size, *C.shape[-3:]), error) from None
     b = b.to(arguments.dtype)
@@ -161,107 +162,53 @@ def _costs(arguments: Arguments, a: Tensor, C: Any, debiased: bool) -> Tensor:
     return C[(None,) * (4 - C.dim())]
 
 
-class _Barycenter(torch.autograd.Function):
+class _Options(NamedTuple):
+    debiased: bool
+    max_iter: int
+    tol: float
+    check_every: int
+
+
+def _barycenter(
+    a: Tensor, C: Tensor, eps: Tensor, w: Tensor, options: _Options, mass_tol: float
+) -> Tensor:
     """The barycenter (B, m) of tensors a (B, K, n), C (B, K or 1, n, m), eps (B,), w (B, K)."""
 
-    @staticmethod
-    def forward(
-        a: Tensor,
-        C: Tensor,
-        eps: Tensor,
-        w: Tensor,
-        debiased: bool,
-        max_iter: int,
-        tol: float,
-        check_every: int,
-        mass_tol: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def solve(a: Tensor, C: Tensor, eps: Tensor, w: Tensor) -> Tensor:
         _check_values(a, C, eps, w, mass_tol)
-        m = C.shape[-1]
-        mass = a.sum(2, keepdim=True)
-        target = a / mass
-        log_v, log_d = a.new_zeros(*a.shape[:2], m), a.new_zeros(len(a), m)
-        b = before = torch.zeros_like(log_d)
-        log_v_before = log_v
-        iteration, error = 0, float("inf")
-        while iteration < max_iter and not error <= tol:
-            for _ in range(min(check_every, max_iter - iteration)):
-                before, log_v_before = b, log_v
-                b, log_v, log_d = _step(log_v, log_d, target, C, eps, w, debiased)
-                iteration += 1
-            # The rows of diag(u) K diag(v): u made them a for the v before.
-            log_ratio = _log_sums(C, eps, log_v) - _log_sums(C, eps, log_v_before)
-            error = float((target * torch.expm1(log_ratio)).abs().sum(2).max())
-            if debiased:
-                error = max(error, float((b - before).abs().sum(1).max()))
-        if not error <= tol:
-            warn(
-                f"barycenter: not converged after {iteration} iterations: the marginal error "
-                f"is {error:.3g} but tol {tol:.3g}; raise max_iter, tol or eps"
-            )
-        return b * mass.mean(1), log_v, log_d
+        return _solved(a, C, eps, w, options)
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        a, C, eps, w, ctx.debiased, ctx.max_iter = inputs[:6]
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.save_for_backward(a, C, eps, w, *output[1:])
+    def step(state: Tensor, *parameters: Tensor) -> Tensor:
+        a, C, eps, w = parameters
+        return _step(state, a, C, eps, w, options.debiased)[1]
 
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor, *_: Any) -> Any:
-        if ctx.debiased:
-            raise RuntimeError("barycenter: the debiased barycenter has no derivatives here")
-        a, C, eps, w, log_v, log_d = ctx.saved_tensors
-        with torch.no_grad():
-            slopes = _pulled(gradient, log_v, log_d, a, C, eps, w, ctx.max_iter)
-        return *_Last.apply(gradient, a, C, eps, w, *slopes), *[None] * 5
+    state = fixed_point(solve, step, options.max_iter, a, C, eps, w)
+    return _step(state, a, C, eps, w, options.debiased)[0] * a.sum(2).mean(1, keepdim=True)
 
 
-class _Last(torch.autograd.Function):
-    """The slopes as they are, whose own derivative is refused in words."""
-
-    @staticmethod
-    def forward(*tensors: Tensor) -> tuple[Tensor, ...]:
-        return tuple(slope.clone() for slope in tensors[5:])
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *_: Any) -> Any:
-        raise RuntimeError("barycenter: derivatives beyond the first are not implemented")
-
-
-def _pulled(
-    gradient: Tensor,
-    log_v: Tensor,
-    log_d: Tensor,
-    a: Tensor,
-    C: Tensor,
-    eps: Tensor,
-    w: Tensor,
-    max_iter: int,
-) -> tuple[Tensor, ...]:
-    """Gradients in a, C, eps and w of sum gradient b at the fixed point."""
-
-    def step(log_v: Tensor, *arguments: Tensor) -> tuple[Tensor, Tensor]:
-        a, C, eps, w = arguments
-        mass = a.sum(2, keepdim=True)
-        b, log_v, _ = _step(log_v, log_d, a / mass, C, eps, w, False)
-        return b * mass.mean(1), log_v
-
-    pull = torch.func.vjp(step, log_v, a, C, eps, w)[1]
-    slopes = pull((gradient, torch.zeros_like(log_v)))
-    best, since = float("inf"), 0
-    for _ in range(max_iter):
-        z = slopes[0]
-        slopes = pull((gradient, z))
-        change = float((slopes[0] - z).abs().max())
-        best, since = (change, 0) if change < best else (best, since + 1)
-        if change <= GRADIENT_TOL * float(slopes[0].abs().max()) or since > STAGNATION:
-            break
-    return tuple(slopes[1:])
+def _solved(a: Tensor, C: Tensor, eps: Tensor, w: Tensor, options: _Options) -> Tensor:
+    """The state at which the iteration stops, (B, K + 1, m)."""
+    state = a.new_zeros(len(a), a.shape[1] + 1, C.shape[-1])
+    target = a / a.sum(2, keepdim=True)
+    b = before = torch.zeros_like(state[:, 0])
+    state_before = state
+    iteration, error = 0, float("inf")
+    while iteration < options.max_iter and not error <= options.tol:
+        for _ in range(min(options.check_every, options.max_iter - iteration)):
+            before, state_before = b, state
+            b, state = _step(state, a, C, eps, w, options.debiased)
+            iteration += 1
+        # The rows of diag(u) K diag(v): u made them a for the v before.
+        log_ratio = _log_sums(C, eps, state[:, :-1]) - _log_sums(C, eps, state_before[:, :-1])
+        error = float((target * torch.expm1(log_ratio)).abs().sum(2).max())
+        if options.debiased:
+            error = max(error, float((b - before).abs().sum(1).max()))
+    if not error <= options.tol:
+        warn(
+            f"barycenter: not converged after {iteration} iterations: the marginal error "
+            f"is {error:.3g} but tol {options.tol:.3g}; raise max_iter, tol or eps"
+        )
+    return state
 
 
 def _check_values(a: Tensor, C: Tensor, eps: Tensor, w: Tensor, mass_tol: float) -> None:
@@ -291,14 +238,16 @@ def _log_weighted_sum(a: Tensor, terms: Tensor) -> Tensor:
 
 
 def _step(
-    log_v: Tensor, log_d: Tensor, a: Tensor, C: Tensor, eps: Tensor, w: Tensor, debiased: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One iteration: the barycenter and the next state."""
+    state: Tensor, a: Tensor, C: Tensor, eps: Tensor, w: Tensor, debiased: bool
+) -> tuple[Tensor, Tensor]:
+    """One iteration: the barycenter of mass 1, and the next state, log v and then log d."""
+    log_v, log_d = state[:, :-1], state[:, -1]
     log_K = -C / eps[:, None, None, None]
+    a, w = a / a.sum(2, keepdim=True), w / w.sum(1, keepdim=True)
     log_q = _log_weighted_sum(a, log_K - _log_sums(C, eps, log_v)[..., None])
-    w = w / w.sum(1, keepdim=True)
     log_b = (w[:, :, None] * log_q).sum(1) + log_d
     if debiased:
         log_Kd = torch.logsumexp(log_K[:, 0] + log_d[:, None, :], 2)
         log_d = (log_d + log_b - log_Kd) / 2
-    return torch.exp(log_b), log_b[:, None] - log_q, log_d
+    new = torch.cat([log_b[:, None] - log_q, log_d[:, None]], 1)
+    return torch.exp(log_b), new

@@ -5,35 +5,29 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._sinkhorn import Problem
+
 #: Names of both clouds where they are not x and y.
 POINTS = {"monge_gap": ("x", "Tx")}
 
 
 def check_values(
-    function: str,
-    a: Tensor,
-    b: Tensor,
-    x: Tensor,
-    y: Tensor | None,
-    eps: Tensor,
-    rho: Tensor,
-    f: Tensor | None,
-    g: Tensor | None,
-    mass_tol: float,
+    function: str, problem: Problem, f: Tensor | None, g: Tensor | None, mass_tol: float
 ) -> None:
     """Raise ValueError where the tensors of a batch are no problem of optimal transport."""
-    check_positive(function, "eps", eps, finite=True)
-    check_positive(function, "rho", rho, finite=False)
+    a, b = problem.a, problem.b
+    check_positive(function, "eps", problem.eps, finite=True)
+    check_positive(function, "rho", problem.rho, finite=False)
     for name, weights in (("a", a), ("b", b)):
         check_weights(function, name, weights)
     for name, potential in (("f of init", f), ("g of init", g)):
         if potential is not None:
             check_finite(function, name, potential)
-    _check_masses(function, a, b, rho, mass_tol)
-    if y is None:
-        check_costs(function, "C", a, b, x)
-    else:
-        for name, points in zip(POINTS.get(function, ("x", "y")), (x, y), strict=True):
+    _check_masses(function, a, b, problem.rho, mass_tol)
+    if problem.cost is not None:
+        check_costs(function, "C", a, b, problem.cost)
+    for name, points in zip(POINTS.get(function, ("x", "y")), problem[3:5], strict=True):
+        if points is not None:
             check_finite(function, name, points)
 
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ._arguments import Arguments, check_choice, check_number
-from ._costs import KINDS
+from ._kernel import KINDS
 from ._result import OTResult
-from ._sinkhorn import points_and_weights, solve, solver_options
+from ._sinkhorn import Costs, points_and_weights, solve, solver_options
 from ._solving import watching
 
 
@@ -110,12 +110,12 @@ def _divergence(
     x, y, a, b = points_and_weights(arguments, x, y, a, b)
     kind = check_choice(function, "cost", cost, KINDS)
     scale = check_number(function, "scale", scale, positive=True)
-    options = solver_options(function, method, max_iter, tol, 10)
+    options = solver_options(function, method, max_iter, tol)
     if isinstance(rho, (tuple, list)):
         raise TypeError(f"{function}: rho must be one penalty for both sides, got a pair")
 
     def ot(a: Tensor | None, b: Tensor | None, x: Tensor, y: Tensor) -> OTResult:
-        return solve(arguments, a, b, x, y, kind, scale, eps, rho, options=options)
+        return solve(arguments, Costs(None, x, y, kind, scale), a, b, eps, rho, options)
 
     with watching():
         result = ot(a, b, x, y)
@@ -203,9 +203,8 @@ class SamplesLoss(torch.nn.Module):
         if not isinstance(debias, bool):
             raise TypeError(f"{name}: debias must be a bool, got {type(debias).__name__}")
         self.debias = debias
-        self.method, self.max_iter, self.tol, _ = solver_options(
-            name, method, max_iter, tol, 10
-        )
+        options = solver_options(name, method, max_iter, tol)
+        self.method, self.max_iter, self.tol = options.method, options.max_iter, options.tol
 
     def forward(self, *arguments: Tensor) -> Tensor:
         """The loss of (x, y), or of (a, x, b, y) with weights, as in GeomLoss.

@@ -4,18 +4,10 @@ The optimality conditions of an entropic transport problem, one equation a point
 derivative
 
     M = [ diag(d)     K diag(b) ]      d p + K (b q) = u
-        [ K' diag(a)  diag(e)   ]      K' (a p) + e q = v
+        [ K' diag(a)  diag(h)   ]      K' (a p) + h q = v
 
-in the potentials, with K = e_ij / eps. Where a and b are positive, diag(a, b) M is symmetric
-and positive semidefinite; points without mass are solved after the others in M and before them
-in M'. So both are solved here through
-
-    [ I   A ] (p, q) = (s, t),    A_ij = a_i K_ij b_j / sqrt(a_i d_i b_j e_j)
-    [ A'  I ]
-
-and its Schur complement I - A A'. For two hard marginals it has a null vector, one more for
-each part that +inf costs cut off: of all solutions the one of least norm is taken, and what is
-made of it does not depend on the choice.
+in the potentials, with K = e_ij / eps, d = K b + exp(-f / rho_a) / rho_a and
+h = K' a + exp(-g / rho_b) / rho_b. M' is the same with a and b on the other side of K.
 """
 
 from __future__ import annotations
@@ -27,108 +19,41 @@ from torch import Tensor
 
 from .. import _operands
 from .._ops import library
-from ._function import Function, define_gate
+from .._sinkhorn import Problem
+from . import _tiles
+from ._function import FIELDS, Function, define_gate, save_problem, saved_problem, zeros_for
+from ._kernel import costs, kernel
+from ._linear import Held, Matrix, Passes, solved
 
-DIRECT = 512  # points on the smaller side up to which the Schur complement is decomposed
-PRECISION = 1e-14  # of conjugate gradients, relative
-STAGNATION = 50  # steps without progress after which they stop
+HELD = 1 << 22  # entries of K up to which it is held in memory between points: 32 MiB
 
 
-def _solve(
-    K: Tensor,
-    a: Tensor,
-    b: Tensor,
-    d: Tensor,
-    e: Tensor,
-    u: Tensor,
-    v: Tensor,
-    transposed: bool,
-) -> tuple[Tensor, Tensor]:
+def _solve(*arguments: Any) -> tuple[Tensor, Tensor]:
     """(p, q) with M (p, q) = (u, v), or M' (p, q) = (u, v)."""
-    _check(K, a, b, d, e, u, v)
-    ad, be = a * d, b * e
-    row = torch.where(ad > 0, ad.rsqrt(), 0.0)
-    column = torch.where(be > 0, be.rsqrt(), 0.0)
-    A = (a * row)[:, :, None] * (K * (b * column)[:, None, :])
-    if transposed:
-        p0 = torch.where(a > 0, 0.0, _quotient(u, d))
-        q0 = torch.where(b > 0, 0.0, _quotient(v, e))
-        u = u - a * _times(K, q0)
-        v = v - b * _times(K.mT, p0)
-        p, q = _symmetric(A, row * u, column * v)
-        return p0 + a * row * p, q0 + b * column * q
-    p, q = _symmetric(A, row * a * u, column * b * v)
-    p, q = row * p, column * q
-    return (
-        torch.where(a > 0, p, _quotient(u - _times(K, b * q), d)),
-        torch.where(b > 0, q, _quotient(v - _times(K.mT, a * p), e)),
-    )
+    problem, (f, g, u, v, transposed) = Problem(*arguments[:FIELDS]), arguments[FIELDS:]
+    _check(problem, f, g, u, v)
+    a, b, eps, rho = problem.a, problem.b, problem.eps[:, None], problem.rho
+    matrix: Matrix
+    if problem.cost is not None or a.numel() * b.shape[1] <= HELD:
+        matrix = Held(kernel(costs(*problem[2:7]), f, g, problem.eps).e)
+    else:
+        matrix = Passes(problem, f, g)
+    d = matrix.times(b) / eps + torch.exp(-f / rho[:, :1]) / rho[:, :1]
+    h = matrix.transposed().times(a) / eps + torch.exp(-g / rho[:, 1:]) / rho[:, 1:]
+    # All of it times eps: no matrix is needed beside e.
+    return solved(matrix, a, b, eps * d, eps * h, eps * u, eps * v, transposed)
 
 
-def _check(K: Tensor, a: Tensor, b: Tensor, d: Tensor, e: Tensor, u: Tensor, v: Tensor) -> None:
+def _check(problem: Problem, f: Tensor, g: Tensor, u: Tensor, v: Tensor) -> None:
     op = "ot_dual_system"
-    _operands.dimensions(op, "K", K, 3)
-    _operands.float64(op, "K", K)
-    batch, n, m = K.shape
-    for name, vector in (("a", a), ("d", d), ("u", u)):
-        _operands.shaped(op, name, vector, (batch, n))
-    for name, vector in (("b", b), ("e", e), ("v", v)):
-        _operands.shaped(op, name, vector, (batch, m))
-
-
-def _quotient(u: Tensor, d: Tensor) -> Tensor:
-    """u / d, and 0 for a point without mass that nothing can reach: its potential is fixed."""
-    return torch.where(d > 0, u / torch.where(d > 0, d, 1.0), 0.0)
-
-
-def _symmetric(A: Tensor, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """p + A q = s, A' p + q = t."""
-    if A.shape[1] > A.shape[2]:
-        q, p = _symmetric(A.mT, t, s)
-        return p, q
-    rhs = s - _times(A, t)
-    p = _decomposed(A, rhs) if A.shape[1] <= DIRECT else _iterated(A, rhs)
-    return p, t - _times(A.mT, p)
-
-
-def _decomposed(A: Tensor, rhs: Tensor) -> Tensor:
-    """(I - A A')^+ rhs from the eigenvalues."""
-    n = A.shape[1]
-    S = torch.eye(n, dtype=A.dtype, device=A.device) - A @ A.mT
-    if not bool(torch.isfinite(S).all()):
-        return torch.full_like(rhs, torch.nan)
-    values, vectors = torch.linalg.eigh(S)
-    inverse = torch.where(values > 4 * n * torch.finfo(A.dtype).eps, 1 / values, 0.0)
-    return _times(vectors, inverse * _times(vectors.mT, rhs))
-
-
-def _iterated(A: Tensor, rhs: Tensor) -> Tensor:
-    """The same by conjugate gradients; the diagonal of I - A A' is near 1 already."""
-    p, r = torch.zeros_like(rhs), rhs
-    direction, squared = r, (r * r).sum(1, keepdim=True)
-    goal = PRECISION**2 * squared
-    best, best_p, since = squared, p, 0
-    for _ in range(10 * A.shape[1]):
-        if since > STAGNATION or bool((squared <= goal).all()):
-            break
-        image = direction - _times(A, _times(A.mT, direction))
-        curvature = (direction * image).sum(1, keepdim=True)
-        step = torch.where(curvature > 0, squared / curvature, 0.0)
-        p, r = p + step * direction, r - step * image
-        previous, squared = squared, (r * r).sum(1, keepdim=True)
-        direction = r + torch.where(previous > 0, squared / previous, 0.0) * direction
-        better = squared < best
-        since = 0 if bool(better.any()) else since + 1
-        best, best_p = torch.where(better, squared, best), torch.where(better, p, best_p)
-    return best_p
-
-
-def _times(matrix: Tensor, vector: Tensor) -> Tensor:
-    return (matrix @ vector[:, :, None])[:, :, 0]
+    batch, n, m = problem.check(op)
+    for name, vector, size in (("f", f, n), ("g", g, m), ("u", u, n), ("v", v, m)):
+        _operands.shaped(op, name, vector, (batch, size))
 
 
 library.define(
-    "ot_dual_system(Tensor K, Tensor a, Tensor b, Tensor d, Tensor e, Tensor u, Tensor v, "
+    "ot_dual_system(Tensor a, Tensor b, Tensor? cost, Tensor? x, Tensor? y, str kind, "
+    "float scale, Tensor eps, Tensor rho, Tensor f, Tensor g, Tensor u, Tensor v, "
     "bool transposed) -> (Tensor p, Tensor q)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
@@ -137,17 +62,9 @@ library.impl("ot_dual_system", _solve, "CUDA")
 
 
 @torch.library.register_fake("curvkern::ot_dual_system", lib=library)
-def _fake(
-    K: Tensor,
-    a: Tensor,
-    b: Tensor,
-    d: Tensor,
-    e: Tensor,
-    u: Tensor,
-    v: Tensor,
-    transposed: bool,
-) -> tuple[Tensor, Tensor]:
-    _check(K, a, b, d, e, u, v)
+def _fake(*arguments: Any) -> tuple[Tensor, Tensor]:
+    f, g, u, v = arguments[FIELDS : FIELDS + 4]
+    _check(Problem(*arguments[:FIELDS]), f, g, u, v)
     return torch.empty_like(u), torch.empty_like(v)
 
 
@@ -155,54 +72,115 @@ class _DualSystem(Function):
     """d (p, q) = M^{-1} (d (u, v) - dM (p, q)), for either orientation."""
 
     @staticmethod
-    def forward(
-        K: Tensor,
-        a: Tensor,
-        b: Tensor,
-        d: Tensor,
-        e: Tensor,
-        u: Tensor,
-        v: Tensor,
-        transposed: bool,
-    ) -> tuple[Tensor, Tensor]:
-        p, q = torch.ops.curvkern.ot_dual_system(K, a, b, d, e, u, v, transposed)
+    def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+        p, q = torch.ops.curvkern.ot_dual_system(*arguments)
         return p, q
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        K, a, b, d, e, _, _, ctx.transposed = inputs
-        ctx.save_for_backward(K, a, b, d, e, *output)
-        ctx.save_for_forward(K, a, b, d, e, *output)
+        *problem, f, g, _, _, ctx.transposed = inputs
+        save_problem(ctx, Problem(*problem), f, g, *output)
 
     @staticmethod
-    def backward(ctx: Any, gp: Tensor, gq: Tensor) -> Any:
-        K, a, b, d, e, p, q = ctx.saved_tensors
-        y, z = dual_system(K, a, b, d, e, gp, gq, not ctx.transposed)
-        if ctx.transposed:
-            da, db = -y * _times(K, q), -z * _times(K.mT, p)
-            dK = -_outer(a * y, q) - _outer(p, b * z)
-        else:
-            da, db = -p * _times(K, z), -q * _times(K.mT, y)
-            dK = -_outer(y, b * q) - _outer(a * p, z)
-        return dK, da, db, -y * p, -z * q, y, z, None
+    def backward(ctx: Any, gp: Tensor | None, gq: Tensor | None) -> Any:
+        problem, f, g, p, q = saved_problem(ctx, ctx.saved_tensors)
+        y, z = dual_system(
+            *problem, f, g, zeros_for(gp, p), zeros_for(gq, q), not ctx.transposed
+        )
+        # Slopes of left' M right, at the two vectors between which M stands.
+        left, right = ((p, q), (y, z)) if ctx.transposed else ((y, z), (p, q))
+        slopes = _slopes(problem, f, g, left, right, ctx.needs_input_grad)
+        return *(None if s is None else -s for s in slopes), y, z, None
 
     @staticmethod
     def tangents(ctx: Any, saved: Any, tangents: Any) -> Any:
-        K, a, b, d, e, p, q = saved
-        dK, da, db, dd, de, du, dv, _ = tangents
-        u = du - dd * p
-        v = dv - de * q
-        if ctx.transposed:
-            u = u - da * _times(K, q) - a * _times(dK, q)
-            v = v - db * _times(K.mT, p) - b * _times(dK.mT, p)
-        else:
-            u = u - _times(dK, b * q) - _times(K, db * q)
-            v = v - _times(dK.mT, a * p) - _times(K.mT, da * p)
-        return dual_system(K, a, b, d, e, u, v, ctx.transposed)
-
-
-def _outer(u: Tensor, v: Tensor) -> Tensor:
-    return u[:, :, None] * v[:, None, :]
+        problem, f, g, p, q = saved_problem(ctx, saved)
+        u, v = _moved(problem, f, g, (p, q), tangents, ctx.transposed)
+        du, dv = zeros_for(tangents[-3], p), zeros_for(tangents[-2], q)
+        return dual_system(*problem, f, g, du - u, dv - v, ctx.transposed)
 
 
 dual_system = define_gate(_DualSystem)
+
+
+def _slopes(
+    problem: Problem,
+    f: Tensor,
+    g: Tensor,
+    left: tuple[Tensor, Tensor],
+    right: tuple[Tensor, Tensor],
+    needed: Any,
+) -> list[Tensor | None]:
+    """Gradients of left' M right in the problem, f and g."""
+    a, b, eps, rho = problem.a, problem.b, problem.eps, problem.rho
+    (y, z), (p, q) = left, right
+    yp, zq = y * p, z * q
+    rows, columns = torch.stack([yp, y], 2), torch.stack([zq, z], 2)
+    cotangents = rows / eps[:, None, None], columns / eps[:, None, None]
+    given = _tiles.inputs(problem, f, g, torch.stack([a, a * p], 2), torch.stack([b, b * q], 2))
+    wanted = Problem(*needed[:FIELDS])
+    names = [name for name in ("cost", "x", "y", "eps") if getattr(wanted, name)]
+    names += ["f", "g", "row", "column"]
+    found = _tiles.gradients("products", problem, given, cotangents, names)
+    da, db = found["row"], found["column"]
+    deps = drho = None
+    if wanted.eps:
+        explicit = (given.row * da).sum((1, 2)) + (given.column * db).sum((1, 2))
+        deps = found["eps"] - explicit / eps
+    f_slope, rho_slope = _decay_slopes(f, rho[:, :1])
+    g_slope, other_slope = _decay_slopes(g, rho[:, 1:])
+    if wanted.rho:
+        drho = torch.stack([(yp * rho_slope).sum(1), (zq * other_slope).sum(1)], 1)
+    return [
+        da[..., 0] + da[..., 1] * p,
+        db[..., 0] + db[..., 1] * q,
+        *_tiles.geometry_gradients(problem, found),
+        deps,
+        drho,
+        found["f"] + yp * f_slope,
+        found["g"] + zq * g_slope,
+    ]
+
+
+def _moved(
+    problem: Problem,
+    f: Tensor,
+    g: Tensor,
+    at: tuple[Tensor, Tensor],
+    tangents: Any,
+    transposed: bool,
+) -> tuple[Tensor, Tensor]:
+    """dM (p, q), or dM' (p, q), along the tangents."""
+    a, b, eps, rho = problem.a, problem.b, problem.eps[:, None], problem.rho
+    p, q = at
+    moving, (df, dg) = Problem(*tangents[:FIELDS]), tangents[FIELDS : FIELDS + 2]
+    da, db = zeros_for(moving.a, a), zeros_for(moving.b, b)
+    nothing_p, nothing_q = torch.zeros_like(p), torch.zeros_like(q)
+    # K stands between b and q in M, but between q and a in M'.
+    columns = torch.stack([b, q if transposed else b * q], 2)
+    rows = torch.stack([a, p if transposed else a * p], 2)
+    column_tangents = torch.stack([db, nothing_q if transposed else db * q], 2)
+    row_tangents = torch.stack([da, nothing_p if transposed else da * p], 2)
+    given = _tiles.inputs(problem, f, g, rows, columns)
+    ev, eu = _tiles.products(problem, f, g, columns, rows)
+    moving_inputs = _tiles.tangents(moving, df, dg, row_tangents, column_tangents)
+    dev, deu = _tiles.pushed("products", problem, given, moving_inputs)
+    deps = zeros_for(moving.eps, problem.eps)[:, None] / eps
+    drho = zeros_for(moving.rho, rho)
+
+    def side(
+        p: Tensor, ev: Tensor, dev: Tensor, a: Tensor, da: Tensor, f: Tensor, df: Any, k: int
+    ) -> Tensor:
+        change = dev - ev * deps[:, :, None]
+        outer = a * change[..., 1] + da * ev[..., 1] if transposed else change[..., 1]
+        in_f, in_rho = _decay_slopes(f, rho[:, k : k + 1])
+        decay = in_f * zeros_for(df, f) + in_rho * drho[:, k : k + 1]
+        return (p * change[..., 0] + outer) / eps + p * decay
+
+    return side(p, ev, dev, a, da, f, df, 0), side(q, eu, deu, b, db, g, dg, 1)
+
+
+def _decay_slopes(f: Tensor, rho: Tensor) -> tuple[Tensor, Tensor]:
+    """Derivatives of exp(-f / rho) / rho in f and rho."""
+    decay = torch.exp(-f / rho) / rho**2
+    return -decay, decay * (f / rho - 1)

@@ -11,6 +11,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .._autograd import _forward_mode, derivative_wanted
+from .._sinkhorn import Problem
+
+FIELDS = len(Problem._fields)  # arguments of a call that are a problem
 
 #: All gates, which torch.compile puts into its graphs unopened.
 GATES: list[Callable[..., Any]] = []
@@ -77,3 +80,17 @@ def _fold(tensor: Tensor, dim: int | None, size: int) -> Tensor:
 
 def zeros_for(tangent: Tensor | None, like: Tensor) -> Tensor:
     return torch.zeros_like(like) if tangent is None else tangent
+
+
+def save_problem(ctx: Any, problem: Problem, *tensors: Tensor) -> None:
+    """Keep a problem and what goes with it for derivatives in both modes."""
+    ctx.kind, ctx.scale = problem.kind, problem.scale
+    saved = (*problem[:5], problem.eps, problem.rho, *tensors)
+    ctx.save_for_backward(*saved)
+    ctx.save_for_forward(*saved)
+
+
+def saved_problem(ctx: Any, saved: Any) -> tuple[Any, ...]:
+    """The problem, and what was saved with it."""
+    a, b, cost, x, y, eps, rho, *tensors = saved
+    return Problem(a, b, cost, x, y, ctx.kind, ctx.scale, eps, rho), *tensors

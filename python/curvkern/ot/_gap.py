@@ -13,11 +13,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._sinkhorn import Problem
 from . import _passes
-from ._dual_system import dual_system
-from ._kernel import Problem, divergence_of_plan, is_balanced, kernel
+from ._kernel import blocks, costs, is_balanced, kernel
+from ._linear import Held, solved
 
-ROUNDING = 8  # mass that may be missing, in eps of the mass for each point
+ROUNDING = 8  # mass that may be missing, in eps of the mass, for each point and exponent
 
 
 class _Change(NamedTuple):
@@ -36,30 +37,29 @@ def gap(problem: Problem, f: Tensor, g: Tensor) -> Tensor:
 
     Infinite where no feasible plan was found.
     """
-    plain = problem.y is not None or not bool(torch.isposinf(problem.x).any())
+    plain = problem.cost is None or not bool(torch.isposinf(problem.cost).any())
     change = _rounded(problem, f, g) if plain else _corrected(problem, f, g)
     a, b, rho = problem.a, problem.b, problem.rho
-    mass = linear = entropy = torch.zeros_like(problem.eps)
+    linear = divergence = torch.zeros_like(problem.eps)
     lowest = torch.full_like(problem.eps, torch.inf)
-    rows, columns = [], torch.zeros_like(b)
-    for block in problem.blocks(f, g):
-        part = block.problem
-        row, p, fill = (t[:, block.at, None] for t in (change.row, change.p, change.fill))
-        factor = row * change.column[:, None, :] + p + change.q[:, None, :]
-        P = block.plan() * factor + fill * change.rest[:, None, :]
-        cost = problem.cost.matrix(part.x, part.y)
-        log_mass = part.a.log()[:, :, None] + part.b.log()[:, None, :]
+    rows, columns = torch.zeros_like(a), torch.zeros_like(b)
+    share_a, share_b = change.fill / _or_one(a), change.rest / _or_one(b)
+    for at, part, f_part in blocks(problem, f):
+        row, p, fill = (t[:, at, None] for t in (change.row, change.p, share_a))
+        cost, _, e = kernel(costs(*part[2:7]), f_part, g, part.eps)
+        ratio = e * (row * change.column[:, None, :] + p + change.q[:, None, :])
+        ratio = ratio + fill * share_b[:, None, :]
+        P = part.a[:, :, None] * (b[:, None, :] * ratio)
         lowest = torch.minimum(lowest, P.amin((1, 2)))
-        mass = mass + P.sum((1, 2))
-        linear = linear + torch.where(P > 0, P * cost, 0.0).sum((1, 2))
-        entropy = entropy + torch.where(P > 0, P * (P.log() - log_mass), 0.0).sum((1, 2))
-        rows.append(P.sum(2))
-        columns = columns + P.sum(1)
-    first = torch.cat(rows, 1)
-    primal = linear + problem.eps * divergence_of_plan(problem, mass, entropy)
-    primal = primal + _penalty(first, a, rho[:, :1]) + _penalty(columns, b, rho[:, 1:])
-    off = _off(first, a, rho[:, :1]) + _off(columns, b, rho[:, 1:])
-    feasible = (off <= _rounding(problem) * a.sum(1)) & (lowest >= 0)
+        linear = linear + (P * cost).sum((1, 2))
+        terms = part.a[:, :, None] * (b[:, None, :] * _entropy(ratio))
+        divergence = divergence + terms.sum((1, 2))
+        rows[:, at] = P.sum(2)
+        columns += P.sum(1)
+    primal = linear + problem.eps * divergence
+    primal = primal + _penalty(rows, a, rho[:, :1]) + _penalty(columns, b, rho[:, 1:])
+    off = _off(rows, a, rho[:, :1]) + _off(columns, b, rho[:, 1:])
+    feasible = (off <= _rounding(problem, f, g) * a.sum(1)) & (lowest >= 0)
     value = _passes.dual_value(problem, f, g)
     return torch.where(feasible, (primal - value).clamp_min(0.0), torch.inf)
 
@@ -89,21 +89,38 @@ def _rounded(problem: Problem, f: Tensor, g: Tensor) -> _Change:
 def _corrected(problem: Problem, f: Tensor, g: Tensor) -> _Change:
     """P_ij (1 + p_i + q_j), which keeps forbidden pairs empty, for hard marginals."""
     a, b, rho = problem.a, problem.b, problem.rho
-    e = kernel(f, g, problem.cost.matrix(problem.x, problem.y), problem.eps)[2]
-    r, s = (e @ b[:, :, None])[:, :, 0], (e.mT @ a[:, :, None])[:, :, 0]
+    K = Held(kernel(costs(*problem[2:7]), f, g, problem.eps).e)
+    r, s = K.times(b), K.transposed().times(a)
     hard_a, hard_b = torch.isinf(rho[:, :1]), torch.isinf(rho[:, 1:])
     # A soft marginal may stay as it is: a large diagonal pins its side to 0.
     d = torch.where(hard_a, r, torch.inf)
     h = torch.where(hard_b, s, torch.inf)
     u, v = torch.where(hard_a, 1 - r, 0.0), torch.where(hard_b, 1 - s, 0.0)
-    p, q = dual_system(e, a, b, d, h, u, v, False)
+    p, q = solved(K, a, b, d, h, u, v, False)
     p, q = torch.where(a > 0, p, 0.0), torch.where(b > 0, q, 0.0)
     ones, nothing = (torch.ones_like(a), torch.ones_like(b)), torch.zeros_like(a)
     return _Change(*ones, p, q, nothing, torch.zeros_like(b))
 
 
-def _rounding(problem: Problem) -> float:
-    return ROUNDING * (problem.a.shape[1] + problem.b.shape[1]) * torch.finfo(torch.float64).eps
+def _or_one(a: Tensor) -> Tensor:
+    return torch.where(a > 0, a, 1.0)
+
+
+def _entropy(ratio: Tensor) -> Tensor:
+    """r log r - r + 1, without its cancellation near r = 1, which a large eps would show."""
+    off = ratio - 1
+    log = torch.where(off > -0.5, torch.log1p(off), ratio.log())
+    return torch.where(ratio > 0, ratio * log, 0.0) - off
+
+
+def _rounding(problem: Problem, f: Tensor, g: Tensor) -> Tensor:
+    """What the marginals of a plan may be off, relative to its mass, (B,).
+
+    An entry is as inexact as its exponent, the difference of numbers as large as f / eps.
+    """
+    points = problem.a.shape[1] + problem.b.shape[1]
+    exponents = (f.abs().amax(1) + g.abs().amax(1)) / problem.eps
+    return ROUNDING * (points + exponents) * torch.finfo(torch.float64).eps
 
 
 def _off(p: Tensor, a: Tensor, rho: Tensor) -> Tensor:

@@ -30,178 +30,134 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _solving  # noqa: F401  (defines torch.ops.curvkern.ot_solve)
-from ._costs import Cost
+from .._sinkhorn import Problem
+from . import _solving, _tiles
 from ._dual_system import dual_system
-from ._function import Function, define_gate, zeros_for
-from ._kernel import (
-    Problem,
-    centred,
-    kernel,
-    marginal_divergence,
-    penalty,
-)
-from ._passes import dual_value, pulled, totals
+from ._function import FIELDS, Function, define_gate, save_problem, saved_problem, zeros_for
+from ._kernel import centred, marginal_divergence, penalty
+from ._passes import divergence, dual_value
 
 
 class _Potentials(Function):
-    """The solver, with the derivatives of its potentials."""
+    """The solver, with the derivatives of its potentials.
+
+    Arguments: a problem, starts f and g, and :class:`._solving.Options`.
+    """
 
     @staticmethod
-    def forward(
-        a: Tensor,
-        b: Tensor,
-        x: Tensor,
-        y: Tensor | None,
-        eps: Tensor,
-        rho: Tensor,
-        f: Tensor | None,
-        g: Tensor | None,
-        function: str,
-        kind: str,
-        scale: float,
-        method: str,
-        max_iter: int,
-        tol: float,
-        check_every: int,
-        mass_tol: float,
-    ) -> Any:
-        options = (function, kind, scale, method, max_iter, tol, check_every, mass_tol)
-        return torch.ops.curvkern.ot_solve(a, b, x, y, eps, rho, f, g, *options)
+    def forward(*arguments: Any) -> Any:
+        return torch.ops.curvkern.ot_solve(*arguments)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        a, b, x, y, eps, rho = inputs[:6]
-        ctx.cost = Cost(inputs[9], inputs[10])
-        f, g = output[:2]
         ctx.mark_non_differentiable(*output[2:])
         # The value passes nothing on to the potentials: nothing must not become a solve for 0.
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(a, b, x, y, eps, rho, f, g)
-        ctx.save_for_forward(a, b, x, y, eps, rho, f, g)
+        save_problem(ctx, Problem(*inputs[:FIELDS]), *output[:2])
 
     @staticmethod
     def backward(ctx: Any, gf: Tensor | None, gg: Tensor | None, *_: Any) -> Any:
+        others = [None] * (2 + len(_solving.Options._fields))
         if gf is None and gg is None:
-            return (None,) * 16
-        a, b, x, y, eps, rho, f, g = ctx.saved_tensors
-        gf, gg = zeros_for(gf, f), zeros_for(gg, g)
-        exponent, e = kernel(f, g, ctx.cost.matrix(x, y), eps)[1:]
-        p, q = dual_system(*_derivative(e, a, b, f, g, eps, rho), gf, gg, True)
-        wanted: Any = ctx.needs_input_grad
-
-        T = (p[:, :, None] * b[:, None, :] + a[:, :, None] * q[:, None, :]) * e
-        T = T / eps[:, None, None]
-        da = -(e @ q[:, :, None])[:, :, 0] if wanted[0] or wanted[1] else None
-        db = -(e.mT @ p[:, :, None])[:, :, 0] if wanted[0] or wanted[1] else None
-        if da is not None and db is not None:
-            da, db = centred(da, db, a, b, rho)
-        dx, dy = ctx.cost.pull(x, y, T) if wanted[2] or wanted[3] else (None, None)
-        deps = (T * exponent).sum((1, 2)) if wanted[4] else None
-        drho = None
-        if wanted[5]:
-            rows, columns = _slope_in_rho(f, rho[:, :1]), _slope_in_rho(g, rho[:, 1:])
+            return *[None] * FIELDS, *others
+        problem, f, g = saved_problem(ctx, ctx.saved_tensors)
+        p, q = dual_system(*problem, f, g, zeros_for(gf, f), zeros_for(gg, g), True)
+        wanted = Problem(*ctx.needs_input_grad[:FIELDS])
+        names = [name for name in ("cost", "x", "y", "eps") if getattr(wanted, name)]
+        if wanted.a or wanted.b:
+            names += ["row", "column"]
+        given = _equations(problem, f, g)
+        cotangents = -p[:, :, None], -q[:, :, None]
+        found = _tiles.gradients("products", problem, given, cotangents, names)
+        da = db = drho = None
+        if wanted.a or wanted.b:
+            da, db = found["row"][:, :, 0], found["column"][:, :, 0]
+            da, db = centred(da, db, problem.a, problem.b, problem.rho)
+        if wanted.rho:
+            rows, columns = _slopes_in_rho(problem, f, g)
             drho = torch.stack([(p * rows).sum(1), (q * columns).sum(1)], 1)
-        return da, db, dx, dy, deps, drho, *[None] * 10
+        geometry = _tiles.geometry_gradients(problem, found)
+        return da, db, *geometry, found.get("eps"), drho, *others
 
     @staticmethod
     def tangents(ctx: Any, saved: Any, tangents: Any) -> Any:
-        a, b, x, y, eps, rho, f, g = saved
-        dx, dy = tangents[2:4]
-        da, db, deps, drho = (
-            zeros_for(tangents[k], t) for k, t in ((0, a), (1, b), (4, eps), (5, rho))
-        )
-        exponent, e = kernel(f, g, ctx.cost.matrix(x, y), eps)[1:]
-        change = exponent * deps[:, None, None]
-        dC = ctx.cost.push(x, y, dx, dy)
-        if dC is not None:
-            change = change + dC
-        change = e * change / eps[:, None, None]
-        u = (change @ b[:, :, None] - e @ db[:, :, None])[:, :, 0]
-        v = (change.mT @ a[:, :, None] - e.mT @ da[:, :, None])[:, :, 0]
-        u = u + _slope_in_rho(f, rho[:, :1]) * drho[:, :1]
-        v = v + _slope_in_rho(g, rho[:, 1:]) * drho[:, 1:]
-        df, dg = dual_system(*_derivative(e, a, b, f, g, eps, rho), u, v, False)
+        problem, f, g = saved_problem(ctx, saved)
+        moving = Problem(*tangents[:FIELDS])
+        row, column = (None if t is None else t[:, :, None] for t in (moving.a, moving.b))
+        inputs = _tiles.tangents(moving, None, None, row, column)
+        du, dv = _tiles.pushed("products", problem, _equations(problem, f, g), inputs)
+        u, v = -du[:, :, 0], -dv[:, :, 0]
+        if moving.rho is not None:
+            rows, columns = _slopes_in_rho(problem, f, g)
+            u, v = u + rows * moving.rho[:, :1], v + columns * moving.rho[:, 1:]
+        df, dg = dual_system(*problem, f, g, u, v, False)
         return df, dg, None, None, None
 
 
-def _derivative(
-    e: Tensor, a: Tensor, b: Tensor, f: Tensor, g: Tensor, eps: Tensor, rho: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The matrix of `dual_system` at a solution."""
-    K = e / eps[:, None, None]
-    d = (K @ b[:, :, None])[:, :, 0] + torch.exp(-f / rho[:, :1]) / rho[:, :1]
-    h = (K.mT @ a[:, :, None])[:, :, 0] + torch.exp(-g / rho[:, 1:]) / rho[:, 1:]
-    return K, a, b, d, h
+def _equations(problem: Problem, f: Tensor, g: Tensor) -> _tiles.Inputs:
+    """The inputs at which the products are the sums of G and H."""
+    return _tiles.inputs(problem, f, g, problem.a[:, :, None], problem.b[:, :, None])
 
 
-def _slope_in_rho(f: Tensor, rho: Tensor) -> Tensor:
-    """Derivative of exp(-f / rho) in rho."""
-    return torch.exp(-f / rho) * f / rho**2
+def _slopes_in_rho(problem: Problem, f: Tensor, g: Tensor) -> list[Tensor]:
+    """Derivatives of exp(-f / rho_a) and exp(-g / rho_b) in the penalties."""
+    pairs = (f, problem.rho[:, :1]), (g, problem.rho[:, 1:])
+    return [torch.exp(-f / rho) * f / rho**2 for f, rho in pairs]
 
 
 class _Value(Function):
-    """The dual function, whose derivative in the potentials is zero at the optimum."""
+    """The dual function, whose derivative in the potentials is zero at the optimum.
+
+    Arguments: a problem, f and g.
+    """
 
     @staticmethod
-    def forward(
-        a: Tensor,
-        b: Tensor,
-        x: Tensor,
-        y: Tensor | None,
-        eps: Tensor,
-        rho: Tensor,
-        f: Tensor,
-        g: Tensor,
-        kind: str,
-        scale: float,
-    ) -> Tensor:
-        return dual_value(Problem(a, b, x, y, eps, rho, kind, scale), f, g)
+    def forward(*arguments: Any) -> Tensor:
+        return dual_value(Problem(*arguments[:FIELDS]), *arguments[FIELDS:])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        *tensors, ctx.kind, ctx.scale = inputs
-        ctx.save_for_backward(*tensors)
-        ctx.save_for_forward(*tensors)
+        save_problem(ctx, Problem(*inputs[:FIELDS]), *inputs[FIELDS:])
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        problem, f, g = _saved(ctx, ctx.saved_tensors)
-        wanted: Any = ctx.needs_input_grad
+        problem, f, g = saved_problem(ctx, ctx.saved_tensors)
+        wanted = Problem(*ctx.needs_input_grad[:FIELDS])
         da, db, drho = (t * gradient[:, None] for t in _slopes(problem, f, g))
-        dx = dy = deps = None
-        if wanted[2] or wanted[3]:
-            dx, dy = pulled(problem, f, g, gradient)
-        if wanted[4]:
-            deps = gradient * totals(problem, f, g)[2]
-        return da, db, dx, dy, deps, drho, *[None] * 4
+        names = [name for name in ("cost", "x", "y") if getattr(wanted, name)]
+        cotangents = _through_mass(problem, gradient), g[:, :, None][:, :, :0]
+        found = _tiles.gradients("products", problem, _mass(problem, f, g), cotangents, names)
+        deps = gradient * divergence(problem, f, g) if wanted.eps else None
+        geometry = _tiles.geometry_gradients(problem, found)
+        return da, db, *geometry, deps, drho, None, None
 
     @staticmethod
     def tangents(ctx: Any, saved: Any, tangents: Any) -> Any:
-        problem, f, g = _saved(ctx, saved)
-        da, db, dx, dy, deps, drho = tangents[:6]
+        problem, f, g = saved_problem(ctx, saved)
+        moving = Problem(*tangents[:FIELDS])
         slope_a, slope_b, slope_rho = _slopes(problem, f, g)
-        total = (slope_a * da).sum(1) + (slope_b * db).sum(1) + (slope_rho * drho).sum(1)
-        total = total + totals(problem, f, g)[2] * deps
-        for block in problem.blocks(f, g):
-            dC = problem.cost.push(
-                block.problem.x, problem.y, None if dx is None else dx[:, block.at], dy
-            )
-            if dC is not None:
-                total = total + (block.plan() * dC).sum((1, 2))
-        return total
+        total = (slope_a * moving.a).sum(1) + (slope_b * moving.b).sum(1)
+        total = total + (slope_rho * moving.rho).sum(1)
+        total = total + divergence(problem, f, g) * moving.eps
+        inputs = [*_tiles.tangents(moving, None, None, None, None)[:3], *[None] * 5]
+        moved = _tiles.pushed("products", problem, _mass(problem, f, g), inputs)[0]
+        return total + (_through_mass(problem, torch.ones_like(f[:, 0])) * moved).sum((1, 2))
 
 
-def _saved(ctx: Any, tensors: Any) -> tuple[Problem, Tensor, Tensor]:
-    a, b, x, y, eps, rho, f, g = tensors
-    return Problem(a, b, x, y, eps, rho, ctx.kind, ctx.scale), f, g
+def _mass(problem: Problem, f: Tensor, g: Tensor) -> _tiles.Inputs:
+    """The inputs at which the products are e b and nothing: sum P is a' e b."""
+    return _tiles.inputs(problem, f, g, problem.a[:, :, None][:, :, :0], problem.b[:, :, None])
+
+
+def _through_mass(problem: Problem, factor: Tensor) -> Tensor:
+    """What takes a change of e b to factor <P, dC>, by <P, dC> = -eps d (sum P)."""
+    return -(problem.eps * factor)[:, None, None] * problem.a[:, :, None]
 
 
 def _slopes(problem: Problem, f: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Derivatives of the value in a, b and rho; those in a and b centred where balanced."""
-    a, b, _, _, eps, rho = problem[:6]
-    eps = eps[:, None]
-    rho_a, rho_b = rho[:, :1], rho[:, 1:]
+    a, b, eps = problem.a, problem.b, problem.eps[:, None]
+    rho_a, rho_b = problem.rho[:, :1], problem.rho[:, 1:]
     da = penalty(f, rho_a) - eps * (torch.exp(-f / rho_a) - b.sum(1, keepdim=True))
     db = penalty(g, rho_b) - eps * (torch.exp(-g / rho_b) - a.sum(1, keepdim=True))
     divergences = [

@@ -1,4 +1,4 @@
-"""The Gibbs kernel of a solution and what is summed over it, in blocks of rows.
+"""The Gibbs kernel of a solution, and the rows of its plan, a few at a time.
 
     e_ij = exp((f_i + g_j - C_ij) / eps),    P_ij = a_i b_j e_ij
 
@@ -15,59 +15,37 @@ import torch
 from torch import Tensor
 
 from .._masks import all_of
-from ._costs import Cost
+from .._sinkhorn import Problem
+from ..reference.costs import KINDS as KINDS
+from ..reference.costs import cost_matrix
 
-BLOCK = 1 << 22  # entries of a block, 32 MiB in float64
+BLOCK = 1 << 16  # entries of a block, 512 KiB in float64: it stays in a cache
 LARGEST_EXPONENT = 600.0  # met only between two points without mass; its powers stay finite
 
 
-class Problem(NamedTuple):
-    """A batch of problems."""
+class Kernel(NamedTuple):
+    """Costs and exponents with zeros where a cost is infinite, and e, which is 0 there.
 
-    a: Tensor
-    b: Tensor
-    x: Tensor
-    y: Tensor | None
-    eps: Tensor
-    rho: Tensor
-    kind: str
-    scale: float
+    Each (B, n, m).
+    """
 
-    @property
-    def cost(self) -> Cost:
-        return Cost(self.kind, self.scale)
-
-    def blocks(self, f: Tensor, g: Tensor) -> Iterator[Block]:
-        """The rows, a few at a time."""
-        B, n, m = len(self.a), self.a.shape[1], self.b.shape[1]
-        step = max(1, BLOCK // max(1, B * m))
-        for start in range(0, n, step):
-            at = slice(start, min(n, start + step))
-            rows = self if step >= n else self.rows(at)
-            yield Block(
-                at, rows, *kernel(f[:, at], g, rows.cost.matrix(rows.x, rows.y), rows.eps)
-            )
-
-    def rows(self, at: slice) -> Problem:
-        return self._replace(a=self.a[:, at], x=self.x[:, at])
-
-
-class Block(NamedTuple):
-    """Some rows of a problem with their part of the kernel."""
-
-    at: slice
-    problem: Problem
-    cost: Tensor  # (B, rows, m), 0 where it is infinite
-    exponent: Tensor  # likewise
+    cost: Tensor
+    exponent: Tensor
     e: Tensor
 
-    def plan(self) -> Tensor:
-        # In this order: a_i b_j alone could underflow, b_j e_ij is at most about 1.
-        return self.problem.a[:, :, None] * (self.problem.b[:, None, :] * self.e)
+
+def costs(
+    cost: Tensor | None, x: Tensor | None, y: Tensor | None, kind: str, scale: float
+) -> Tensor:
+    """C (B, n, m) in float64."""
+    if cost is not None:
+        return cost.to(torch.float64)
+    assert x is not None
+    assert y is not None
+    return scale * cost_matrix(x, y, kind)
 
 
-def kernel(f: Tensor, g: Tensor, C: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """C and the exponent with zeros for infinite costs, and e, which is 0 there."""
+def kernel(C: Tensor, f: Tensor, g: Tensor, eps: Tensor) -> Kernel:
     allowed = ~torch.isposinf(C)
     every = all_of(allowed)
     if not every:
@@ -76,23 +54,29 @@ def kernel(f: Tensor, g: Tensor, C: Tensor, eps: Tensor) -> tuple[Tensor, Tensor
     e = torch.exp(exponent.clamp_max(LARGEST_EXPONENT))
     if not every:
         exponent, e = torch.where(allowed, exponent, 0.0), torch.where(allowed, e, 0.0)
-    return C, exponent, e
+    return Kernel(C, exponent, e)
 
 
-def totals(problem: Problem, f: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mass of the plan, <P, C> and <P, exponent>, each (B,)."""
-    mass = linear = pairing = torch.zeros_like(problem.eps)
-    for block in problem.blocks(f, g):
-        P = block.plan()
-        mass = mass + P.sum((1, 2))
-        linear = linear + (P * block.cost).sum((1, 2))
-        pairing = pairing + (P * block.exponent).sum((1, 2))
-    return mass, linear, pairing
+def plan(problem: Problem, f: Tensor, g: Tensor) -> Tensor:
+    """P, (B, n, m)."""
+    e = kernel(costs(*problem[2:7]), f, g, problem.eps).e
+    # In this order: a_i b_j alone could underflow, b_j e_ij is at most about 1.
+    return problem.a[:, :, None] * (problem.b[:, None, :] * e)
 
 
-def divergence_of_plan(problem: Problem, mass: Tensor, pairing: Tensor) -> Tensor:
-    """KL(P | a b') = sum P log(P / (a b')) - sum P + sum a sum b."""
-    return pairing - mass + problem.a.sum(1) * problem.b.sum(1)
+def row_blocks(batch: int, n: int, m: int) -> Iterator[slice]:
+    """The rows in parts of about `BLOCK` entries."""
+    step = max(1, BLOCK // max(1, batch * m))
+    for start in range(0, n, step):
+        yield slice(start, min(n, start + step))
+
+
+def blocks(problem: Problem, f: Tensor) -> Iterator[tuple[slice, Problem, Tensor]]:
+    """Where some rows are, their problem and their f."""
+    batch, n = problem.a.shape
+    for at in row_blocks(batch, n, problem.b.shape[1]):
+        cost, x = (None if t is None else t[:, at] for t in (problem.cost, problem.x))
+        yield at, problem._replace(a=problem.a[:, at], cost=cost, x=x), f[:, at]
 
 
 def weighted(a: Tensor, term: Tensor) -> Tensor:

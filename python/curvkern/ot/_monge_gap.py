@@ -8,8 +8,8 @@ from torch import Tensor
 
 from ..reference.costs import cost_between
 from ._arguments import Arguments, check_choice, check_number
-from ._costs import KINDS
-from ._sinkhorn import points_and_weights, solve, solver_options
+from ._kernel import KINDS
+from ._sinkhorn import Costs, points_and_weights, solve, solver_options
 
 
 def monge_gap(
@@ -85,8 +85,9 @@ def monge_gap(
         )
     kind = check_choice(function, "cost", cost, KINDS)
     scale = check_number(function, "scale", scale, positive=True)
-    options = solver_options(function, method, max_iter, tol, 10)
-    result = solve(arguments, a, a, x, Tx, kind, scale, eps, None, options=options)
+    options = solver_options(function, method, max_iter, tol)
+    costs = Costs(None, x, Tx, kind, scale)
+    result = solve(arguments, costs, a, a, eps, None, options)
     weights = arguments.batched_weights(a, x.shape[-2])
     moved: Tensor = scale * cost_between(
         arguments.batched(x, 2), arguments.batched(Tx, 2), kind

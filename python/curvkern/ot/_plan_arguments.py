@@ -16,15 +16,20 @@ _UNBALANCED = {torch.float64: 1e-9, torch.float32: 1e-5}
 
 
 def checked(function: str, a: Any, b: Any, C: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Tensors of one dtype and device whose shapes fit; uniform masses where None was given."""
+    """Tensors of one dtype and device whose shapes fit; uniform masses where None was given.
+
+    With a batch of costs the masses have one, too.
+    """
     C = _tensor(function, "C", C)
-    if C.dim() != 2:
-        raise ValueError(f"{function}: C must have shape (n, m), got {tuple(C.shape)}")
+    if C.dim() not in (2, 3):
+        raise ValueError(
+            f"{function}: C must have shape (n, m) or (B, n, m), got {tuple(C.shape)}"
+        )
     if 0 in C.shape:
         raise ValueError(f"{function}: C of shape {tuple(C.shape)} is empty")
     masses = [
         _mass(function, name, mass, C, size)
-        for name, mass, size in zip("ab", (a, b), C.shape, strict=True)
+        for name, mass, size in zip("ab", (a, b), C.shape[-2:], strict=True)
     ]
     return masses[0], masses[1], C
 
@@ -51,19 +56,21 @@ def _tensor(function: str, name: str, value: Any) -> Tensor:
 
 
 def _mass(function: str, name: str, mass: Any, C: Tensor, size: int) -> Tensor:
+    shape = (*C.shape[:-2], size)
     if mass is None:
-        return torch.full((size,), 1 / size, dtype=C.dtype, device=C.device)
+        return torch.full(shape, 1 / size, dtype=C.dtype, device=C.device)
     mass = _tensor(function, name, mass)
-    if mass.shape != (size,):
+    shapes = dict.fromkeys([(size,), shape])
+    if mass.shape not in shapes:
         raise ValueError(
             f"{function}: {name} has shape {tuple(mass.shape)} but C has shape "
-            f"{tuple(C.shape)}, expected ({size},)"
+            f"{tuple(C.shape)}, expected {' or '.join(map(str, shapes))}"
         )
     if mass.dtype is not C.dtype:
         raise TypeError(f"{function}: {name} has dtype {mass.dtype} but C has {C.dtype}")
     if mass.device != C.device:
         raise ValueError(f"{function}: {name} is on {mass.device} but C is on {C.device}")
-    return mass
+    return mass.expand(shape)
 
 
 class Scaled:

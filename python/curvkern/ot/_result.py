@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _gap, _passes, _plan
+from .._sinkhorn import Problem
+from . import _gap, _kernel, _passes, _plan
 from ._arguments import check_count, check_number
-from ._kernel import Problem
 
 
 class OTResult:
@@ -88,18 +88,17 @@ class OTResult:
     @property
     def plan(self) -> Any:
         """The transport plan P, (n, m)."""
-        return self._shown(_plan.dense(self._current(), self._f, self._g))
+        return self._shown(_kernel.plan(self._current(), self._f, self._g))
 
     @property
     def cost(self) -> Any:
         """<P, C>."""
-        return self._shown(_passes.totals(self._current(), self._f, self._g)[1])
+        return self._shown(_passes.linear_cost(self._current(), self._f, self._g))
 
     @property
     def kl(self) -> Any:
         r"""KL(P | a b'), with :math:`KL(P|Q) = \sum P \log(P/Q) - \sum P + \sum Q`."""
-        problem = self._current()
-        return self._shown(_passes.totals(problem, self._f, self._g)[2])
+        return self._shown(_passes.divergence(self._current(), self._f, self._g))
 
     @property
     def gap(self) -> Any:

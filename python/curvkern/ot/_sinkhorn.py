@@ -3,20 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .._arguments import memory_error
+from .._sinkhorn import Problem
 from . import _gradients
 from ._arguments import Arguments, check_choice, check_count, check_method, check_number
-from ._costs import KINDS, MATRIX
-from ._kernel import Problem, centred
+from ._kernel import KINDS, centred
 from ._result import OTResult
-from ._solving import watching
+from ._solving import Options, watching
 
 Callback = Callable[[int, Tensor], object]
+
+
+class Costs(NamedTuple):
+    """A matrix, or points with a cost function; batched or not."""
+
+    cost: Tensor | None
+    x: Tensor | None = None
+    y: Tensor | None = None
+    kind: str = ""
+    scale: float = 1.0
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """The numbers n and m of points."""
+        if self.cost is not None:
+            return self.cost.shape[-2], self.cost.shape[-1]
+        assert self.x is not None
+        assert self.y is not None
+        return self.x.shape[-2], self.y.shape[-2]
 
 
 def sinkhorn(
@@ -118,7 +137,7 @@ def sinkhorn(
     shape = f"C has shape {tuple(C.shape)}"
     a, b = arguments.weights("a", a, n, shape), arguments.weights("b", b, m, shape)
     options = solver_options(function, method, max_iter, tol, check_every)
-    return solve(arguments, a, b, C, None, MATRIX, 1.0, eps, rho, init, callback, options)
+    return solve(arguments, Costs(C), a, b, eps, rho, options, init, callback)
 
 
 def sinkhorn_points(
@@ -141,7 +160,7 @@ def sinkhorn_points(
     r"""Entropic optimal transport between two clouds of points.
 
     As :func:`sinkhorn` with :math:`C_{ij} = s\, c(x_i, y_j)`, which is not held in memory: a
-    solve and the first derivatives of its value need O(n + m). Newton steps do hold it. So
+    solve and all derivatives but those of ``plan`` need O(n + m). Newton steps do hold it. So
     "auto" takes them up to 4 million pairs of points and sweeps on beyond, where "newton" is
     refused.
 
@@ -200,7 +219,8 @@ def sinkhorn_points(
     kind = check_choice(function, "cost", cost, KINDS)
     scale = check_number(function, "scale", scale, positive=True)
     options = solver_options(function, method, max_iter, tol, check_every)
-    return solve(arguments, a, b, x, y, kind, scale, eps, rho, init, callback, options)
+    costs = Costs(None, x, y, kind, scale)
+    return solve(arguments, costs, a, b, eps, rho, options, init, callback)
 
 
 def points_and_weights(
@@ -226,9 +246,10 @@ def points_and_weights(
 
 
 def solver_options(
-    function: str, method: Any, max_iter: Any, tol: Any, check_every: Any
-) -> tuple[str, int, float, int]:
-    return (
+    function: str, method: Any, max_iter: Any, tol: Any, check_every: Any = 10
+) -> Options:
+    return Options(
+        function,
         check_method(function, method),
         check_count(function, "max_iter", max_iter),
         check_number(function, "tol", tol, positive=False),
@@ -238,17 +259,14 @@ def solver_options(
 
 def solve(
     arguments: Arguments,
+    costs: Costs,
     a: Tensor | None,
     b: Tensor | None,
-    x: Tensor,
-    y: Tensor | None,
-    kind: str,
-    scale: float,
     eps: Any,
     rho: Any,
+    options: Options,
     init: Any = None,
     callback: Callback | None = None,
-    options: tuple[str, int, float, int] = ("auto", 10_000, 1e-9, 10),
 ) -> OTResult:
     """The result for checked tensors, batched or not."""
     function = arguments.function
@@ -256,19 +274,24 @@ def solve(
         raise TypeError(f"{function}: callback must be callable, got {type(callback).__name__}")
     eps = arguments.parameter("eps", eps)
     rho = arguments.pair("rho", rho)
-    n = x.shape[-2]
-    m = x.shape[-1] if y is None else y.shape[-2]
+    n, m = costs.size
     start = _start(arguments, init, n, m)
+    options = options._replace(mass_tol=arguments.mass_tolerance)
+
+    def batched(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else arguments.batched(arguments.storage(tensor), 2)
+
     try:
         problem = Problem(
             arguments.batched_weights(a, n),
             arguments.batched_weights(b, m),
-            arguments.batched(arguments.storage(x), 2),
-            None if y is None else arguments.batched(arguments.storage(y), 2),
+            batched(costs.cost),
+            batched(costs.x),
+            batched(costs.y),
+            costs.kind,
+            costs.scale,
             arguments.batched_parameter(eps),
             torch.stack([arguments.batched_parameter(r) for r in rho], 1),
-            kind,
-            scale,
         )
         return _solve(arguments, problem, start, callback, options)
     except RuntimeError as error:
@@ -308,16 +331,14 @@ def _solve(
     problem: Problem,
     start: tuple[Tensor | None, Tensor | None],
     callback: Callback | None,
-    options: tuple[str, int, float, int],
+    options: Options,
 ) -> OTResult:
-    a, b, x, y, eps, rho, kind, scale = problem
-    call = (a, b, x, y, eps, rho, *start, arguments.function, kind, scale, *options)
     if torch.compiler.is_dynamo_compiling():
         from . import _compile  # noqa: F401
     with watching(callback) as watch:
-        f, g, error, n_iter, converged = _gradients.potentials(*call, arguments.mass_tolerance)
-    f, g = centred(f, g, a, b, rho)
-    value = _gradients.value(a, b, x, y, eps, rho, f, g, kind, scale)
+        f, g, error, n_iter, converged = _gradients.potentials(*problem, *start, *options)
+    f, g = centred(f, g, problem.a, problem.b, problem.rho)
+    value = _gradients.value(*problem, f, g)
     return OTResult(
         problem,
         f,

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from .._masks import all_of
 from ._arguments import Arguments, check_count
-from ._costs import MATRIX
 from ._result import OTResult
-from ._sinkhorn import solve, solver_options
+from ._sinkhorn import Costs, solve, solver_options
 
 # Scale of the logistic distribution whose standard deviation is 1.
 LOGISTIC = 3**0.5 / torch.pi
@@ -170,10 +169,10 @@ class _Lines:
         squashed = torch.sigmoid(deviation / (LOGISTIC * spread))
         targets = (torch.arange(m, dtype=torch.float64, device=squashed.device) + 0.5) / m
         C = (squashed[:, :, None] - targets) ** 2
-        options = solver_options(self.function, "auto", max_iter, tol, 10)
+        options = solver_options(self.function, "auto", max_iter, tol)
         arguments = Arguments(self.function, "x", C)
         C = arguments.tensor("x", C, (2, 3), "")
-        return solve(arguments, None, None, C, None, MATRIX, 1.0, eps, None, options=options)
+        return solve(arguments, Costs(C), None, None, eps, None, options)
 
     def shown(self, lines: Tensor) -> Any:
         """As x came: its shape, dtype and kind."""

@@ -6,7 +6,6 @@ Everything here takes checked tensors with a batch dimension. The plan is
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -45,160 +44,21 @@ class Solution(NamedTuple):
     history: list[tuple[int, float]]
 
 
-class Sums(NamedTuple):
-    """The plan's marginals, ``(B, n)`` and ``(B, m)``; <P, C> and KL(P | a b'), ``(B,)``."""
-
-    row: Tensor
-    col: Tensor
-    linear_cost: Tensor
-    kl: Tensor
-
-
-def solve_dense(
-    a: Tensor,
-    b: Tensor,
-    cost: Tensor,
-    eps: Tensor,
-    rho: Tensor,
-    f: Tensor | None,
-    g: Tensor | None,
-    *,
-    max_iter: int,
-    tol: float,
-    check_every: int,
-    method: str = "auto",
-    callback: Callback | None = None,
-) -> Solution:
-    """Solve for a cost matrix ``(B, n, m)``, float32 or float64."""
-    problem = _sinkhorn.Problem(a, b, cost, None, None, "", 1.0, eps, rho)
-    return _solve(problem, f, g, max_iter, tol, check_every, method, callback)
-
-
-def solve_points(
-    a: Tensor,
-    b: Tensor,
-    x: Tensor,
-    y: Tensor,
-    kind: str,
-    eps: Tensor,
-    rho: Tensor,
-    f: Tensor | None,
-    g: Tensor | None,
-    *,
-    max_iter: int,
-    tol: float,
-    check_every: int,
-    scale: float = 1.0,
-    method: str = "auto",
-    callback: Callback | None = None,
-) -> Solution:
-    """Solve for ``scale`` times the cost between points ``(B, n, d)`` and ``(B, m, d)``.
-
-    ``kind`` is "sqeuclidean", "half_sqeuclidean", "euclidean" or "l1". Memory is O(n + m).
-    """
-    problem = _sinkhorn.Problem(a, b, None, x, y, kind, scale, eps, rho)
-    return _solve(problem, f, g, max_iter, tol, check_every, method, callback)
-
-
-def apply_dense(
-    a: Tensor,
-    b: Tensor,
-    cost: Tensor,
-    eps: Tensor,
-    f: Tensor,
-    g: Tensor,
-    v: Tensor,
-    transpose: bool = False,
-) -> Tensor:
-    """``P v``, v ``(B, m)`` or ``(B, m, k)``; with ``transpose`` ``P' v``, v ``(B, n)``."""
-    operation = torch.ops.curvkern.sinkhorn_dense_products
-    return _apply(lambda *vu: operation(a, b, cost, eps, f, g, *vu), v, transpose)
-
-
-def apply_points(
-    a: Tensor,
-    b: Tensor,
-    x: Tensor,
-    y: Tensor,
-    kind: str,
-    eps: Tensor,
-    f: Tensor,
-    g: Tensor,
-    v: Tensor,
-    transpose: bool = False,
-    *,
-    scale: float = 1.0,
-) -> Tensor:
-    """:func:`apply_dense` for costs between points."""
-    operation = torch.ops.curvkern.sinkhorn_points_products
-    return _apply(lambda *vu: operation(a, b, x, y, kind, scale, eps, f, g, *vu), v, transpose)
-
-
-def marginals_dense(
-    a: Tensor, b: Tensor, cost: Tensor, eps: Tensor, f: Tensor, g: Tensor
-) -> Sums:
-    """Marginals, cost and entropy of the plan in one pass; infinite costs count 0."""
-    operation = torch.ops.curvkern.sinkhorn_dense_products
-    return _sums(lambda *vu: operation(a, b, cost, eps, f, g, *vu), a, b)
-
-
-def marginals_points(
-    a: Tensor,
-    b: Tensor,
-    x: Tensor,
-    y: Tensor,
-    kind: str,
-    eps: Tensor,
-    f: Tensor,
-    g: Tensor,
-    *,
-    scale: float = 1.0,
-) -> Sums:
-    """:func:`marginals_dense` for costs between points."""
-    operation = torch.ops.curvkern.sinkhorn_points_products
-    return _sums(lambda *vu: operation(a, b, x, y, kind, scale, eps, f, g, *vu), a, b)
-
-
-def points_gradient(
-    a: Tensor,
-    b: Tensor,
-    x: Tensor,
-    y: Tensor,
-    kind: str,
-    eps: Tensor,
-    f: Tensor,
-    g: Tensor,
-    u: Tensor | None = None,
-    w: Tensor | None = None,
-    *,
-    scale: float = 1.0,
-) -> tuple[Tensor, Tensor]:
-    """``sum_j W_ij dC_ij/dx_i`` ``(B, n, d)`` and ``sum_i W_ij dC_ij/dy_j`` ``(B, m, d)``.
-
-    ``W_ij = P_ij (u_i + w_j)``; both None: W = P; one None counts as 0. Memory is O(n + m).
-    """
-    if u is None:
-        u = torch.ones_like(a) if w is None else torch.zeros_like(a)
-    if w is None:
-        w = torch.zeros_like(b)
-    operation = torch.ops.curvkern.sinkhorn_points_gradient
-    # Costs are symmetric: the other side is the same sum with the sides exchanged.
-    return (
-        operation(a, b, x, y, kind, scale, eps, f, g, u, w),
-        operation(b, a, y, x, kind, scale, eps, g, f, w, u),
-    )
-
-
-def _solve(
+def solve(
     problem: _sinkhorn.Problem,
     f: Tensor | None,
     g: Tensor | None,
+    *,
     max_iter: int,
     tol: float,
     check_every: int,
-    method: str,
-    callback: Callback | None,
+    method: str = "auto",
+    callback: Callback | None = None,
 ) -> Solution:
+    """Solve a batch of problems, from the potentials f and g if there are any.
+
+    Between points memory is O(n + m) for sweeps; Newton steps hold the costs.
+    """
     run = Run(problem, f, g, max_iter, tol, check_every, callback)
     if method == "sinkhorn":
         run.sweep()
@@ -216,22 +76,36 @@ def _solve(
     return Solution(run.f, run.g, run.error, run.n_iter, run.converged, run.history)
 
 
-def _apply(
-    operation: Callable[[Tensor | None, Tensor | None], tuple[Tensor, ...]],
-    v: Tensor,
-    transpose: bool,
-) -> Tensor:
-    columns = v.unsqueeze(2) if v.ndim == 2 else v
-    product = operation(None, columns)[1] if transpose else operation(columns, None)[0]
-    return product.reshape(*product.shape[:2], *v.shape[2:])
+def products(
+    problem: _sinkhorn.Problem, f: Tensor, g: Tensor, v: Tensor | None, u: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``P v`` and ``P' u``; <P, C> and the sum of P log(P / (a b')), ``(B, 2)``.
+
+    v is ``(B, m, k)`` and u ``(B, n, k)``; for None the product has no columns. Infinite costs
+    count 0. It is one pass, without the costs between points in memory.
+    """
+    dense = problem.cost is not None
+    operations = torch.ops.curvkern
+    operation = (
+        operations.sinkhorn_dense_products if dense else operations.sinkhorn_points_products
+    )
+    a, b, cost, x, y, kind, scale, eps, _ = problem
+    where = (cost,) if dense else (x, y, kind, scale)
+    pv, pu, sums = operation(a, b, *where, eps, f, g, v, u)
+    return pv, pu, sums
 
 
-def _sums(
-    operation: Callable[[Tensor | None, Tensor | None], tuple[Tensor, ...]],
-    a: Tensor,
-    b: Tensor,
-) -> Sums:
-    row, col, totals = operation(torch.ones_like(b)[..., None], torch.ones_like(a)[..., None])
-    row, col = row[..., 0], col[..., 0]
-    kl = totals[:, 1] - row.sum(1) + a.sum(1) * b.sum(1)
-    return Sums(row, col, totals[:, 0], kl)
+def points_gradient(
+    problem: _sinkhorn.Problem, f: Tensor, g: Tensor, u: Tensor, w: Tensor
+) -> tuple[Tensor, Tensor]:
+    """``sum_j W_ij dC_ij/dx_i`` ``(B, n, d)`` and ``sum_i W_ij dC_ij/dy_j`` ``(B, m, d)``.
+
+    ``W_ij = P_ij (u_i + w_j)``. Memory is O(n + m).
+    """
+    a, b, _, x, y, kind, scale, eps, _ = problem
+    operation = torch.ops.curvkern.sinkhorn_points_gradient
+    # Costs are symmetric: the other side is the same sum with the sides exchanged.
+    return (
+        operation(a, b, x, y, kind, scale, eps, f, g, u, w),
+        operation(b, a, y, x, kind, scale, eps, g, f, w, u),
+    )

@@ -14,17 +14,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import ConvergenceWarning, _runtime, _sinkhorn
 from .._ops import library
+from .._sinkhorn import Problem
 from ..reference import sinkhorn
 from . import _solve
 from ._checks import check_values
-from ._costs import MATRIX
 
 
 def native(tensor: Tensor) -> ModuleType | None:
@@ -35,6 +35,17 @@ def native(tensor: Tensor) -> ModuleType | None:
     """
     compiled = _runtime.has_kernels(tensor.device) and _runtime.backend() != "reference"
     return _solve if compiled else None
+
+
+class Options(NamedTuple):
+    """How to solve, and for whom."""
+
+    function: str
+    method: str = "auto"
+    max_iter: int = 10_000
+    tol: float = 1e-9
+    check_every: int = 10
+    mass_tol: float = 1e-8  # of the equality of masses, relative
 
 
 #: Where no caller of this package is.
@@ -97,54 +108,41 @@ def warn(text: str) -> None:
     warnings.warn(text, ConvergenceWarning, stacklevel=level)
 
 
-def _run(
-    a: Tensor,
-    b: Tensor,
-    x: Tensor,
-    y: Tensor | None,
-    eps: Tensor,
-    rho: Tensor,
-    f: Tensor | None,
-    g: Tensor | None,
-    function: str,
-    kind: str,
-    scale: float,
-    method: str,
-    max_iter: int,
-    tol: float,
-    check_every: int,
-    mass_tol: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    _check(
-        a, b, x, y, eps, rho, f, g, function, kind, scale, method, max_iter, tol, check_every
-    )
+def _run(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     _runtime.spare_forked_child()
-    a, b, x, eps, rho = (_plain(t) for t in (a, b, x, eps, rho))
-    y, f, g = (None if t is None else _plain(t) for t in (y, f, g))
-    check_values(function, a, b, x, y, eps, rho, f, g, mass_tol)
+    given: list[Any] = [_plain(t) if isinstance(t, Tensor) else t for t in arguments]
+    count = len(Problem._fields)
+    problem, (f, g), options = (
+        Problem(*given[:count]),
+        given[count : count + 2],
+        Options(*given[count + 2 :]),
+    )
+    _check(problem, f, g, options)
+    check_values(options.function, problem, f, g, options.mass_tol)
     watch = _current.watch
-    options: dict[str, Any] = {
-        "method": method,
-        "max_iter": max_iter,
-        "tol": tol,
-        "check_every": check_every,
-        "callback": None if watch is None else watch.callback,
-    }
+    a, b, eps = problem.a, problem.b, problem.eps
     # Masses of one, and equal to the last digit: P = m P~ where e^(f~ + g~) = m e^(f + g).
-    balanced = torch.isinf(rho).all(1, keepdim=True)
+    balanced = torch.isinf(problem.rho).all(1, keepdim=True)
     mass = torch.where(balanced, a.sum(1, keepdim=True), 1.0)
     half = eps[:, None] * mass.log() / 2
-    a, b = a / mass, b / torch.where(balanced, b.sum(1, keepdim=True), 1.0)
+    problem = problem._replace(
+        a=a / mass, b=b / torch.where(balanced, b.sum(1, keepdim=True), 1.0)
+    )
     f, g = (None if t is None else t + half for t in (f, g))
-    solver = native(a) or sinkhorn
-    if kind == MATRIX:
-        solution = solver.solve_dense(a, b, x, eps, rho, f, g, **options)
-    else:
-        solution = solver.solve_points(a, b, x, y, kind, eps, rho, f, g, scale=scale, **options)
+    solution = (native(a) or sinkhorn).solve(
+        problem,
+        f,
+        g,
+        method=options.method,
+        max_iter=options.max_iter,
+        tol=options.tol,
+        check_every=options.check_every,
+        callback=None if watch is None else watch.callback,
+    )
     if watch is not None:
         watch.history.extend(solution.history)
     if not bool(solution.converged.all()):
-        warn(_complaint(function, solution.error, solution.n_iter, solution.converged, tol))
+        warn(_complaint(options, solution.error, solution.n_iter, solution.converged))
     return (
         solution.f - half,
         solution.g - half,
@@ -152,52 +150,33 @@ def _run(
     )
 
 
-def _check(
-    a: Tensor,
-    b: Tensor,
-    x: Tensor,
-    y: Tensor | None,
-    eps: Tensor,
-    rho: Tensor,
-    f: Tensor | None,
-    g: Tensor | None,
-    function: str,
-    kind: str,
-    scale: float,
-    method: str,
-    max_iter: int,
-    tol: float,
-    check_every: int,
-    *_: float,
-) -> None:
+def _check(problem: Problem, f: Tensor | None, g: Tensor | None, options: Options) -> None:
     """Dtypes and shapes, also of fake tensors."""
-    cost, x_or_none = (x, None) if kind == MATRIX else (None, x)
-    problem = _sinkhorn.Problem(a, b, cost, x_or_none, y, kind, scale, eps, rho)
-    _sinkhorn.check_solve(function, problem, f, g, max_iter, check_every)
+    _sinkhorn.check_solve(
+        options.function, problem, f, g, options.max_iter, options.check_every
+    )
 
 
 def _plain(tensor: Tensor) -> Tensor:
     return tensor.resolve_neg().contiguous()
 
 
-def _complaint(
-    function: str, error: Tensor, n_iter: Tensor, converged: Tensor, tol: float
-) -> str:
+def _complaint(options: Options, error: Tensor, n_iter: Tensor, converged: Tensor) -> str:
     worst = int(torch.where(converged, -1.0, error.nan_to_num(torch.inf)).argmax())
     count = int(n_iter[worst])
     missed = int((~converged).sum())
     which = "" if len(error) == 1 else f" in {missed} of {len(error)} problems"
     return (
-        f"{function}: not converged{which} after {count} iteration{'s' * (count != 1)}: the "
-        f"marginal error is {float(error[worst]):.3g} but tol {tol:.3g}; "
-        "raise max_iter, tol or eps"
+        f"{options.function}: not converged{which} after {count} iteration"
+        f"{'s' * (count != 1)}: the marginal error is {float(error[worst]):.3g} but tol "
+        f"{options.tol:.3g}; raise max_iter, tol or eps"
     )
 
 
 library.define(
-    "ot_solve(Tensor a, Tensor b, Tensor x, Tensor? y, Tensor eps, Tensor rho, Tensor? f, "
-    "Tensor? g, str function, str kind, float scale, str method, int max_iter, float tol, "
-    "int check_every, float mass_tol) "
+    "ot_solve(Tensor a, Tensor b, Tensor? cost, Tensor? x, Tensor? y, str kind, float scale, "
+    "Tensor eps, Tensor rho, Tensor? f, Tensor? g, str function, str method, int max_iter, "
+    "float tol, int check_every, float mass_tol) "
     "-> (Tensor f, Tensor g, Tensor error, Tensor n_iter, Tensor converged)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
@@ -206,10 +185,11 @@ library.impl("ot_solve", _run, "CUDA")
 
 
 @torch.library.register_fake("curvkern::ot_solve", lib=library)
-def _fake(
-    a: Tensor, b: Tensor, x: Tensor, y: Tensor | None, eps: Tensor, *rest: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    _check(a, b, x, y, eps, *rest)
+def _fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    count = len(Problem._fields)
+    problem, options = Problem(*arguments[:count]), Options(*arguments[count + 2 :])
+    _check(problem, arguments[count], arguments[count + 1], options)
+    a, b, eps = problem.a, problem.b, problem.eps
     return (
         a.new_empty(a.shape),
         b.new_empty(b.shape),

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +22,8 @@ from ._sparsemax import check_k, integer
 @dataclass(frozen=True)
 class SparsePlanResult:
     """A plan with exact zeros, its potentials, and how well it meets the marginals.
+
+    For a batch of costs all tensors have a leading B, and numbers are tensors (B,).
 
     Attributes
     ----------
@@ -43,30 +46,32 @@ class SparsePlanResult:
     k : int or None
         The most nonzeros of a column; None without a limit.
     history : list of (int, float)
-        Step and error after it, relative to the problem of that step.
+        Step and error after it, relative to the problem of that step; of a batch the largest.
     """
 
     f: Tensor
     g: Tensor
     value: Tensor
-    lower_bound: float
-    marginal_error: float
-    converged: bool
-    n_iter: int
+    lower_bound: Any
+    marginal_error: Any
+    converged: Any
+    n_iter: Any
     k: int | None
     history: list[tuple[int, float]] = field(repr=False)
-    _entries: Tensor = field(repr=False)  # COO, coalesced
+    _entries: list[Tensor] = field(repr=False)  # COO, coalesced
 
     @property
     def plan(self) -> Tensor:
         """The plan as a dense (n, m) tensor, without gradients."""
-        return self._entries.to_dense()
+        dense = [entries.to_dense() for entries in self._entries]
+        return torch.stack(dense) if self.f.dim() == 2 else dense[0]
 
-    def plan_sparse(self) -> Tensor:
-        """The plan as an (n, m) tensor of layout ``torch.sparse_csr``."""
+    def plan_sparse(self) -> Tensor | list[Tensor]:
+        """The plan as an (n, m) tensor of layout ``torch.sparse_csr``; of a batch a list."""
         with warnings.catch_warnings():  # "Sparse CSR tensor support is in beta state"
             warnings.simplefilter("ignore", UserWarning)
-            return self._entries.to_sparse_csr()
+            sparse = [entries.to_sparse_csr() for entries in self._entries]
+        return sparse if self.f.dim() == 2 else sparse[0]
 
 
 def quadratic_ot(
@@ -88,9 +93,11 @@ def quadratic_ot(
     Parameters
     ----------
     a, b : Tensor, ndarray or None
-        Masses, (n,) and (m,), non-negative and of equal sum; None is uniform of sum 1.
+        Masses, (n,) and (m,), or (B, n) and (B, m), non-negative and of equal sum; None is
+        uniform of sum 1.
     C : Tensor or ndarray
-        Costs, (n, m); ``+inf`` bars an entry.
+        Costs, (n, m) or (B, n, m); ``+inf`` bars an entry. A batch is solved one problem after
+        the other.
     gamma : float
         Strength of the regularisation, > 0. At unit costs and n = m uniform masses the plan is
         dense about from n on, and near the unregularised one from 1 down.
@@ -99,7 +106,8 @@ def quadratic_ot(
     tol : float
         Of ``marginal_error``.
     callback : callable, optional
-        Called with the number and the error of each step; what it raises propagates.
+        Called with the number and the error of each step, for each problem of a batch in turn;
+        what it raises propagates.
 
     Returns
     -------
@@ -229,22 +237,79 @@ def _solve(
     if callback is not None and not callable(callback):
         raise TypeError(f"{function}: callback must be callable, got {type(callback).__name__}")
     a, b, C = arguments.checked(function, a, b, C)
-    solver = _Solver(function, gamma, k, tol, plans.Steps(max_iter, callback))
-    value, f, g, row, column, entries = _Value.apply(solver, a, b, C)
-    steps, error = solver.steps, solver.error
-    converged = error <= tol and math.isfinite(solver.lower_bound)
-    if not converged:
+    batched = C.dim() == 3
+    problems = list(zip(*(t.unbind(0) if batched else [t] for t in (a, b, C)), strict=True))
+    if batched:
+        _check_all(function, problems, gamma)
+    results = [
+        _one(_Solver(function, gamma, k, tol, plans.Steps(max_iter, callback)), *problem)
+        for problem in problems
+    ]
+    result = _stacked(results) if batched else results[0]
+    missed = [one for one in results if not one.converged]
+    if missed:
+        error = max(one.marginal_error for one in missed)
+        steps = max(one.n_iter for one in missed)
+        where = f" in {len(missed)} of {len(results)} problems" if batched else ""
         warnings.warn(
-            f"{function}: the row marginals are off by {error:.3g} after {steps.done} steps, "
+            f"{function}: the row marginals are off by {error:.3g} after {steps} steps{where}, "
             f"tol={tol:.3g}; raise max_iter={max_iter}, gamma or {'tol' if k is None else 'k'}",
             ConvergenceWarning,
             stacklevel=3,
         )
+    return result
+
+
+def _check_all(
+    function: str, problems: list[tuple[Tensor, Tensor, Tensor]], gamma: float
+) -> None:
+    """Refuse a batch before any work, and say which of its problems is none."""
+    for index, problem in enumerate(problems):
+        try:
+            a, b, C = (t.detach() for t in problem)
+            arguments.Scaled(function, a, b, C, gamma)
+        except ValueError as error:
+            raise ValueError(f"{error}, in problem {index}") from None
+
+
+def _one(solver: _Solver, a: Tensor, b: Tensor, C: Tensor) -> SparsePlanResult:
+    value, f, g, row, column, entries = _Value.apply(solver, a, b, C)
+    steps, error = solver.steps, solver.error
+    converged = error <= solver.tol and math.isfinite(solver.lower_bound)
     plan = torch.sparse_coo_tensor(
         torch.stack([row, column]), entries, C.shape, check_invariants=False
     ).coalesce()
+    bound, k = solver.lower_bound, solver.k
     return SparsePlanResult(
-        f, g, value, solver.lower_bound, error, converged, steps.done, k, steps.history, plan
+        f, g, value, bound, error, converged, steps.done, k, steps.history, [plan]
+    )
+
+
+def _stacked(results: list[SparsePlanResult]) -> SparsePlanResult:
+    """The result of a batch."""
+
+    def column(name: str) -> Tensor:
+        parts = [getattr(one, name) for one in results]
+        return (
+            torch.stack(parts)
+            if isinstance(parts[0], Tensor)
+            else torch.as_tensor(np.array(parts))
+        )
+
+    errors: dict[int, float] = {}
+    for step, error in (entry for one in results for entry in one.history):
+        errors[step] = max(error, errors.get(step, 0.0))
+    return SparsePlanResult(
+        column("f"),
+        column("g"),
+        column("value"),
+        column("lower_bound"),
+        column("marginal_error"),
+        column("converged"),
+        column("n_iter"),
+        results[0].k,
+        sorted(errors.items()),
+        [one._entries[0] for one in results],
     )
 
 

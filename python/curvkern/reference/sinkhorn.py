@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .._sinkhorn import Problem
 from .costs import cost_matrix
 
 PLAIN_SWEEPS = 40  # "auto" goes over to Newton steps after as many
@@ -267,12 +268,8 @@ def centred(f: Tensor, g: Tensor, a: Tensor, b: Tensor, rho: Tensor) -> tuple[Te
     return f + shift, g - shift
 
 
-def solve_dense(
-    a: Tensor,
-    b: Tensor,
-    cost: Tensor,
-    eps: Tensor,
-    rho: Tensor,
+def solve(
+    problem: Problem,
     f: Tensor | None = None,
     g: Tensor | None = None,
     *,
@@ -282,15 +279,18 @@ def solve_dense(
     check_every: int = 10,
     callback: Callable[[int, Tensor], object] | None = None,
 ) -> Solution:
-    """Solve B problems with cost (B, n, m), weights (B, n) and (B, m), eps (B,), rho (B, 2).
+    """Solve a batch of problems, as :func:`curvkern.ot._solve.solve` does.
 
     ``method`` is "sinkhorn" (sweeps only), "newton" (annealed Newton steps), or "auto": sweeps,
-    then Newton steps where those were not enough.
+    then Newton steps where those were not enough. Costs between points are held in memory.
     """
-    problem = _Problem(a, b, cost.to(torch.float64), eps, rho)
-    started = f is not None or g is not None
+    a, b, cost, x, y, kind, scale, eps, rho = problem
+    if cost is None:
+        assert x is not None
+        assert y is not None
+        cost = scale * cost_matrix(x, y, kind)
     run = _Run(
-        problem,
+        _Problem(a, b, cost.to(torch.float64), eps, rho),
         torch.zeros_like(a) if f is None else f.clone(),
         torch.zeros_like(b) if g is None else g.clone(),
         {"max_iter": max_iter, "tol": tol, "check_every": check_every, "callback": callback},
@@ -299,23 +299,5 @@ def solve_dense(
         run.sweeps(max_iter)
     else:
         run.sweeps(PLAIN_SWEEPS if method == "auto" else 2)
-        run.newton(annealed=not started)
+        run.newton(annealed=f is None and g is None)
     return run.solution(tol)
-
-
-def solve_points(
-    a: Tensor,
-    b: Tensor,
-    x: Tensor,
-    y: Tensor,
-    kind: str,
-    eps: Tensor,
-    rho: Tensor,
-    f: Tensor | None = None,
-    g: Tensor | None = None,
-    *,
-    scale: float = 1.0,
-    **options: Any,
-) -> Solution:
-    """:func:`solve_dense` with the cost between points x (B, n, d) and y (B, m, d)."""
-    return solve_dense(a, b, scale * cost_matrix(x, y, kind), eps, rho, f, g, **options)

@@ -1,0 +1,82 @@
+"""curvkern.ot where numbers are large, small or few: values, certificates and derivatives."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from curvkern import ot
+
+INF = torch.inf
+
+
+def weights(n: int) -> Tensor:
+    w = torch.rand(n, dtype=torch.float64) + 0.05
+    return w / w.sum()
+
+
+def random(*shape: int) -> Tensor:
+    return torch.rand(shape, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("eps", [1e3, 1e8, 1e15])
+def test_huge_eps(eps: float) -> None:
+    """The plan is the product; eps times the rounding of its mass must not show."""
+    a, b, C = weights(8), weights(11), random(8, 11)
+    result = ot.sinkhorn(a, b, C, eps)
+    # to first order in 1 / eps: value = <a b', C> - var / (2 eps)
+    assert_close(result.value, a @ C @ b, rtol=1 / eps + 1e-13, atol=0)
+    assert 0 <= result.kl <= 1 / eps**2
+    assert result.gap <= 1e-12
+    x, y = random(5, 2), random(6, 2)
+    between = ot.sinkhorn_points(x, y, eps)
+    expected = torch.cdist(x, y).square().mean()
+    assert_close(between.value, expected, rtol=2 / eps + 1e-13, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1)])
+@pytest.mark.parametrize("eps", [1.0, 1e-3, 1e-6])
+def test_one_point_has_one_plan(shape: tuple[int, int], eps: float) -> None:
+    a, b, C = weights(shape[0]), weights(shape[1]), random(*shape)
+    result = ot.sinkhorn(a, b, C, eps)
+    assert_close(result.plan, a[:, None] * b, rtol=1e-7, atol=0)
+    assert_close(result.cost, a @ C @ b, rtol=1e-9, atol=0)
+    assert result.gap <= 1e-8
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-200, 1e200, 1e300])
+def test_costs_of_any_scale(scale: float) -> None:
+    a, b, C = weights(7), weights(9), random(7, 9)
+    expected = ot.sinkhorn(a, b, C, 0.1, tol=1e-11)
+    C = (scale * C).requires_grad_()
+    result = ot.sinkhorn(a, b, C, 0.1 * scale, tol=1e-11)
+    assert_close(result.plan, expected.plan, rtol=1e-8, atol=1e-12)
+    assert_close(result.value / scale, expected.value, rtol=1e-9, atol=0)
+    assert_close(result.cost / scale, expected.cost, rtol=1e-9, atol=0)
+    assert result.gap / scale <= 1e-9
+    (slope,) = torch.autograd.grad(result.cost, C)
+    assert_close(slope.sum(), torch.ones((), dtype=torch.float64), rtol=1e-8, atol=0)
+
+
+@pytest.mark.parametrize("rho", [None, 1.0, (0.5, None)])
+@pytest.mark.parametrize("eps", [1.0, 0.05, 1e-3])
+def test_no_mass_and_no_way(rho: object, eps: float) -> None:
+    """Zero weights and forbidden pairs: certificates hold, all derivatives are finite."""
+    a, b, C = weights(9), weights(8), random(9, 8)
+    a[2] = b[1] = 0.0
+    forbidden = random(9, 8) < 0.3
+    forbidden[0], forbidden[:, 0] = False, False
+    a[0], b[0] = 2.0, 2.0
+    a, b, C = a / a.sum(), b / b.sum(), torch.where(forbidden, INF, C)
+    for t in (a, b, C):
+        t.requires_grad_()
+    result = ot.sinkhorn(a, b, C, eps, rho=rho, tol=1e-11)
+    assert result.gap <= 1e-7
+    for loss in (result.value, result.cost, result.kl, result.apply(random(8)).sum()):
+        for slope in torch.autograd.grad(loss, (a, b, C), retain_graph=True):
+            assert slope.isfinite().all()
+    assert_close(
+        torch.autograd.grad(result.value, C)[0], result.plan.detach(), rtol=1e-10, atol=1e-14
+    )
