@@ -9,7 +9,6 @@ from torch import Tensor
 
 from ._arguments import Arguments, check_choice, check_number
 from ._kernel import KINDS
-from ._result import OTResult
 from ._sinkhorn import Costs, points_and_weights, solve, solver_options
 from ._solving import watching
 
@@ -114,15 +113,18 @@ def _divergence(
     if isinstance(rho, (tuple, list)):
         raise TypeError(f"{function}: rho must be one penalty for both sides, got a pair")
 
-    def ot(a: Tensor | None, b: Tensor | None, x: Tensor, y: Tensor) -> OTResult:
-        return solve(arguments, Costs(None, x, y, kind, scale), a, b, eps, rho, options)
+    averaged = options._replace(method="symmetric")
+
+    def itself(weights: Tensor | None, points: Tensor) -> Tensor:
+        costs = Costs(None, points, points, kind, scale)
+        return solve(arguments, costs, weights, weights, eps, rho, averaged).value
 
     with watching():
-        result = ot(a, b, x, y)
+        result = solve(arguments, Costs(None, x, y, kind, scale), a, b, eps, rho, options)
         if not debias:
             return result.value
-        itself = ot(a, a, x, x).value, ot(b, b, y, y).value
-    value = result.value - (itself[0] + itself[1]) / 2
+        own = itself(a, x), itself(b, y)
+    value = result.value - (own[0] + own[1]) / 2
     return value if rho is None else value + result._mass_term()
 
 

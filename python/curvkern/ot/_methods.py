@@ -59,7 +59,9 @@ class Run:
         """Whether Newton steps can hold the costs of a problem."""
         return self.problem.cost is not None or self.entries <= LARGEST
 
-    def sweep(self, at: Tensor | None = None, most: int | None = None) -> None:
+    def sweep(
+        self, at: Tensor | None = None, most: int | None = None, symmetric: bool = False
+    ) -> None:
         """At most so many sweeps of the problems ``at``, which have all had as many before."""
         at = self._all if at is None else at
         if not len(at):
@@ -75,7 +77,8 @@ class Run:
         problem, f, g = self._pick(at)
         f, g, info, history = _sinkhorn.solve(
             problem, f, g, left if most is None else min(most, left), self.tol,
-            self.check_every, callback=None if self.callback is None else report,
+            self.check_every, symmetric=symmetric,
+            callback=None if self.callback is None else report,
         )  # fmt: skip
         rest = float(others.index_fill(0, at, 0.0).max())
         self.history += [

@@ -177,15 +177,17 @@ class _Run:
         if self.callback is not None:
             self.callback(self.iteration, self.error.clone())
 
-    def sweeps(self, most: int) -> None:
-        """Plain Sinkhorn sweeps, at most so many."""
+    def sweeps(self, most: int, symmetric: bool = False) -> None:
+        """Sinkhorn sweeps, at most so many; symmetric: f <- (f + update(f)) / 2, g = f."""
         for sweep in range(1, most + 1):
             at = self.open()
             if not len(at):
                 return
             picked = self.problem.pick(at)
             f = picked.f_of(self.g[at])
-            self.put(at, f, picked.g_of(f))
+            if symmetric:
+                f = torch.where(picked.a > 0, (self.f[at] + f) / 2, f)
+            self.put(at, f, f if symmetric else picked.g_of(f))
             if (
                 sweep % self.check_every == 0
                 or sweep == most
@@ -281,8 +283,9 @@ def solve(
 ) -> Solution:
     """Solve a batch of problems, as :func:`curvkern.ot._solve.solve` does.
 
-    ``method`` is "sinkhorn" (sweeps only), "newton" (annealed Newton steps), or "auto": sweeps,
-    then Newton steps where those were not enough. Costs between points are held in memory.
+    ``method`` is "sinkhorn" (sweeps only), "newton" (annealed Newton steps), "auto": sweeps,
+    then Newton steps where those were not enough, or "symmetric": averaged sweeps, for a measure
+    and itself. Costs between points are held in memory.
     """
     a, b, cost, x, y, kind, scale, eps, rho = problem
     if cost is None:
@@ -295,8 +298,8 @@ def solve(
         torch.zeros_like(b) if g is None else g.clone(),
         {"max_iter": max_iter, "tol": tol, "check_every": check_every, "callback": callback},
     )
-    if method == "sinkhorn":
-        run.sweeps(max_iter)
+    if method in ("sinkhorn", "symmetric"):
+        run.sweeps(max_iter, method == "symmetric")
     else:
         run.sweeps(PLAIN_SWEEPS if method == "auto" else 2)
         run.newton(annealed=f is None and g is None)
