@@ -161,6 +161,7 @@ def _iteration_rivals(dtype: str) -> Case:
         flops=STORED_FLOPS * FEWER,
         elements=2000 * 2000,
         bars=(Bar(OTT, faster=5), Bar(POT_LOG, faster=50)) if dtype == "float64" else (),
+        rivals=((OTT, "ott"), (POT, "ot"), (POT_LOG, "ot")),
         note="POT sinkhorn has no logarithms: it is not safe where exp(-C / eps) underflows",
     )
 
@@ -350,5 +351,6 @@ def _batch() -> Case:
         flops=FLOPS["float64"],
         elements=256 * 32 * 40,
         bars=(Bar((LOGSUMEXP, COMPILED), faster=5), Bar((POT, POT_LOG), faster=20)),
+        rivals=((POT, "ot"), (POT_LOG, "ot")),
         note="each problem stops for itself; the batched logsumexp waits for the last",
     )

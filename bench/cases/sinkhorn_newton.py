@@ -148,5 +148,6 @@ def _case(
         elements=len(SEEDS) * n**2,
         quick=quick,
         needs=("ot", "scipy", "sklearn"),
+        rivals=tuple((name, module) for name, (module, _) in ENTROPIC.items()),
         note="the exact solver's plan has no entropy",
     )

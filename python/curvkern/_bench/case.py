@@ -74,6 +74,9 @@ class Case:
         Whether the peak of resident memory is measured, too.
     needs
         Modules without which the case is left out, with a printed reason.
+    rivals
+        Contestants that ``setup`` leaves out without the module named beside them; so does the
+        report, with the reason.
     note
         Shown under the table: an honest remark about the comparison.
     """
@@ -93,6 +96,7 @@ class Case:
     quick: bool = False
     memory: bool = False
     needs: tuple[str, ...] = ()
+    rivals: tuple[tuple[str, str], ...] = ()
     note: str = ""
 
     @property
@@ -103,3 +107,7 @@ class Case:
     def missing(self) -> list[str]:
         """The needed modules that are not installed."""
         return [name for name in self.needs if find_spec(name) is None]
+
+    def missing_rivals(self) -> dict[str, str]:
+        """The rivals that are not installed, each with its module."""
+        return {name: module for name, module in self.rivals if find_spec(module) is None}

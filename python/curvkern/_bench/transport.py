@@ -12,8 +12,8 @@ target over the root of n + m, with which the L1 error is sure to be there.
     ``regot.sinkhorn_ssns`` and ``sinkhorn_splr`` with default options on a Fortran-ordered
     cost, as they ask for; at most 1000 and 1500 iterations, and 4e8 and 3e9 entries.
 ``MDOT-TNT``
-    ``mdot_tnt.mdot.mdot`` from gamma = 16 to 1 / eps on costs of at most 1; its exponent p is the
-    one with which the tolerance of the last gamma is the target. It is not among the extra
+    ``mdot_tnt.mdot.mdot`` from gamma = 16 to 1 / eps on costs of at most 1; its exponent p is
+    the one with which the tolerance of the last gamma is the target. It is not in the extra
     ``peers``, as its licence is for non-commercial use.
 ``POT emd (exact)``
     The network simplex: another problem, that without entropy; for reference.
