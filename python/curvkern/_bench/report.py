@@ -93,6 +93,8 @@ def means(results: dict) -> list[tuple[str, bool]]:
                 groups.setdefault((bar["mean"], bar["faster"]), []).append(bar["ratio"])
     found = []
     for (name, faster), ratios in groups.items():
+        if len(ratios) == 1:  # a quick run: no mean
+            continue
         gain = math.exp(-sum(map(math.log, ratios)) / len(ratios))
         text = f"geometric mean over {len(ratios)} cases: {gain:.1f}x faster than {name}"
         found.append((f"{text}, bar >= {faster:g}x", gain >= faster))
