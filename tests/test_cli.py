@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import mpmath as mp
+import numpy as np
 import pytest
 import torch
 
@@ -19,7 +20,7 @@ import curvkern
 from curvkern import _check, special
 from curvkern.__main__ import main
 from curvkern._bench import main as bench
-from curvkern._bench import report, runner
+from curvkern._bench import report, runner, transport
 from curvkern._bench.case import OURS, Bar, Case
 from curvkern._console import Table
 
@@ -241,6 +242,90 @@ def test_bars_met_are_told():
     assert [bar["met"] for bar in measured["bars"]] == [True, True]
     assert report.losing({"cases": [measured]}) == []
     assert report.row(measured)[-1] == "2 met"
+
+
+def test_of_several_rivals_the_quickest_counts():
+    def sleeper(seconds):
+        return lambda: time.sleep(seconds) or torch.zeros(1)
+
+    contestants = {OURS: sleeper(0.004), "sleep": sleeper(0.02), "rival": sleeper(0.001)}
+    bars = (Bar(("absent", "sleep", "rival"), faster=1),)
+    (bar,) = runner.measure(case(contestants, bars=bars), TINY, LIMITS)["bars"]
+    assert bar["rival"] == "rival"
+    assert not bar["met"]
+    assert "rival" in bar["text"]
+
+
+def test_bars_of_a_mean_are_judged_over_all_cases():
+    bar = {"mean": "the best", "faster": 3, "met": False, "text": "one by one"}
+    ratios = (1 / 2, 1 / 8)  # a mean of 4
+    cases = [
+        {**dict.fromkeys(("op", "region", "mode", "dtype"), ""), "yardstick": "", "errors": {},
+         "ratio_to": {}, "contestants": {}, "bars": [{**bar, "ratio": ratio}]}
+        for ratio in ratios
+    ]  # fmt: skip
+    assert report.losing({"cases": cases}) == []
+    assert report.means({"cases": cases[:1]}) == []
+    ((text, met),) = report.means({"cases": cases})
+    assert met
+    assert "4.0x faster than the best" in text
+    lost = report.losing({"cases": [cases[0], cases[0]]})  # a mean of 2
+    assert len(lost) == 1
+    assert "2.0x faster" in lost[0]
+
+
+def test_what_is_not_installed_is_told(tmp_path, capsys):
+    (tmp_path / "toy.py").write_text(
+        "import torch\n"
+        "from curvkern._bench.case import OURS, Case\n"
+        "def cases():\n"
+        "    return [Case('toy', 'copy', 'all', 'value', 'float64', 'everywhere',\n"
+        "                 lambda n: {OURS: lambda: torch.zeros(1)}, 'sleep', 1.0, 1.0,\n"
+        "                 rivals=(('rival', 'no_such_module'),))]\n"
+    )
+    results = bench.run(family="toy", directory=tmp_path, settings=TINY)
+    assert results["skipped"] == {"rival": "needs no_such_module"}
+    assert "left out: rival: needs no_such_module" in capsys.readouterr().out
+
+
+def test_a_slow_rival_plays_one_round():
+    calls = []
+    contestants = {
+        OURS: lambda: torch.zeros(1),
+        "sleep": lambda: calls.append(0) or time.sleep(0.02) or torch.zeros(1),
+    }
+    settings = runner.Settings(elements=1, budget=0.0, min_rounds=5, max_rounds=5, slow=0.001)
+    measured = runner.measure(case(contestants), settings, LIMITS)
+    assert measured["contestants"]["sleep"]["rounds"] == 1
+    assert measured["contestants"][OURS]["rounds"] == 5
+    assert len(calls) == 2  # to warm up, and in the round
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads Linux's /proc")
+def test_peak_of_memory_is_told():
+    contestants = {
+        OURS: lambda: torch.zeros(1),
+        "sleep": lambda: torch.ones(2**24, dtype=torch.float32)[:1],  # 64 MiB
+    }
+    measured = runner.measure(case(contestants, memory=True), TINY, LIMITS)
+    peak = {name: told["peak_MiB"] for name, told in measured["contestants"].items()}
+    assert peak[OURS] < 32
+    assert 56 < peak["sleep"] < 80
+
+
+def test_a_solver_short_of_the_target_is_left_out_with_its_error():
+    weights = np.full(2, 0.5)
+    problem = transport.Problem(weights, weights, np.zeros((2, 2)), 1.0)
+    plan = np.full((2, 2), 0.25)
+    duals = np.full(2, np.log(0.5)), np.full(2, np.log(0.5))
+    assert transport.l1_error(problem, plan) == transport.l1_error(problem, duals) == 0
+    contestants = {
+        OURS: transport.Contestant(lambda _: duals, [problem]),
+        "sleep": transport.Contestant(lambda _: plan * (1 + 1e-8), [problem]),
+    }
+    measured = runner.measure(case(contestants), TINY, LIMITS)
+    assert list(measured["contestants"]) == [OURS]
+    assert "L1 error 2.0e-08" in measured["errors"]["sleep"]
 
 
 def test_ratios_are_taken_within_a_round():

@@ -21,18 +21,21 @@ from torch.testing import assert_close
 from curvkern import _runtime, _sinkhorn, _sinkhorn_device, ot
 from curvkern.ot import _solving
 from curvkern.reference import sinkhorn as reference
-from test_sinkhorn_kernels import INF, KINDS, both_dtypes, costs, iterate, rhos, tensor, weights
+from sinkhorn_problems import (
+    INF,
+    KINDS,
+    both_dtypes,
+    costs,
+    dense,
+    iterate,
+    rhos,
+    tensor,
+    weights,
+)
 
 both_devices = pytest.mark.parametrize(
     "device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 )
-
-
-def dense(
-    a: Tensor, b: Tensor, cost: Tensor, eps: Tensor, rho: Tensor | None = None
-) -> _sinkhorn.Problem:
-    rho = rhos(len(a)) if rho is None else rho
-    return _sinkhorn.Problem(a, b, cost, None, None, "", 1.0, eps, rho)
 
 
 def on(device: str, problem: _sinkhorn.Problem) -> _sinkhorn_device.Inputs:
@@ -152,9 +155,7 @@ def test_edges_against_the_twin(rho: float, dtype: torch.dtype, device: str) -> 
         b = b / b.sum(1, keepdim=True)
     problem = dense(a, b, cost, tensor(0.1, 0.3), rhos(2, rho, rho))
     f, g, info, _ = solve(device, problem, tol=1e-11)
-    twin = reference.solve_dense(
-        a, b, cost, problem.eps, problem.rho, method="sinkhorn", tol=1e-11, max_iter=20_000
-    )
+    twin = reference.solve(problem, method="sinkhorn", tol=1e-11, max_iter=20_000)
     assert info[:, 2].all()
     assert twin.converged.all()
     within_reach = torch.isfinite(cost)

@@ -14,11 +14,16 @@ Contestants = Mapping[str, Callable[[], object]]
 
 @dataclass(frozen=True)
 class Bar:
-    """A promise: at most ``slower`` x a rival's time, or at least ``faster`` x faster."""
+    """A promise: at most ``slower`` x a rival's time, or at least ``faster`` x faster.
 
-    rival: str
+    Of several rivals it is the quickest that counts. A bar with ``mean`` is kept by the
+    geometric mean over all cases that name the same one.
+    """
+
+    rival: str | tuple[str, ...]
     slower: float | None = None
     faster: float | None = None
+    mean: str = ""
 
     def __post_init__(self) -> None:
         if (self.slower is None) == (self.faster is None):
@@ -31,11 +36,16 @@ class Bar:
         assert self.faster is not None
         return ratio * self.faster <= 1
 
-    def describe(self, ratio: float) -> str:
+    def quickest(self, ratios: Mapping[str, float]) -> str | None:
+        """The rival with the largest ratio; None where none was measured."""
+        rivals = (self.rival,) if isinstance(self.rival, str) else self.rival
+        return max((r for r in rivals if r in ratios), key=ratios.__getitem__, default=None)
+
+    def describe(self, ratio: float, rival: str) -> str:
         """The ratio beside its bar, in words."""
         if self.slower is not None:
-            return f"{ratio:.2f}x {self.rival}, bar <= {self.slower:g}x"
-        return f"{1 / ratio:.1f}x faster than {self.rival}, bar >= {self.faster:g}x"
+            return f"{ratio:.2f}x {rival}, bar <= {self.slower:g}x"
+        return f"{1 / ratio:.1f}x faster than {rival}, bar >= {self.faster:g}x"
 
 
 @dataclass(frozen=True)
@@ -60,8 +70,13 @@ class Case:
         The size of the full run.
     quick
         Whether ``--quick`` includes it.
+    memory
+        Whether the peak of resident memory is measured, too.
     needs
         Modules without which the case is left out, with a printed reason.
+    rivals
+        Contestants that ``setup`` leaves out without the module named beside them; so does the
+        report, with the reason.
     note
         Shown under the table: an honest remark about the comparison.
     """
@@ -79,7 +94,9 @@ class Case:
     bars: tuple[Bar, ...] = field(default=())
     elements: int = 2**18
     quick: bool = False
+    memory: bool = False
     needs: tuple[str, ...] = ()
+    rivals: tuple[tuple[str, str], ...] = ()
     note: str = ""
 
     @property
@@ -90,3 +107,7 @@ class Case:
     def missing(self) -> list[str]:
         """The needed modules that are not installed."""
         return [name for name in self.needs if find_spec(name) is None]
+
+    def missing_rivals(self) -> dict[str, str]:
+        """The rivals that are not installed, each with its module."""
+        return {name: module for name, module in self.rivals if find_spec(module) is None}

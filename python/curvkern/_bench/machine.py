@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -35,13 +36,39 @@ def describe(repository: Path | None = None) -> dict:
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Let torch, and curvkern with it, use this many threads inside the block."""
+    """Let torch, and curvkern with it, use this many threads inside the block.
+
+    So do the other libraries that are loaded by then, where threadpoolctl is installed.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
-        yield
+        if find_spec("threadpoolctl") is None:
+            yield
+        else:
+            from threadpoolctl import threadpool_limits
+
+            with threadpool_limits(count):
+                yield
     finally:
         torch.set_num_threads(before)
+
+
+def peak_MiB(call: Callable[[], object]) -> float | None:
+    """How far resident memory rises during a call; None where Linux's /proc does not tell."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here
+        before = _status("VmHWM")
+        call()
+        return (_status("VmHWM") - before) / 1024
+    except OSError:
+        return None
+
+
+def _status(field: str) -> int:
+    """A field of /proc/self/status, in KiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
 def limits() -> dict[str, float]:

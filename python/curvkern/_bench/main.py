@@ -55,6 +55,8 @@ def run(
     limits = machine.limits()
     skipped = {case.name: f"needs {', '.join(m)}" for case in chosen if (m := case.missing())}
     named = [(case.name, case) for case in chosen if case.name not in skipped]
+    for case in chosen:
+        skipped |= {name: f"needs {m}" for name, m in case.missing_rivals().items()}
     cases = [measure(case, settings, limits) for case in progress(named, "bench")]
     results = {
         "schema": SCHEMA,

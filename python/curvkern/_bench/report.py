@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from .._console import BAD, Table
 from .case import OURS, REFERENCE
 
@@ -45,7 +47,8 @@ def row(case: dict) -> list[str]:
     peer = strongest_peer(case)
     unit = case["yardstick"]
     parallel = case["all_threads"]
-    bars, met = len(case["bars"]), sum(bar["met"] for bar in case["bars"])
+    own = _own_bars(case)
+    bars, met = len(own), sum(bar["met"] for bar in own)
     return [
         *(case[key] for key in ("op", "region", "mode", "dtype")),
         f"{case['contestants'][OURS]['median_ns']:.2f}",
@@ -73,12 +76,34 @@ def losing(results: dict) -> list[str]:
     lines = []
     for case in results["cases"]:
         name = _name(case)
-        lines += [f"{name}: {bar['text']}" for bar in case["bars"] if not bar["met"]]
+        lines += [f"{name}: {bar['text']}" for bar in _own_bars(case) if not bar["met"]]
         for rival, ratio in case["ratio_to"].items():
             is_rival = rival != case["yardstick"] and not rival.startswith(OURS)
             if is_rival and ratio > 1:
                 lines.append(f"{name}: {ratio:.2f}x the time of {rival}")
-    return lines
+    return lines + [text for text, met in means(results) if not met]
+
+
+def means(results: dict) -> list[tuple[str, bool]]:
+    """The bars that geometric means over several cases have to meet: in words, and if met."""
+    groups: dict[tuple[str, float], list[float]] = {}
+    for case in results["cases"]:
+        for bar in case["bars"]:
+            if bar.get("mean"):
+                groups.setdefault((bar["mean"], bar["faster"]), []).append(bar["ratio"])
+    found = []
+    for (name, faster), ratios in groups.items():
+        if len(ratios) == 1:  # a quick run: no mean
+            continue
+        gain = math.exp(-sum(map(math.log, ratios)) / len(ratios))
+        text = f"geometric mean over {len(ratios)} cases: {gain:.1f}x faster than {name}"
+        found.append((f"{text}, bar >= {faster:g}x", gain >= faster))
+    return found
+
+
+def _own_bars(case: dict) -> list[dict]:
+    """The bars that a case has to meet by itself."""
+    return [bar for bar in case["bars"] if not bar.get("mean")]
 
 
 def remarks(results: dict) -> list[str]:
@@ -95,8 +120,13 @@ def remarks(results: dict) -> list[str]:
     ]
     lines += dict.fromkeys(f"region {case['region']}: {case['where']}" for case in cases)
     lines += dict.fromkeys(case["note"] for case in cases if case["note"])
+    lines += [text for text, met in means(results) if met]
     lines += [f"left out: {name}: {why}" for name, why in results["skipped"].items()]
     for case in cases:
+        peaks = {name: m.get("peak_MiB") for name, m in case["contestants"].items()}
+        if any(peak is not None for peak in peaks.values()):
+            told = ", ".join(f"{name} {peak:.1f} MiB" for name, peak in peaks.items())
+            lines.append(f"{_name(case)}: resident memory rises by: {told}")
         for rival, error in case["errors"].items():
             lines.append(f"{_name(case)}: {rival} failed: {error}")
         for contestant, measured in case["contestants"].items():

@@ -16,18 +16,22 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .case import OURS, Case, Contestants
-from .machine import floor_ns, threads
+from .case import OURS, Bar, Case, Contestants
+from .machine import floor_ns, peak_MiB, threads
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How long to measure. A case ends after ``budget`` seconds and at least ``min_rounds``."""
+    """How long to measure. A case ends after ``budget`` seconds and at least ``min_rounds``.
+
+    A contestant that takes longer than ``slow`` seconds plays in the first round only.
+    """
 
     elements: int | None = None  # None: each case's own size
     budget: float = 6.0
     min_rounds: int = 7
     max_rounds: int = 60
+    slow: float = 2.0
 
 
 QUICK = Settings(elements=2**16, budget=0.5, min_rounds=3, max_rounds=25)
@@ -37,11 +41,14 @@ QUICK_SECONDS = 40.0  # for the rounds of all cases together
 def measure(case: Case, settings: Settings, limits: dict[str, float]) -> dict:
     """Measure one case; the result is plain data, ready for JSON."""
     elements = settings.elements or case.elements
-    with threads(1), np.errstate(all="ignore"):
-        contestants, finite, errors, warm = _warm_up(case.setup(elements))
+    with np.errstate(all="ignore"):
+        with threads(1):
+            contestants, finite, errors, warm = _warm_up(case.setup(elements), settings.slow)
         if OURS not in contestants:
             raise RuntimeError(f"bench: {case.name}: curvkern failed: {errors.get(OURS)}")
-        times = _interleave(contestants, warm, settings)
+        with threads(1):  # once more, for the libraries that the first calls have loaded
+            times = _interleave(contestants, warm, settings)
+            peaks = {n: peak_MiB(call) for n, call in contestants.items() if case.memory}
     per_element = {
         name: {rnd: seconds / elements * 1e9 for rnd, seconds in rounds.items()}
         for name, rounds in times.items()
@@ -69,6 +76,7 @@ def measure(case: Case, settings: Settings, limits: dict[str, float]) -> dict:
                 "min_ns": min(rounds.values()),
                 "rounds": len(rounds),
                 "finite": finite[name],
+                "peak_MiB": peaks.get(name),
             }
             for name, rounds in per_element.items()
         },
@@ -76,31 +84,39 @@ def measure(case: Case, settings: Settings, limits: dict[str, float]) -> dict:
         "ratio_to": ratios,  # our time / theirs
         "all_threads": _all_threads(contestants, elements, median_ns),
         "limit": {"ns": least, "bound": bound, "share": least / median_ns},
-        "bars": [
-            {
-                "rival": bar.rival,
-                "slower": bar.slower,
-                "faster": bar.faster,
-                "ratio": ratios[bar.rival],
-                "met": bar.met(ratios[bar.rival]),
-                "text": bar.describe(ratios[bar.rival]),
-            }
-            for bar in case.bars
-            if bar.rival in ratios
-        ],
+        "bars": [_judged(bar, ratios) for bar in case.bars if bar.quickest(ratios)],
         "note": case.note,
     }
 
 
-def _warm_up(contestants: Contestants) -> tuple[dict, dict, dict, dict]:
-    """Call each once: drop those that fail, note the share of finite results and the time."""
+def _judged(bar: Bar, ratios: dict[str, float]) -> dict:
+    """A bar of which a rival was measured, with the ratio to the quickest of them."""
+    rival = bar.quickest(ratios)
+    assert rival is not None
+    ratio = ratios[rival]
+    return {
+        "rival": rival,
+        "slower": bar.slower,
+        "faster": bar.faster,
+        "mean": bar.mean,
+        "ratio": ratio,
+        "met": bar.met(ratio),
+        "text": bar.describe(ratio, rival),
+    }
+
+
+def _warm_up(contestants: Contestants, slow: float) -> tuple[dict, dict, dict, dict]:
+    """Call each: drop those that fail, note the share of finite results and the time."""
     alive, finite, errors, seconds = {}, {}, {}, {}
     for name, call in contestants.items():
         try:
-            result = call()
             start = time.perf_counter()
-            call()
+            result = call()
             seconds[name] = time.perf_counter() - start
+            if seconds[name] < 10 * slow:  # else a second call would tell little more
+                start = time.perf_counter()
+                call()
+                seconds[name] = time.perf_counter() - start
         except Exception as error:  # a rival's failure is a result, not the end of the run
             errors[name] = f"{type(error).__name__}: {error}"
             continue
@@ -116,12 +132,14 @@ def _interleave(
     times: dict[str, dict[int, float]] = {name: {} for name in names}
     share = settings.budget / settings.min_rounds / len(names)
     quick_names = [name for name in names if warm[name] <= share or name == OURS]
+    not_slow = [name for name in names if warm[name] <= settings.slow or name == OURS]
     start = time.perf_counter()
     with _no_garbage_collection():
         for rnd in range(settings.max_rounds):
             if rnd >= settings.min_rounds and time.perf_counter() - start > settings.budget:
                 break
-            playing = names if rnd < settings.min_rounds else quick_names
+            playing = not_slow if rnd < settings.min_rounds else quick_names
+            playing = playing if rnd else names
             first = rnd % len(playing)
             for name in (*playing[first:], *playing[:first]):
                 call = contestants[name]

@@ -284,8 +284,8 @@ def solve(
     """Solve a batch of problems, as :func:`curvkern.ot._solve.solve` does.
 
     ``method`` is "sinkhorn" (sweeps only), "newton" (annealed Newton steps), "auto": sweeps,
-    then Newton steps where those were not enough, or "symmetric": averaged sweeps, for a measure
-    and itself. Costs between points are held in memory.
+    then Newton steps where those were not enough, or "symmetric": averaged sweeps, for a
+    measure and itself. Costs between points are held in memory.
     """
     a, b, cost, x, y, kind, scale, eps, rho = problem
     if cost is None:
