@@ -1,6 +1,6 @@
 // The CPU loops: sort a block of points by region, evaluate each region on full vectors.
 //
-// Compiled once per instruction set with CURVKERN_ISA_NAMESPACE = v2, v3, v4. Everything here
+// Compiled once per instruction set with CURVKERN_ISA_NAMESPACE = v4, v3, v2. Everything here
 // but kernels() has internal linkage or is always inlined, so no symbol can leak between the
 // builds.
 #include "edges.hpp"
@@ -163,17 +163,21 @@ int count_code(const std::uint8_t* code, int begin, int end, int wanted) {
     return total;
 }
 
+// n points of one region, in arrays that are padded to whole vectors
 template <class T>
 void run_one(const Plan<T>& plan, const T* v, const T* x, T* const* out, int n, Call<T> call) {
     if constexpr (!is_double<T>) {
         if (plan.run[call.region] == nullptr) {
-            widened(v, x, out, plan.outputs, n, [&](const double* a, const double* b, auto y) {
-                plan.wider->run[call.region](a, b, y, n, {call.region, call.scale});
-            });
+            constexpr int width = Lanes<VectorDouble>::width;  // they take one register
+            const int whole = (n + width - 1) / width * width;
+            widened(v, x, out, plan.outputs, whole,
+                    [&](const double* a, const double* b, auto y) {
+                        plan.wider->run[call.region](a, b, y, whole, {call.region, call.scale});
+                    });
             return;
         }
     }
-    plan.run[call.region](v, x, out, n, call);
+    plan.run[call.region](v, x, out, padded<T>(n), call);
 }
 
 // Orders n points by region, every region padded to whole vectors, and evaluates them.
@@ -216,7 +220,7 @@ void run_sorted(const Plan<T>& plan, const T* v, const T* x, const std::uint8_t*
             sorted_x[i] = sorted_x[from];
         }
         T* const target[3] = {sorted_out[0] + from, sorted_out[1] + from, sorted_out[2] + from};
-        run_one(plan, sorted_v + from, sorted_x + from, target, count, {r, scale});
+        run_one(plan, sorted_v + from, sorted_x + from, target, end - from, {r, scale});
     }
     for (int o = 0; o < plan.outputs; ++o) {
         for (int i = 0; i < n; ++i) out[o][i] = sorted_out[o][position[i]];

@@ -156,12 +156,12 @@ CURVKERN_HD Pair<R> flat_angle(R v, R x, Pair<R> angle) {
 template <bool Extreme, class R>
 CURVKERN_HD Pair<R> debye_main(const Scaling<R>& s, R x, const Pair<R>& r, Scalar<R> scale) {
     Pair<R> angle = angle_pair<Extreme>(s, x, r), lead = r;
-    if (!Extreme) {
-        lead = fast_two_sum(r.hi, -scale * s.x);
-        lead.lo = lead.lo + r.lo;
-    } else if (scale != 0) {
+    if (scale != 0 && Extreme) {
         angle = flat_angle(s.v, s.x, angle);
         lead = div(two_prod(s.v, s.v), add(r, s.x));
+    } else if (scale != 0) {
+        lead = fast_two_sum(r.hi, -s.x);
+        lead.lo = lead.lo + r.lo;
     }
     Pair<R> turned = mul(angle, s.v);
     Pair<R> main = two_sum(lead.hi, -turned.hi);

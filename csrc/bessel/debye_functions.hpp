@@ -111,9 +111,9 @@ CURVKERN_HD void evaluate_debye(R v, R x, int terms, Scalar<R> scale, R* out) {
             out[1] = half_angle_tangent<Extreme>(v, x, z) + s.dx_small;
         } else {
             out[0] = s.dv;
-            // r/x as 1 + v^2/(x (x + r)), for the scaled functions without the 1
-            R above = Extreme ? (v / x) * (z.a / (c<R>(1) + z.b)) : v * v / (x * (x + z.r));
-            out[1] = flip(k, (1 - scale) + above) + s.dx_small;
+            R main = Extreme ? c<R>(1) / z.b : z.r / x;
+            if (scale != 0) main = (v / x) * (z.a / (c<R>(1) + z.b));  // r/x - 1
+            out[1] = flip(k, main) + s.dx_small;
         }
     } else if constexpr (is_ratio(F)) {
         debye_ratio_hess<F>(v, x, z, terms, out);

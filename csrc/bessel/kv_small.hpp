@@ -36,8 +36,7 @@ CURVKERN_HD R kv_curvature(R v, R x, R below) {
 template <int Order, class R>
 CURVKERN_HD KSlopes<R> k_slopes_temme(R v, R x) {
     KSlopes<R> y{};
-    constexpr int most = Order > 0 ? Order : 1;  // the value shares with the first derivative
-    SmallK<R, most> k = temme<most>(v, x);
+    SmallK<R, Order> k = temme<Order>(v, x);
     auto inverse = reciprocal(k.kappa);
     auto flat = k.n == c<R>(0);
     R half_square = c<R>(0.5) * x * x;

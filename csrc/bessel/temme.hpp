@@ -169,7 +169,7 @@ CURVKERN_SHARED SmallK<R, N> temme(R v, R x) {
 
 template <class R>
 CURVKERN_HD R log_kv_small(R v, R x, Scalar<R> scale) {
-    SmallK<R, 1> k = temme<1>(v, x);  // shared with the first derivatives
+    SmallK<R, 0> k = temme<0>(v, x);
     R rest = select(k.n == c<R>(0), k.kappa_rest / k.kappa.d[0], c<R>(0));
     rest = (rest + k.n * k.log_two_over_x.lo) + k.log_factor.d[0];
     return ((log(k.kappa.d[0]) + rest) + k.n * k.log_two_over_x.hi) + scale * x;

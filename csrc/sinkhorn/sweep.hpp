@@ -136,9 +136,12 @@ CURVKERN_HD const A* factors(const Side& side) {
 inline constexpr std::int64_t tile = 1024;  // columns: float32 sums are short
 
 // Stores the entries of four rows one after the other and sums them, weighted, in float64.
+//
+// What follows is called, not inlined: the loops within are long, and the compiler is spared
+// a copy of them for every cost.
 template <class Rows, class A = typename Rows::Number>
-CURVKERN_HD void fill_entries(const Problem& p, const Rows& rows, const Shifts<A>& shifts,
-                              A* entries, double (&sum)[rows_at_once]) {
+CURVKERN_SHARED void fill_entries(const Problem& p, const Rows& rows, const Shifts<A>& shifts,
+                                  A* entries, double (&sum)[rows_at_once]) {
     const Entries<A> entry(p, shifts);
     const A* b = factors<A>(p.b);
     const std::int64_t stride = padded(p.b.size);
@@ -171,7 +174,8 @@ CURVKERN_HD Vector<A> add_rows(const A* w, Quad<A> e, Vector<A> sum) {
 
 // The sums of rows whose entries are stored.
 template <class A>
-CURVKERN_HD void sum_entries(const Problem& p, const A* entries, double (&sum)[rows_at_once]) {
+CURVKERN_SHARED void sum_entries(const Problem& p, const A* entries,
+                                 double (&sum)[rows_at_once]) {
     const A* b = factors<A>(p.b);
     const std::int64_t stride = padded(p.b.size);
     for (double& row : sum) row = 0;
@@ -215,43 +219,54 @@ CURVKERN_HD void for_row_vectors(Body body) {
     for (int r = 0; r < rows_at_once; r += width<double>) body(r);
 }
 
-// Rows i .. i+3 of the iteration; those from `live` on are copies without weight.
-template <class Rows, bool Check, class A = typename Rows::Number>
-CURVKERN_HD void sweep_rows(const Problem& p, std::int64_t i, int live, A* entries, A* after,
-                            A* before) {
-    using V = VectorDouble;
+// Four rows whose entries are there.
+struct Filled {
+    double shift[rows_at_once];  // the base of their potentials
+    double sum[rows_at_once];
+    bool reachable[rows_at_once] = {true, true, true, true};
+    bool shifted[rows_at_once] = {};  // by their largest exponents
+};
+
+template <class Rows, class A = typename Rows::Number>
+CURVKERN_HD Filled fill_rows(const Problem& p, std::int64_t i, A* entries) {
     using U = Usable<A>;
-    const Side& a = p.a;
     const Rows rows(p, i);
     Shifts<A> shifts(p, i);
-    double sum[rows_at_once];
+    Filled filled;
     if (p.stored) {
-        sum_entries(p, entries, sum);
+        sum_entries(p, entries, filled.sum);
     } else {
-        fill_entries(p, rows, shifts, entries, sum);
+        fill_entries(p, rows, shifts, entries, filled.sum);
     }
-
-    bool reachable[rows_at_once] = {true, true, true, true}, again = false;
-    bool shifted[rows_at_once] = {};
-    for (double s : sum) again |= !within(s, U::row_low, U::row_high);
+    bool again = false;
+    for (double s : filled.sum) again |= !within(s, U::row_low, U::row_high);
     if (again) {
         double top[rows_at_once];
         largest_exponents<typename Rows::Exact>(p, i, top);
         for (int r = 0; r < rows_at_once; ++r) {
-            if (within(sum[r], U::row_low, U::row_high)) continue;
-            reachable[r] = top[r] > -__builtin_huge_val() && top[r] < __builtin_huge_val();
-            shifted[r] = reachable[r];
-            if (shifted[r]) shifts.replace(p, r, -top[r]);
+            if (within(filled.sum[r], U::row_low, U::row_high)) continue;
+            filled.reachable[r] = abs(top[r]) < __builtin_huge_val();
+            filled.shifted[r] = filled.reachable[r];
+            if (filled.shifted[r]) shifts.replace(p, r, -top[r]);
         }
-        fill_entries(p, rows, shifts, entries, sum);
+        fill_entries(p, rows, shifts, entries, filled.sum);
     }
+    for (int r = 0; r < rows_at_once; ++r) filled.shift[r] = shifts.value[r] - p.b.log2_mass;
+    return filled;
+}
 
+// The new potentials of four rows, and their share of the column sums.
+template <class A, bool Check>
+CURVKERN_SHARED void update_rows(const Problem& p, std::int64_t i, int live,
+                                 const Filled& filled, const A* entries, A* after, A* before) {
+    using V = VectorDouble;
+    const Side& a = p.a;
     PerRow total, shift, old, next, weight, weight_after, weight_before;
     for (int r = 0; r < rows_at_once; ++r) {
-        total[r] = reachable[r] && sum[r] > 0 ? sum[r] : 1;
-        shift[r] = shifts.value[r] - p.b.log2_mass;
+        total[r] = filled.reachable[r] && filled.sum[r] > 0 ? filled.sum[r] : 1;
+        shift[r] = filled.shift[r];
         old[r] = a.potential[smaller(i + r, a.size - 1)];
-        weight[r] = r < live && reachable[r] ? a.weight[i + r] : 0;
+        weight[r] = r < live && filled.reachable[r] ? a.weight[i + r] : 0;
     }
     for_row_vectors([&](int r) {
         const V rest = load<double>(shift.value + r), s = load<double>(total.value + r);
@@ -272,13 +287,13 @@ CURVKERN_HD void sweep_rows(const Problem& p, std::int64_t i, int live, A* entri
         w[r] = static_cast<A>(weight_after[r]);
         w_before[r] = static_cast<A>(weight_before[r]);
         if (r >= live) continue;
-        a.next[i + r] = reachable[r] ? next[r] : 0;
-        if (p.store != nullptr && shifted[r]) a.base[i + r] = shifted_base<A>(shift[r]);
+        const bool reachable = filled.reachable[r];
+        a.next[i + r] = reachable ? next[r] : 0;
+        if (p.store != nullptr && filled.shifted[r]) a.base[i + r] = shifted_base<A>(shift[r]);
         if constexpr (Check) {
-            a.residual[i + r] = reachable[r] ? total[r] : exp2_clamped(-a.inverse_rho * old[r]);
+            a.residual[i + r] = reachable ? total[r] : exp2_clamped(-a.inverse_rho * old[r]);
         }
     }
-
     const std::int64_t stride = padded(p.b.size);
     for (std::int64_t j = 0; j < p.b.size; j += width<A>) {
         const Quad<A> e = load_rows<A>(entries + j, stride);
@@ -298,10 +313,11 @@ void sweep(const Problem& p, std::int64_t begin, std::int64_t end, int slot, boo
     for (std::int64_t i = begin; i < end; i += rows_at_once) {
         const int live = static_cast<int>(smaller(rows_at_once, end - i));
         A* entries = p.store != nullptr ? static_cast<A*>(p.store) + i * stride : at_work;
+        const Filled filled = fill_rows<Rows>(p, i, entries);
         if (check) {
-            sweep_rows<Rows, true>(p, i, live, entries, after, before);
+            update_rows<A, true>(p, i, live, filled, entries, after, before);
         } else {
-            sweep_rows<Rows, false>(p, i, live, entries, after, before);
+            update_rows<A, false>(p, i, live, filled, entries, after, before);
         }
     }
 }
