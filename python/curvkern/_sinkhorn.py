@@ -16,8 +16,9 @@ from torch import Tensor
 from . import _operands, _runtime, _sinkhorn_device
 from ._arguments import memory_error
 from ._ops import _contiguous, define
-from .reference.costs import KINDS
 
+#: Costs between points.
+KINDS = ("sqeuclidean", "half_sqeuclidean", "euclidean", "l1")
 #: The largest number of rows in a history; of more checks every second, fourth, ... is kept.
 HISTORY = 4096
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from .._masks import all_of
+from .._sinkhorn import KINDS as KINDS
 from .._sinkhorn import Problem
-from ..reference.costs import KINDS as KINDS
 from ..reference.costs import cost_matrix
 
 BLOCK = 1 << 16  # entries of a block, 512 KiB in float64: it stays in a cache

@@ -7,7 +7,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-KINDS = ("sqeuclidean", "half_sqeuclidean", "euclidean", "l1")
 FEW_COORDINATES = 16  # up to here squares are summed coordinate by coordinate, to full accuracy
 
 
