@@ -27,9 +27,12 @@ def test_error_halves(eps: float, rho: float, kind: str) -> None:
     assert_close(found.f, found.g, rtol=0, atol=1e-12)
     matrix = dense(a, a, costs(kind, x, x), tensor(eps), rhos(1, rho, rho))
     truth = reference.solve(matrix, method="newton", tol=1e-13)
-    assert_close(found.f, truth.f, rtol=1e-8, atol=1e-8 * eps + 1e-12)
+    # Points that exchange next to nothing may differ in f and g, but not in f + g.
+    near = {"rtol": 1e-8, "atol": 1e-8 * eps + 1e-12}
+    mass = a > 0
+    assert_close((found.f + found.g)[mass], (truth.f + truth.g)[mass], **near)
     twin = reference.solve(problem, **options)  # type: ignore[arg-type]
-    assert_close(twin.f, truth.f, rtol=1e-8, atol=1e-8 * eps + 1e-12)
+    assert_close((twin.f + twin.g)[mass], (truth.f + truth.g)[mass], **near)
 
 
 def test_device_averages_too() -> None:
