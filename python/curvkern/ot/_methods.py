@@ -134,6 +134,8 @@ class Run:
             self.f = self.f.index_fill(0, far, 0.0)
             self.g = self.g.index_fill(0, far, 0.0)
         self.newton(at)
+        for one in at[~self.converged[at] & (self.n_iter[at] < self.max_iter)].split(1):
+            self.sweep(one)  # Newton steps got no further: duplicate points, a plan of blocks
 
     def _pick(self, at: Tensor) -> tuple[_sinkhorn.Problem, Tensor | None, Tensor | None]:
         if len(at) == len(self.error):
