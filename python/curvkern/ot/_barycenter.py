@@ -183,7 +183,8 @@ def _barycenter(
         return _step(state, a, C, eps, w, options.debiased)[1]
 
     state = fixed_point(solve, step, options.max_iter, a, C, eps, w)
-    return _step(state, a, C, eps, w, options.debiased)[0] * a.sum(2).mean(1, keepdim=True)
+    b = _step(state, a, C, eps, w, options.debiased)[0]
+    return b * (a.sum(2).mean(1, keepdim=True) / b.sum(1, keepdim=True))
 
 
 def _solved(a: Tensor, C: Tensor, eps: Tensor, w: Tensor, options: _Options) -> Tensor:
