@@ -47,6 +47,12 @@ def test_barycenter_debiased_of_pot() -> None:
     np.testing.assert_allclose(b, theirs, atol=1e-4)
 
 
+def test_meta_tensors_give_shapes() -> None:
+    a, C = torch.empty(2, 3, 12, device="meta"), torch.empty(12, 5, device="meta")
+    b = ot.barycenter(a, C, 0.1)
+    assert (b.shape, b.dtype, b.is_meta) == ((2, 5), torch.float32, True)
+
+
 def test_the_debiased_barycenter_is_not_blurred() -> None:
     a = bumps()[:1]
     blurred = ot.barycenter(a, COSTS, 0.02)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable
 
@@ -319,6 +320,13 @@ def test_sparse_plans() -> None:
             result.plan_sparse(**arguments)
 
 
+def test_a_sparse_plan_of_arrays_without_scipy(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = ot.sinkhorn(None, None, np.eye(3), 0.1)
+    monkeypatch.setitem(sys.modules, "scipy.sparse", None)
+    with pytest.raises(ImportError, match="needs SciPy; install it, or pass tensors"):
+        result.plan_sparse(k=1)
+
+
 def test_apply() -> None:
     a, b, C = random_problem()
     result = ot.sinkhorn(a, b, C, 0.05)
@@ -375,3 +383,14 @@ def test_repr() -> None:
     batch = ot.sinkhorn(a, b, torch.stack([C, C]), 1.0)
     assert "batch=2" in repr(batch)
     assert "2 converged" in repr(batch)
+    meta = ot.sinkhorn(None, None, C.to("meta"), 1.0)
+    assert repr(meta) == "OTResult(n=7, m=9, no values)"
+    seen = []
+
+    def value(C: Tensor) -> Tensor:
+        result = ot.sinkhorn(None, None, C, 1.0)
+        seen.append(repr(result))
+        return result.value
+
+    torch.func.vmap(value)(torch.stack([C, C]))
+    assert seen == ["OTResult(n=7, m=9, no values)"]

@@ -119,7 +119,7 @@ def test_all_supports(k: int, gamma: float) -> None:
 
 @pytest.mark.parametrize("gamma", [0.1, 1.0, 20.0])
 def test_against_pot(gamma: float) -> None:
-    smooth = pytest.importorskip("ot").smooth
+    smooth = pytest.importorskip("ot", reason="POT is not installed").smooth
     a, b, C = problem(60, 45)
     arrays = a.numpy(), b.numpy(), C.numpy()
     P = smooth.smooth_ot_dual(*arrays, gamma, reg_type="l2", numItermax=5000, stopThr=1e-15)

@@ -266,7 +266,7 @@ Problem Solver::prepare(State& state, Arithmetic arithmetic, bool may_store) {
         std::copy(p.b.potential, p.b.potential + p.b.size, p.b.base);
         state.stored = true;
     }
-    kernels_.drift(p.b);
+    kernels_.drift(p.b);  // there is none: it fills the factors of the columns
     if (arithmetic == Arithmetic::float32) kernels_.split(p);
     return p;
 }

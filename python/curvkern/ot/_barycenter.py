@@ -85,9 +85,10 @@ def barycenter(
 
     Notes
     -----
-    Differentiable in a, C, eps and weights, any number of times, in reverse mode; ``vmap`` and
-    forward mode are refused by torch, a batch takes the place of the first. The derivatives of
-    the debiased barycenter are as exact as its convergence: a small ``tol`` helps them.
+    Differentiable in a, C, eps and weights, any number of times, in reverse mode; ``vmap``,
+    forward mode and ``torch.compile(fullgraph=True)`` are refused by torch, a batch takes the
+    place of the first. The derivatives of the debiased barycenter are as exact as its
+    convergence: a small ``tol`` helps them.
 
     References
     ----------
@@ -175,6 +176,8 @@ def _barycenter(
     """The barycenter (B, m) of tensors a (B, K, n), C (B, K or 1, n, m), eps (B,), w (B, K)."""
 
     def solve(a: Tensor, C: Tensor, eps: Tensor, w: Tensor) -> Tensor:
+        if a.is_meta:
+            return a.new_empty(len(a), a.shape[1] + 1, C.shape[-1])
         _check_values(a, C, eps, w, mass_tol)
         return _solved(a, C, eps, w, options)
 

@@ -3,7 +3,7 @@
 Sweeps are cheap, and their error falls by a constant factor, which a small eps brings near 1.
 A path of Newton steps costs about the same at every eps. "auto" sweeps, sees how fast the error
 falls from one leg to the next, and goes over to Newton steps with the problems whose rest of
-the way would be longer in sweeps.
+the way would be longer in sweeps. What those leave it sweeps to the end.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
 
@@ -28,6 +30,8 @@ def sparse(
 def _csr(found: list[Tensor], m: int) -> Tensor:
     counts, columns, values = (torch.cat(found[part::3]) for part in range(3))
     starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    return torch.sparse_csr_tensor(
-        starts, columns, values, (len(counts), m), check_invariants=False
-    )
+    with warnings.catch_warnings():  # "Sparse CSR tensor support is in beta state"
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.sparse_csr_tensor(
+            starts, columns, values, (len(counts), m), check_invariants=False
+        )

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._masks import all_of
 from .._sinkhorn import Problem
 from . import _gap, _kernel, _passes, _plan
 from ._arguments import check_count, check_number
@@ -180,6 +181,8 @@ class OTResult:
         ------
         TypeError, ValueError
             Not exactly one of the two; a negative threshold, or a k below 1.
+        ImportError
+            NumPy arguments and no SciPy, which curvkern does not depend on.
 
         Examples
         --------
@@ -211,6 +214,9 @@ class OTResult:
 
     def __repr__(self) -> str:
         n, m = self._problem.a.shape[1], self._problem.b.shape[1]
+        if not self._numpy and all_of(self.converged) is None:  # vmap, compile, meta
+            batch = f"batch={len(self._f)}, " if self._batched else ""
+            return f"OTResult({batch}n={n}, m={m}, no values)"
         if not self._batched:
             state = "converged" if self.converged else "not converged"
             return (
@@ -243,8 +249,12 @@ class OTResult:
         plan = plan.to(self._dtype)
         if not self._numpy:
             return plan
-        from scipy.sparse import csr_array
-
+        try:
+            from scipy.sparse import csr_array
+        except ImportError as error:
+            raise ImportError(
+                "plan_sparse: with NumPy arguments it needs SciPy; install it, or pass tensors"
+            ) from error
         parts = (plan.values(), plan.col_indices(), plan.crow_indices())
         return csr_array(tuple(part.numpy() for part in parts), shape=tuple(plan.shape))
 

@@ -72,7 +72,8 @@ def sinkhorn(
     method : {"auto", "sinkhorn", "newton"}
         "sinkhorn": sweeps over rows and columns. "newton": steps on the dual along a path of
         falling eps, at a cost that hardly depends on eps. "auto": sweeps, and Newton steps
-        with the problems for which the sweeps turn out to be slow.
+        with the problems for which the sweeps turn out to be slow; where those get no
+        further, sweeps again.
     rho : float, Tensor of shape () or (B,), a pair of them, or None
         Penalty of the marginals, > 0; None or ``inf`` for a hard one.
     max_iter : int

@@ -33,7 +33,8 @@ class Solution(NamedTuple):
         ``(B,)``, bool: the error is finite and at most the tolerance.
     history
         (iteration, largest error) at each check; every second, fourth, ... of very many. Newton
-        steps come last, counted from where their problems have left the sweeps.
+        steps, and sweeps after them, come last, counted from where their problems have left
+        the first sweeps.
     """
 
     f: Tensor
