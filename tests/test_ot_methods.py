@@ -70,8 +70,10 @@ def test_points_of_a_batch(method: str, monkeypatch: pytest.MonkeyPatch) -> None
 def test_too_many_points_for_newton_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_methods, "LARGEST", 899)
     x, y = costs(30, 2), costs(30, 2) + 0.2
-    with pytest.raises(ValueError, match="'newton' holds the costs in memory"):
-        ot.sinkhorn_points(x, y, 0.1, method="newton")
+    for function in (ot.sinkhorn_points, ot.sinkhorn_divergence, ot.monge_gap):
+        words = f"^{function.__name__}: method 'newton' holds the costs in memory"
+        with pytest.raises(ValueError, match=words):
+            function(x, y, 0.1, method="newton")
     slow = ot.sinkhorn_points(x, y, 0.03)
     swept = ot.sinkhorn_points(x, y, 0.03, method="sinkhorn")
     assert slow.converged

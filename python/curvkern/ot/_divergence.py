@@ -51,7 +51,10 @@ def sinkhorn_divergence(
         The cost, times ``scale``.
     scale : float
         Factor of the cost, > 0.
-    method, max_iter, tol
+    method
+        Of the problem between x and y, as in :func:`sinkhorn`; those of a measure and itself
+        take averaged updates.
+    max_iter, tol
         Of each of the three problems, as in :func:`sinkhorn`.
 
     Returns

@@ -25,6 +25,16 @@ LARGEST = 1 << 22  # costs between points that Newton steps may hold: 32 MiB
 Callback = Callable[[int, Tensor], object]
 
 
+def check_newton(function: str, problem: _sinkhorn.Problem) -> None:
+    """Refuse Newton steps that would hold too many costs between points."""
+    n, m = problem.a.shape[1], problem.b.shape[1]
+    if problem.cost is None and n * m > LARGEST:
+        raise ValueError(
+            f"{function}: method 'newton' holds the costs in memory, at most {LARGEST}, got "
+            f"{n} x {m} points; use 'auto' or 'sinkhorn'"
+        )
+
+
 class Run:
     """A solve of B problems: potentials, errors and counts of each."""
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import _sinkhorn
-from ._methods import LARGEST, Callback, Run
+from ._methods import Callback, Run
 
 
 class Solution(NamedTuple):
@@ -68,13 +68,8 @@ def solve(
         run.sweep(symmetric=True)
     elif method == "auto":
         run.auto()
-    elif run.fits:
-        run.newton()
     else:
-        raise ValueError(
-            f"sinkhorn_points: method 'newton' holds the costs in memory, at most {LARGEST}, "
-            f"got {problem.a.shape[1]} x {problem.b.shape[1]} points; use 'auto' or 'sinkhorn'"
-        )
+        run.newton()
     assert run.f is not None
     assert run.g is not None
     return Solution(run.f, run.g, run.error, run.n_iter, run.converged, run.history)

@@ -25,6 +25,7 @@ from .._sinkhorn import Problem
 from ..reference import sinkhorn
 from . import _solve
 from ._checks import check_values
+from ._methods import check_newton
 
 
 def native(tensor: Tensor) -> ModuleType | None:
@@ -119,6 +120,9 @@ def _run(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     )
     _check(problem, f, g, options)
     check_values(options.function, problem, f, g, options.mass_tol)
+    solver = native(problem.a)
+    if solver is not None and options.method == "newton":
+        check_newton(options.function, problem)
     watch = _current.watch
     a, b, eps = problem.a, problem.b, problem.eps
     # Masses of one, and equal to the last digit: P = m P~ where e^(f~ + g~) = m e^(f + g).
@@ -129,7 +133,7 @@ def _run(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         a=a / mass, b=b / torch.where(balanced, b.sum(1, keepdim=True), 1.0)
     )
     f, g = (None if t is None else t + half for t in (f, g))
-    solution = (native(a) or sinkhorn).solve(
+    solution = (solver or sinkhorn).solve(
         problem,
         f,
         g,
