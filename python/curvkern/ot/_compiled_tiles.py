@@ -29,7 +29,7 @@ def evaluated(
     if passes is None or len(steps) > 1:
         return None
     cost, x, y, eps, f, g, row, column = tensors[:8]
-    hard = torch.full((len(eps), 2), torch.inf, dtype=torch.float64)
+    hard = torch.full((len(eps), 2), torch.inf, dtype=torch.float64, device=eps.device)
     ones = Problem(torch.ones_like(f), torch.ones_like(g), cost, x, y, kind, scale, eps, hard)
     if name == "totals" and not steps:
         exponents = (f.abs().amax(1) + g.abs().amax(1)) / eps
