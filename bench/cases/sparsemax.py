@@ -103,7 +103,7 @@ def _gradients(length: int, dtype: str) -> Case:
         region=f"logits {length}",
         mode="value+grad",
         dtype=dtype,
-        where=f"rows of {length} normal numbers",
+        where=f"rows of {length} normal numbers times {SCALES['logits']:g}",
         setup=setup,
         yardstick=YARDSTICK,
         bytes=5 * SIZE[dtype],
