@@ -120,6 +120,8 @@ def test_barycenter_warns_and_refuses() -> None:
         ot.barycenter(a, COSTS[:5], 0.1)
     with pytest.raises(ValueError, match="debiased, C must have shape"):
         ot.barycenter(a, COSTS[:, :5], 0.1, debiased=True)
+    with pytest.raises(TypeError, match="debiased must be a bool, got str"):
+        ot.barycenter(a, COSTS, 0.1, debiased="no")
     with pytest.raises(ValueError, match="a has 3 histograms but weights has length 2"):
         ot.barycenter(a, COSTS, 0.1, weights=np.ones(2))
     with pytest.raises(RuntimeError, match="vmap"):
@@ -209,6 +211,13 @@ def test_compat_log_and_warm_start() -> None:
     assert {"err", "niter", "u", "v", "warmstart"} <= set(log)
     _, again = ours.sinkhorn(a, b, M, 0.05, log=True, warmstart=log["warmstart"])
     assert again["niter"] < log["niter"]
+    with pytest.raises(ValueError, match=r"warmstart has shape \(12,\) where the weights have"):
+        ours.sinkhorn(a, b, M, 0.05, warmstart=(np.zeros(12), np.zeros(12)))
+    several = np.stack([b, b[::-1]], 1)
+    for source in (a, []):
+        _, log = ours.sinkhorn(source, several, M, 0.05, log=True)
+        _, again = ours.sinkhorn(source, several, M, 0.05, log=True, warmstart=log["warmstart"])
+        assert (again["niter"] < log["niter"]).all()
 
 
 def test_compat_several_targets_and_losses() -> None:

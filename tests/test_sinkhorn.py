@@ -333,10 +333,20 @@ def test_apply() -> None:
     v, w = torch.randn(9, 2, dtype=torch.float64), torch.randn(7, dtype=torch.float64)
     assert_close(result.apply(v), result.plan @ v)
     assert_close(result.apply(w, transpose=True), result.plan.T @ w)
-    with pytest.raises(ValueError, match=r"\(9\) or \(9, k\)"):
+    with pytest.raises(ValueError, match=r"\(9,\) or \(9, k\)"):
         result.apply(w)
-    with pytest.raises(TypeError, match="list"):
-        result.apply([1.0] * 9)
+    arrays = ot.sinkhorn(a.numpy(), b.numpy(), C.numpy(), 0.05)
+    big_endian = arrays.apply(v.numpy().astype(">f8"))
+    np.testing.assert_allclose(big_endian, result.apply(v).numpy(), rtol=1e-12)
+    for one, wrong, words in (
+        (result, [1.0] * 9, "tensor, got list"),
+        (arrays, [1.0] * 9, "array, got list"),
+        (arrays, np.ones(9, dtype=int), "array, got ndarray of int64"),
+        (arrays, v, "array, got Tensor of torch.float64"),
+        (result, v.numpy(), "tensor, got ndarray of float64"),
+    ):
+        with pytest.raises(TypeError, match=f"apply: v must be a floating {words}"):
+            one.apply(wrong)
 
 
 def test_blocks_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -127,7 +127,9 @@ def barycenter(
         tol = DEBIASED_TOL if debiased else TOL
     tol = check_number(function, "tol", tol, positive=False)
     check_every = check_count(function, "check_every", check_every)
-    options = _Options(bool(debiased), max_iter, tol, check_every)
+    if not isinstance(debiased, bool):
+        raise TypeError(f"{function}: debiased must be a bool, got {type(debiased).__name__}")
+    options = _Options(debiased, max_iter, tol, check_every)
     try:
         b = _barycenter(
             arguments.batched(a, 2).to(torch.float64),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from .._arguments import _as_tensor
 from .._masks import all_of
 from .._sinkhorn import Problem
 from . import _gap, _kernel, _passes, _plan
@@ -143,16 +145,17 @@ class OTResult:
         tensor([0.3333, 0.3333, 0.3333], dtype=torch.float64)
         """
         problem = self._current()
-        if self._numpy:
-            v = torch.from_numpy(v.copy()) if hasattr(v, "copy") else v
-        if not isinstance(v, Tensor) or not v.dtype.is_floating_point:
-            raise TypeError(f"apply: v must be a floating tensor, got {_kind(v)}")
+        if self._numpy and isinstance(v, np.ndarray) and v.dtype.kind == "f":
+            v = _as_tensor("apply", "v", v)
+        elif self._numpy or not isinstance(v, Tensor) or not v.dtype.is_floating_point:
+            wanted = "array" if self._numpy else "tensor"
+            raise TypeError(f"apply: v must be a floating {wanted}, got {_kind(v)}")
         length = (problem.a if transpose else problem.b).shape[1]
         lead = (len(problem.a), length) if self._batched else (length,)
         if v.shape[: len(lead)] != lead or v.dim() > len(lead) + 1:
             shape = ", ".join(map(str, lead))
             raise ValueError(
-                f"apply: v must have shape ({shape}) or ({shape}, k), got {tuple(v.shape)}"
+                f"apply: v must have shape {lead} or ({shape}, k), got {tuple(v.shape)}"
             )
         single = v.dim() == len(lead)
         wide = v.to(torch.float64)
@@ -271,4 +274,6 @@ def _number(value: Any) -> float:
 
 
 def _kind(value: object) -> str:
-    return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
+    if isinstance(value, (Tensor, np.ndarray)):
+        return f"{type(value).__name__} of {value.dtype}"
+    return type(value).__name__

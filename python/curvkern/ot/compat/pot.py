@@ -176,7 +176,13 @@ def _potentials(warmstart: Sequence[Any], a: Any, b: Any, M: Any, reg: float) ->
     library: Any = torch if isinstance(M, Tensor) else np
     pair = []
     for logarithm, weights, n in zip(warmstart, (a, b), M.shape, strict=True):
+        logarithm = logarithm.T if logarithm.ndim == 2 else logarithm  # as _log has it
         mass = library.ones_like(logarithm) / n if weights is None else weights
+        if logarithm.shape != mass.shape:
+            raise ValueError(
+                f"pot.sinkhorn: warmstart has shape {tuple(logarithm.shape)} where the weights "
+                f"have {tuple(mass.shape)}"
+            )
         positive = mass > 0
         safe = library.where(positive, mass, library.ones_like(mass))
         start = library.where(positive, logarithm, library.zeros_like(logarithm))
