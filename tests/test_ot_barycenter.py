@@ -89,6 +89,26 @@ def test_gradients_of_the_debiased_barycenter() -> None:
     assert torch.autograd.gradgradcheck(function, second, fast_mode=True)
 
 
+def test_second_derivatives_of_a_sharp_barycenter() -> None:
+    """Where convergence takes hundreds of iterations, that of the derivatives does, too."""
+    grid = torch.linspace(0, 1, 8, dtype=torch.float64)
+    C, slope = (grid[:, None] - grid) ** 2, torch.randn(8, dtype=torch.float64)
+    a = torch.rand(3, 8, dtype=torch.float64) + 0.1
+    a /= a.sum(1, keepdim=True)
+
+    def first(eps: torch.Tensor) -> torch.Tensor:
+        b = ot.barycenter(a, C, eps, tol=1e-13)
+        return torch.autograd.grad(b @ slope, eps, create_graph=True)[0]
+
+    def at(eps: float) -> torch.Tensor:
+        return torch.tensor(eps, dtype=torch.float64, requires_grad=True)
+
+    eps, h = at(0.02), 1e-5
+    (second,) = torch.autograd.grad(first(eps), eps)
+    expected = (first(at(0.02 + h)) - first(at(0.02 - h))).detach() / (2 * h)
+    assert_close(second, expected, rtol=1e-6, atol=1e-6)
+
+
 def test_barycenter_gradient_at_zero_weights() -> None:
     a = torch.tensor(
         [[0.0, 0.5, 0.5], [1.0, 0.0, 0.0]], dtype=torch.float64, requires_grad=True

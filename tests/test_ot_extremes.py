@@ -80,3 +80,28 @@ def test_no_mass_and_no_way(rho: object, eps: float) -> None:
     assert_close(
         torch.autograd.grad(result.value, C)[0], result.plan.detach(), rtol=1e-10, atol=1e-14
     )
+
+
+@pytest.mark.filterwarnings("ignore::curvkern.ConvergenceWarning")
+@pytest.mark.parametrize("method", ["auto", "sinkhorn", "newton"])
+@pytest.mark.parametrize("eps", [1e-6, 1e-4, 1.0])
+def test_what_overflows_has_not_converged(method: str, eps: float) -> None:
+    """Costs too large over eps for arithmetic: finite potentials, and no claim."""
+    for C in (1e14 * random(1, 1), 10 ** (300 * random(6, 6))):
+        result = ot.sinkhorn(None, None, C, eps, method=method, max_iter=200)
+        assert bool(torch.isfinite(result.f).all() & torch.isfinite(result.g).all())
+        assert bool(torch.isfinite(result.plan).all())
+        if result.converged:
+            assert_close(result.plan.sum(1).sum(), torch.ones(()).double())
+
+
+def test_far_clusters_of_unequal_masses() -> None:
+    """Method "auto" gets as near as "newton" does, which is where C / eps is rounded."""
+    x, y = (torch.randn(12, 2, dtype=torch.float64) for _ in range(2))
+    x[6:] += 1e3
+    y[5:] += 1e3
+    expected = ot.sinkhorn_points(x, y, 1.0, method="newton", tol=1e-8)
+    result = ot.sinkhorn_points(x, y, 1.0, tol=1e-8)
+    assert result.converged
+    assert expected.converged
+    assert_close(result.value, expected.value)

@@ -47,7 +47,8 @@ class NewtonSolver {
         bool finished = true;
         double eps = problem_.eps;
         state_.set_level(eps, f_, g_);
-        if (options_.warm_start) finished = pass(0);
+        const bool is_warm = options_.warm_start && !starts_from_zero();
+        if (is_warm) finished = pass(0);
         if (finished && !done_) {
             state_.potentials(f_, g_);
             if (!(error_ < far_error)) {
@@ -66,11 +67,19 @@ class NewtonSolver {
         }
         state_.potentials(f_, g_);
         if (finished && !converged_) finished = take_stock();
+        if (std::isnan(error_)) error_ = std::numeric_limits<double>::infinity();
         result = {error_, iterations_, converged_};
         return finished;
     }
 
   private:
+    // Nothing is known then: a small error of the columns after one sweep means little.
+    bool starts_from_zero() const {
+        const auto is_zero = [](double x) { return x == 0; };
+        return std::all_of(f_, f_ + problem_.n, is_zero) &&
+               std::all_of(g_, g_ + problem_.m, is_zero);
+    }
+
     bool pass(double threshold) {
         if (!state_.pass(threshold)) return false;
         if (iterations_ < trace_size_) trace_[iterations_] = state_.error();

@@ -95,6 +95,11 @@ void DenseState::set_level(double eps, const double* f, const double* g) {
 }
 
 void DenseState::potentials(double* f, double* g) const {
+    const auto is_finite = [](double x) { return std::isfinite(x); };
+    for (std::int64_t j = 0; j < problem_.m; ++j) {
+        if (problem_.b[j] > 0 && !is_finite(G[j])) return;
+    }
+    if (!std::all_of(F.begin(), F.end(), is_finite)) return;
     for (std::int64_t i = 0; i < problem_.n; ++i) {
         f[i] = problem_.a[i] > 0 ? eps_ * (F[i] - log_a_[i]) : 0;
     }

@@ -77,6 +77,11 @@ void average(const Problem& p) {
     }
 }
 
+bool is_finite(const Side& side) {
+    return std::all_of(side.potential, side.potential + side.size,
+                       [](double x) { return std::isfinite(x); });
+}
+
 // Points without mass follow the others, wherever a solve started from.
 void finish(const Side& side) {
     for (std::int64_t i = 0; i < side.size; ++i) {
@@ -310,7 +315,9 @@ bool Solver::sweep_once(State& state, Sweep sweep, const Run& run) {
 void Solver::measure(State& state) {
     const Side &a = state.problem.a, &b = state.problem.b;
     const double total = a.mass * mean(a, a.residual) + b.mass * mean(b, b.residual);
-    state.error = total / std::max(a.mass, b.mass);
+    // Exponents are cut where arithmetic ends, at NaN as well: the sums alone do not tell.
+    const bool has_overflown = !is_finite(a) || !is_finite(b);
+    state.error = has_overflown ? infinity : total / std::max(a.mass, b.mass);
 }
 
 // After a check whose error, the one `before` being known, was exact where it matters.

@@ -255,5 +255,7 @@ def _step(
     if debiased:
         log_Kd = torch.logsumexp(log_K[:, 0] + log_d[:, None, :], 2)
         log_d = (log_d + log_b - log_Kd) / 2
+    else:  # not handed on: sums over all iterations of its gradient would never end
+        log_d = torch.zeros_like(log_d)
     new = torch.cat([log_b[:, None] - log_q, log_d[:, None]], 1)
     return torch.exp(log_b), new
