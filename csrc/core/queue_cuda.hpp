@@ -49,6 +49,17 @@ class CudaQueue {
         check_cuda(cudaGetLastError(), op_);
     }
 
+    // Whether all kernels so far have ended.
+    bool is_idle() const {
+        const cudaError_t status = cudaStreamQuery(stream_);
+        if (status != cudaErrorNotReady) {
+            check_cuda(status, op_);
+            return true;
+        }
+        static_cast<void>(cudaGetLastError());  // which remembers it, as if it were an error
+        return false;
+    }
+
     template <class T>
     void read(T* target, const T* source, std::int64_t count) {
         check_cuda(

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <thread>
 #include <vector>
 
 #include "sinkhorn/device.hpp"
@@ -163,6 +164,7 @@ class Solver {
         sweep(Mode::check);
         each_problem(
             Judge{{p_}, static_cast<double>(iteration_), options_.tol, results_.errors});
+        if (!wait()) return false;
         read_states();
         double largest = 0;
         for (const State& s : states_) {
@@ -181,6 +183,15 @@ class Solver {
     bool all_done() const {
         return std::all_of(states_.begin(), states_.end(),
                            [](const State& s) { return s.done != 0; });
+    }
+
+    // For the device, which may have many sweeps ahead of it.
+    bool wait() {
+        while (!queue_.is_idle()) {
+            if (!poll()) return false;
+            std::this_thread::sleep_for(std::chrono::microseconds(20));
+        }
+        return true;
     }
 
     bool poll() {

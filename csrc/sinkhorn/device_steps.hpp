@@ -246,6 +246,10 @@ CURVKERN_HD void prepare_check(Block& block, const Batch& p, std::int64_t index,
     shift(block, p.m, p.psi + index * p.m, -by);
 }
 
+CURVKERN_HD bool is_finite(double x) {
+    return abs(x) < infinite;
+}
+
 // From the residuals of a check.
 CURVKERN_HD void judge(Block& block, const Batch& p, std::int64_t index, double iteration,
                        double tol, double* errors) {
@@ -256,22 +260,26 @@ CURVKERN_HD void judge(Block& block, const Batch& p, std::int64_t index, double 
         });
         return;
     }
-    Block::Own<Few<2>> part(block);
+    Block::Own<Few<3>> part(block);
     block.alone([&](int thread) {
-        Few<2> sum;
+        // Exponents are cut where arithmetic ends, at NaN as well: residuals alone do not tell.
+        Few<3> sum;
         for (std::int64_t i = thread; i < p.n; i += block.threads()) {
             sum[0] += p.residual_a[index * p.n + i];
+            sum[2] += is_finite(p.phi[index * p.n + i]) ? 0 : 1;
         }
         for (std::int64_t j = thread; j < p.m; j += block.threads()) {
             sum[1] += p.residual_b[index * p.m + j];
+            sum[2] += is_finite(p.psi[index * p.m + j]) ? 0 : 1;
         }
         part(thread) = sum;
     });
-    const Few<2> off = block.sum(part);
+    const Few<3> off = block.sum(part);
     block.each([&](int thread) {
         if (thread != 0) return;
         State& to = p.state[index];
-        to.error = (s.mass_a * off[0] + s.mass_b * off[1]) / max(s.mass_a, s.mass_b);
+        const double total = s.mass_a * off[0] + s.mass_b * off[1];
+        to.error = off[2] > 0 ? infinite : total / max(s.mass_a, s.mass_b);
         to.iterations = iteration;
         to.converged = to.done = to.error <= tol ? 1 : 0;
         errors[index] = to.error;

@@ -83,6 +83,15 @@ def products(
     return ev, eu
 
 
+def plain_products(
+    problem: Problem, f: Tensor, g: Tensor, v: Tensor, u: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The same without the compiled pass, rounded as whoever recomputes the plan has it."""
+    given = inputs(problem, f, g, u, v)
+    ev, eu = _by_blocks("products", problem.kind, problem.scale, given)
+    return ev, eu
+
+
 def totals(problem: Problem, f: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Mass of the plan above that of a b', <P, C> and <P, exponent>, each (B,)."""
     given = inputs(problem, f, g, problem.a, problem.b)
