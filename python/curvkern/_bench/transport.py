@@ -125,7 +125,7 @@ def splr(problem: Problem) -> np.ndarray:
     """RegOT's sparse plus low-rank quasi-Newton method."""
     import regot
 
-    most = min(1500, int(3e9 / problem.cost.size))
+    most = min(1500, int(4e8 / problem.cost.size))
     return _regot(regot.sinkhorn_splr, problem, most)
 
 
