@@ -20,7 +20,6 @@ from .._sinkhorn import Problem
 from ..reference.costs import cost_matrix
 
 BLOCK = 1 << 16  # entries of a block, 512 KiB in float64: it stays in a cache
-ROUNDING = 4 * torch.finfo(torch.float64).eps  # of a mean, relative to the largest term
 LARGEST_EXPONENT = 600.0  # met only between two points without mass; its powers stay finite
 
 
@@ -104,13 +103,16 @@ def is_balanced(rho: Tensor) -> Tensor:
 
 
 def centred(u: Tensor, v: Tensor, a: Tensor, b: Tensor, rho: Tensor) -> tuple[Tensor, Tensor]:
-    """(u + t, v - t) with sum a u / sum a = sum b v / sum b, for balanced problems.
-
-    What is centred to rounding stays as it is, with the derivatives of t: a shift would round
-    its marginals once more.
-    """
+    """(u + t, v - t) with sum a u / sum a = sum b v / sum b, for balanced problems."""
     shift = ((b * v).sum(1) / b.sum(1) - (a * u).sum(1) / a.sum(1)) / 2
-    noise = ROUNDING * (u.detach().abs().amax(1) + v.detach().abs().amax(1))
-    shift = torch.where(shift.detach().abs() > noise, shift, shift - shift.detach())
     shift = torch.where(is_balanced(rho), shift, 0.0)[:, None]
     return u + shift, v - shift
+
+
+def gauged(f: Tensor, g: Tensor, a: Tensor, b: Tensor, rho: Tensor) -> tuple[Tensor, Tensor]:
+    """The same of a solver's potentials, which are centred to rounding, or balance nothing.
+
+    They stay as they are, and get the derivatives: a shift would round the marginals once more.
+    """
+    moved_f, moved_g = centred(f, g, a, b, rho)
+    return f.detach() + (moved_f - moved_f.detach()), g.detach() + (moved_g - moved_g.detach())

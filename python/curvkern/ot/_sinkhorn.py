@@ -12,7 +12,7 @@ from .._arguments import memory_error
 from .._sinkhorn import Problem
 from . import _gradients
 from ._arguments import Arguments, check_choice, check_count, check_method, check_number
-from ._kernel import KINDS, centred
+from ._kernel import KINDS, gauged
 from ._result import OTResult
 from ._solving import Options, watching
 
@@ -338,7 +338,7 @@ def _solve(
         from . import _compile  # noqa: F401
     with watching(callback) as watch:
         f, g, error, n_iter, converged = _gradients.potentials(*problem, *start, *options)
-    f, g = centred(f, g, problem.a, problem.b, problem.rho)
+    f, g = gauged(f, g, problem.a, problem.b, problem.rho)
     value = _gradients.value(*problem, f, g)
     return OTResult(
         problem,
