@@ -11,8 +11,8 @@ namespace {
 constexpr std::int64_t least_work = 65536;  // entries worth a chunk of their own, some 40 us
 constexpr std::int64_t most_work = std::int64_t{1} << 25;  // between two polls for signals
 constexpr std::int64_t most_slots = 32;
-// Entries that are stored: of a batch with costs 1 GiB, as much again as the costs take; of a
-// problem between points 32 MiB, which should take memory for its points alone.
+// Entries that are stored, of a whole batch: with costs 1 GiB, as much again as the costs take;
+// between points 32 MiB, as those should take memory for the points alone.
 constexpr double most_stored = 0x1p27, most_stored_points = 0x1p22;
 
 // Hands out consecutive parts of the workspace; with a null base it only counts.
@@ -142,12 +142,11 @@ std::int64_t workspace_size(const Batch& batch) {
 }
 
 std::int64_t store_size(const Batch& batch) {
-    const double entries =
-        static_cast<double>(padded(batch.n)) * static_cast<double>(padded(batch.m));
-    const bool fits = batch.has_points()
-                          ? entries <= most_stored_points
-                          : entries * static_cast<double>(batch.batch) <= most_stored;
-    return fits ? padded(batch.n) * padded(batch.m) : 0;
+    const double entries = static_cast<double>(padded(batch.n)) *
+                           static_cast<double>(padded(batch.m)) *
+                           static_cast<double>(batch.batch);
+    const double most = batch.has_points() ? most_stored_points : most_stored;
+    return entries <= most ? padded(batch.n) * padded(batch.m) : 0;
 }
 
 Problem make_problem(const Batch& batch, std::int64_t index, double* workspace) {

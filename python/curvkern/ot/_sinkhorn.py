@@ -161,9 +161,9 @@ def sinkhorn_points(
     r"""Entropic optimal transport between two clouds of points.
 
     As :func:`sinkhorn` with :math:`C_{ij} = s\, c(x_i, y_j)`, which is not held in memory: a
-    solve and all derivatives but those of ``plan`` need O(n + m). Newton steps do hold it. So
-    "auto" takes them up to 4 million pairs of points and sweeps on beyond, where "newton" is
-    refused.
+    solve and all derivatives but those of ``plan`` need O(n + m), and up to 4 million pairs of
+    points at most 32 MiB for each of what serves again. Newton steps hold the costs, so "auto"
+    takes them up to that number and sweeps on beyond, where "newton" is refused.
 
     Parameters
     ----------
