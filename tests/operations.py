@@ -54,7 +54,7 @@ OPERATIONS = [MATERN if name == MATERN.name else Elementwise(name) for name in _
 def _operands() -> dict[str, tuple[Any, ...]]:
     """Every operation of the package -> arguments that it takes."""
     wide, ones = {"dtype": torch.float64}, torch.ones(2, 3)
-    elementwise = {op.name + suffix for op in OPERATIONS for suffix, _ in _ops.DERIVATIVES}
+    elementwise = [op.name + suffix for op in OPERATIONS for suffix, _ in _ops.DERIVATIVES]
     a, b, eps = (torch.full(shape, 0.25, **wide) for shape in ((2, 3), (2, 4), (2,)))
     rho = torch.full((2, 2), 1.0, **wide)
     x, y, cost = torch.ones(2, 3, 5), torch.ones(2, 4, 5), torch.ones(2, 3, 4)
