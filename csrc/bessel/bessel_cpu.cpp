@@ -166,27 +166,42 @@ int count_code(const std::uint8_t* code, int begin, int end, int wanted) {
 // n points of one region, in arrays that are padded to whole vectors
 template <class T>
 void run_one(const Plan<T>& plan, const T* v, const T* x, T* const* out, int n, Call<T> call) {
+    if (plan.run[call.region] != nullptr) {
+        plan.run[call.region](v, x, out, padded<T>(n), call);
+        return;
+    }
     if constexpr (!is_double<T>) {
-        if (plan.run[call.region] == nullptr) {
-            constexpr int width = Lanes<VectorDouble>::width;  // they take one register
-            const int whole = (n + width - 1) / width * width;
-            widened(v, x, out, plan.outputs, whole,
+        constexpr int width = Lanes<VectorDouble>::width;  // they take one register
+        for (int from = 0; from < n; from += block) {
+            const int count = n - from < block ? n - from : block;
+            const int whole = (count + width - 1) / width * width;
+            T* const target[3] = {out[0] + from, out[1] + from, out[2] + from};
+            widened(v + from, x + from, target, plan.outputs, whole,
                     [&](const double* a, const double* b, auto y) {
                         plan.wider->run[call.region](a, b, y, whole, {call.region, call.scale});
                     });
-            return;
         }
     }
-    plan.run[call.region](v, x, out, padded<T>(n), call);
 }
 
-// Orders n points by region, every region padded to whole vectors, and evaluates them.
+// Points that wait until there are enough of them to be sorted by region.
 template <class T>
-void run_sorted(const Plan<T>& plan, const T* v, const T* x, const std::uint8_t* code,
-                T* const* out, int n, T scale) {
-    constexpr int room = block + region_count * step<T>;
+struct Waiting {
+    int count = 0;
+    T v[2 * block], x[2 * block];
+    std::uint8_t code[2 * block];
+    std::int32_t index[2 * block];  // where their results belong
+};
+
+// Orders up to two blocks of points by region, every region padded to whole vectors, evaluates
+// them, and puts their results where index tells, or in order.
+template <class T>
+CURVKERN_SHARED void run_sorted(const Plan<T>& plan, const T* v, const T* x,
+                                const std::uint8_t* code, const std::int32_t* index,
+                                T* const* out, int n, T scale) {
+    constexpr int room = 2 * block + region_count * step<T>;
     alignas(64) T sorted_v[room], sorted_x[room], sorted_out[3][room];
-    std::int16_t position[block];
+    std::int16_t position[2 * block];
     // Four streams advance side by side, each with its own cursors: a cursor that the point
     // before has just moved is not known for some cycles.
     constexpr int streams = 4;
@@ -223,81 +238,98 @@ void run_sorted(const Plan<T>& plan, const T* v, const T* x, const std::uint8_t*
         run_one(plan, sorted_v + from, sorted_x + from, target, end - from, {r, scale});
     }
     for (int o = 0; o < plan.outputs; ++o) {
-        for (int i = 0; i < n; ++i) out[o][i] = sorted_out[o][position[i]];
+        const T* result = sorted_out[o];
+        if (index == nullptr) {
+            for (int i = 0; i < n; ++i) out[o][i] = result[position[i]];
+        } else {
+            for (int i = 0; i < n; ++i) out[o][index[i]] = result[position[i]];
+        }
     }
 }
 
-// The points that do not lie in the common region, picked out of a block and put back.
+// The codes of n points. (A whole number of vectors is read.)
 template <class T>
-void run_rest(const Plan<T>& plan, const T* v, const T* x, const std::uint8_t* code, int common,
-              T* const* out, int n, T scale) {
-    T some_v[block], some_x[block], some_out[3][block];
-    std::uint8_t some_code[block];
-    std::int16_t index[block];
-    int found = 0;
+void classify_block(const Plan<T>& plan, const T* v, const T* x, std::uint8_t* code, int n,
+                    Bounds<T> bounds) {
+    if (n % step<T> == 0) return plan.classify(v, x, code, n, bounds);
+    alignas(64) T padded_v[block] = {}, padded_x[block] = {};
     for (int i = 0; i < n; ++i) {
-        index[found] = static_cast<std::int16_t>(i);
+        padded_v[i] = v[i];
+        padded_x[i] = x[i];
+    }
+    plan.classify(padded_v, padded_x, code, padded<T>(n), bounds);
+}
+
+template <class T>
+void wait(Waiting<T>& waiting, const T* v, const T* x, const std::uint8_t* code, int common,
+          int from, int n) {
+    const int before = waiting.count;
+    int found = before;
+    for (int i = 0; i < n; ++i) {
+        waiting.index[found] = from + i;
         found += code[i] != common;
     }
-    for (int i = 0; i < found; ++i) {
-        some_v[i] = v[index[i]];
-        some_x[i] = x[index[i]];
-        some_code[i] = code[index[i]];
+    for (int i = before; i < found; ++i) {
+        const int at = waiting.index[i] - from;
+        waiting.v[i] = v[at];
+        waiting.x[i] = x[at];
+        waiting.code[i] = code[at];
     }
-    T* const target[3] = {some_out[0], some_out[1], some_out[2]};
-    run_sorted(plan, some_v, some_x, some_code, target, found, scale);
-    for (int o = 0; o < plan.outputs; ++o) {
-        for (int i = 0; i < found; ++i) out[o][index[i]] = some_out[o][i];
-    }
+    waiting.count = found;
 }
 
+// Up to a block of points, whose results begin at out + from. Where most of them share a region
+// whose formula has no loop that depends on the data, all are evaluated in place as if they lay
+// there, and the others wait to be evaluated once more.
 template <class T>
 CURVKERN_SHARED void run_block(const Plan<T>& plan, const T* v, const T* x, T* const* out,
-                               int n, T scale) {
+                               int from, int n, T scale, Waiting<T>& waiting) {
     std::uint8_t code[block];
-    const bool whole = n % step<T> == 0;
-    const Bounds<T> bounds = plan.bounds[scale != 0];
-    if (whole) {
-        plan.classify(v, x, code, n, bounds);
-    } else {
-        alignas(64) T padded_v[block] = {}, padded_x[block] = {};
-        for (int i = 0; i < n; ++i) {
-            padded_v[i] = v[i];
-            padded_x[i] = x[i];
-        }
-        plan.classify(padded_v, padded_x, code, padded<T>(n), bounds);
-    }
-    // Where most points share a region whose formula has no loop that depends on the data,
-    // evaluate all of them in place as if they lay there, then the others once more.
+    classify_block(plan, v, x, code, n, plan.bounds[scale != 0]);
+    T* const target[3] = {out[0] + from, plan.outputs > 1 ? out[1] + from : nullptr,
+                          plan.outputs > 2 ? out[2] + from : nullptr};
     const int common = code[n / 2], alike = count_code(code, 0, n, common);
-    if (!is_straight<T>(common) || !whole || 4 * alike < 3 * n) {
-        run_sorted(plan, v, x, code, out, n, scale);
+    if (!is_straight<T>(common) || n % step<T> != 0 || 4 * alike < 3 * n) {
+        run_sorted<T>(plan, v, x, code, nullptr, target, n, scale);
         return;
     }
-    run_one(plan, v, x, out, n, {common, scale});
-    if (alike < n) run_rest(plan, v, x, code, common, out, n, scale);
+    run_one(plan, v, x, target, n, {common, scale});
+    if (alike < n) wait(waiting, v, x, code, common, from, n);
 }
 
-void run_wide_block(const Plan<double>& plan, const float* v, const float* x, float* const* out,
-                    int n, float scale) {
-    widened(v, x, out, plan.outputs, n, [&](const double* a, const double* b, auto y) {
-        run_block<double>(plan, a, b, y, n, scale);
-    });
+// Any number of points, block after block.
+template <class T>
+CURVKERN_SHARED void run_points(const Plan<T>& plan, const T* v, const T* x, T* const* out,
+                                int n, T scale) {
+    Waiting<T> some;
+    for (int from = 0; from < n; from += block) {
+        const int count = n - from < block ? n - from : block;
+        run_block(plan, v + from, x + from, out, from, count, scale, some);
+        if (some.count > block || from + block >= n) {
+            run_sorted(plan, some.v, some.x, some.code, some.index, out, some.count, scale);
+            some.count = 0;
+        }
+    }
 }
 
 template <Function F, int Order, class T>
 void run(const T* v, const T* x, T* const* out, std::int64_t n) {
     // a term linear in x has no second derivative
     const T scale = is_scaled(F) && Order < 2 ? 1 : 0;
-    for (std::int64_t i = 0; i < n; i += block) {
+    constexpr bool wide = !is_double<T> && (is_fallback || Order == 2);
+    constexpr int span = wide ? block : 1 << 16;
+    for (std::int64_t i = 0; i < n; i += span) {
         T* const target[3] = {out[0] + i, Order > 0 ? out[1] + i : nullptr,
                               Order > 1 ? out[2] + i : nullptr};
-        const int count = static_cast<int>(n - i < block ? n - i : block);
-        if constexpr (!is_double<T> && (is_fallback || Order == 2)) {
-            run_wide_block(plan_of<plain(F), Order, double>, v + i, x + i, target, count,
-                           scale);
+        const int count = static_cast<int>(n - i < span ? n - i : span);
+        if constexpr (wide) {
+            const Plan<double>& plan = plan_of<plain(F), Order, double>;
+            widened(v + i, x + i, target, plan.outputs, count,
+                    [&](const double* a, const double* b, auto y) {
+                        run_points<double>(plan, a, b, y, count, scale);
+                    });
         } else {
-            run_block(plan_of<plain(F), Order, T>, v + i, x + i, target, count, scale);
+            run_points(plan_of<plain(F), Order, T>, v + i, x + i, target, count, scale);
         }
     }
 }

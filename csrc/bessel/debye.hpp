@@ -99,11 +99,10 @@ struct Polar {
 template <class R>
 CURVKERN_HD Polar<R> polar_scaled(R v, R x) {  // r by one Newton step in pairs
     Pair<R> square = add(two_prod(v, v), two_prod(x, x));
-    Pair<R> r = {sqrt(square.hi), c<R>(0)};
-    R inverse = c<R>(1) / r.hi;
-    Pair<R> back = two_prod(r.hi, r.hi);
-    r.lo = (((square.hi - back.hi) - back.lo) + square.lo) * (c<R>(0.5) * inverse);
-    return {r, inverse};
+    R over = inverse_sqrt(square.hi), r = square.hi * over;
+    Pair<R> back = two_prod(r, r);
+    R rest = ((square.hi - back.hi) - back.lo) + square.lo;
+    return {fast_two_sum(r, rest * (c<R>(0.5) * over)), over};
 }
 
 // asinh(v/x) = log((v + r)/x)

@@ -36,11 +36,11 @@ struct Limits {
 };
 
 // Where the plain Debye formulas lose: on the zero curve of r - v asinh(v/x), an angle good to
-// 2^-60 (2^-31) is not enough beyond v = 64; squares of huge numbers overflow, and so does v/x
+// 2^-60 (2^-31) is not enough beyond v = 128; squares of huge numbers overflow, and so does v/x
 // for tiny x (up to v = 128 the power series takes those).
 template <class R>
 struct Careful {
-    static constexpr double band_order = 64.0, band_width = 0x1p-5;
+    static constexpr double band_order = 128.0, band_width = 0x1p-5;
     static constexpr double huge = is_double<R> ? 0x1p500 : 0x1p50;
     // the scaled functions have lost r - x to the rounding of r there
     static constexpr double far = is_double<R> ? 0x1p50 : 0x1p20;

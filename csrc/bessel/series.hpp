@@ -30,7 +30,12 @@ CURVKERN_HD R series_tail(R v, R quarter_square, int terms) {
     return numerator / denominator;
 }
 
-// z f as a pair: numerator and denominator, times prod (k/8)^2, by the same rule. Fifty
+// Terms that have to be pairs: what follows is below 2^-10 (2^-7) of the sum up to x =
+// Limits::radius(0), and so are its roundings.
+template <class R>
+inline constexpr int series_pairs = is_double<R> ? 20 : 11;
+
+// z f as a pair: numerator and denominator, times prod (k/8)^2, by the same rule. Twenty
 // roundings would otherwise show where log I is small.
 template <class R>
 CURVKERN_SHARED Pair<R> series_pair(R v, R x, int terms) {
@@ -38,7 +43,12 @@ CURVKERN_SHARED Pair<R> series_pair(R v, R x, int terms) {
     Pair<R> square = two_prod(half, half);
     Pair<R> q = {c<R>(1.0 / 64) * square.hi, c<R>(1.0 / 64) * square.lo};
     Pair<R> numerator = {c<R>(1), c<R>(0)}, denominator = numerator;
-    for (int k = terms; k >= 2; --k) {
+    int k = terms;
+    for (; k > series_pairs<R>; --k) {
+        denominator.hi = denominator.hi * ((v + c<R>(k)) * c<R>(k / 64.0));
+        numerator.hi = denominator.hi + numerator.hi * q.hi;
+    }
+    for (; k >= 2; --k) {
         denominator = mul(denominator, mul(two_sum(v, c<R>(k)), c<R>(k / 64.0)));
         numerator = add(denominator, mul(numerator, q));
     }
@@ -83,7 +93,11 @@ CURVKERN_HD R log_iv_series(R v, R x, bool near_zero, Scalar<R> scale) {
                                         : log_series<false>(v, x, series_terms<true, R>);
     y = add(y, -scale * x);
     if constexpr (HighOrder) {  // v > 1
-        Pair<R> log_x = log_ratio(Pair<R>{x, c<R>(0)}, c<R>(2), c<R>(0));
+        // subnormal numbers scaled
+        auto tiny = x < c<R>(0x1p-100);
+        R up = select(tiny, c<R>(0x1p100), c<R>(1)),
+          exponent = select(tiny, c<R>(-101), c<R>(-1));
+        Pair<R> log_x = log_quotient(Pair<R>{x * up, c<R>(0)}, c<R>(1), exponent);
         y = add(add(mul(log_x, v), negate(lgamma1p_pair(v))), y);
     } else {
         y = add(y, v * log_half(x) - lgamma1p_unit(v));

@@ -76,12 +76,16 @@ CURVKERN_ELEMENTARY Pair<R> mul(Pair<R> a, R b) {
 }
 
 template <class R>
-CURVKERN_ELEMENTARY Pair<R> div(Pair<R> a, Pair<R> b) {
-    R inverse = c<R>(1) / b.hi;
-    R q = a.hi * inverse;
+CURVKERN_ELEMENTARY Pair<R> div(Pair<R> a, Pair<R> b, R over) {  // over is 1/b.hi, nearly
+    R q = a.hi * over;
     Pair<R> p = two_prod(q, b.hi);
     R rest = ((a.hi - p.hi) - p.lo) + (a.lo - q * b.lo);
-    return fast_two_sum(q, rest * inverse);
+    return fast_two_sum(q, rest * over);
+}
+
+template <class R>
+CURVKERN_ELEMENTARY Pair<R> div(Pair<R> a, Pair<R> b) {
+    return div(a, b, c<R>(1) / b.hi);
 }
 
 }  // namespace isa

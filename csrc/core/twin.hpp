@@ -81,10 +81,16 @@ CURVKERN_HD R from_bits(Bits<R> x) {
     return {from_bits<V>(x.a), from_bits<V>(x.b)};
 }
 
-template <class V>
-CURVKERN_HD Twin<V> sqrt(Twin<V> x) {
-    return {sqrt(x.a), sqrt(x.b)};
-}
+#define CURVKERN_TWIN_FUNCTION(f)      \
+    template <class V>                 \
+    CURVKERN_HD Twin<V> f(Twin<V> x) { \
+        return {f(x.a), f(x.b)};       \
+    }
+CURVKERN_TWIN_FUNCTION(sqrt)
+CURVKERN_TWIN_FUNCTION(inverse)
+CURVKERN_TWIN_FUNCTION(inverse_sqrt)
+CURVKERN_TWIN_FUNCTION(rough_inverse)
+#undef CURVKERN_TWIN_FUNCTION
 
 #if defined(CURVKERN_HAS_FMA)
 template <class V>
