@@ -16,7 +16,15 @@ namespace curvkern::newton {
 class Interrupt {
   public:
     explicit Interrupt(InterruptCheck check) : check_(check) {}
-    bool stop();  // true from the first interruption on
+    bool stop() {  // true from the first interruption on
+        if (stopped_.load(std::memory_order_relaxed)) return true;
+        if (check_ == nullptr || std::this_thread::get_id() != owner_) return false;
+        const auto now = std::chrono::steady_clock::now();
+        if (now - last_ < std::chrono::milliseconds(50)) return false;
+        last_ = now;
+        if (check_()) set();
+        return stopped_.load(std::memory_order_relaxed);
+    }
     InterruptCheck check() const { return check_; }
     void set() { stopped_.store(true, std::memory_order_relaxed); }
 

@@ -67,16 +67,6 @@ void complete(const DenseProblem& problem, double* f, double* g) {
 
 }  // namespace
 
-bool Interrupt::stop() {
-    if (stopped_.load(std::memory_order_relaxed)) return true;
-    if (check_ == nullptr || std::this_thread::get_id() != owner_) return false;
-    const auto now = std::chrono::steady_clock::now();
-    if (now - last_ < std::chrono::milliseconds(50)) return false;
-    last_ = now;
-    if (check_()) set();
-    return stopped_.load(std::memory_order_relaxed);
-}
-
 bool solve_newton_batch(const DenseBatch& batch, const NewtonOptions& options,
                         InterruptCheck check) {
     const std::int64_t n = batch.n, m = batch.m;

@@ -11,6 +11,9 @@ namespace curvkern::newton {
 
 class LinearSolver {
   public:
+    // Where it is known that the diagonal does not do, the factor comes first.
+    explicit LinearSolver(bool needs_factor = false) : slow_(needs_factor) {}
+
     // Until the L1 norm of the residual has fallen by `reduction`: with the diagonal as
     // preconditioner as long as that is quick, else with an approximate factor. Returns the
     // number of iterations.
@@ -22,7 +25,7 @@ class LinearSolver {
     void precondition();
 
     bool factored_ = false;  // the preconditioner in use
-    bool slow_ = false;      // the diagonal did not do the last time
+    bool slow_;              // the diagonal did not do the last time
     double norm_ = 0;        // L1, of the residual
     LaplacianFactor factor_;
     std::vector<double> residual_, preconditioned_, direction_, image_, inverse_, graph_;
