@@ -5,6 +5,8 @@
 //     block.each([&](int thread) { ... });      // all threads, then a barrier
 //     block.alone([&](int thread) { ... });     // no barrier: for a thread's own data
 //     const Few<4> total = block.sum(part);     // the same in all threads; barriers as well
+//     block.add_lanes<8>(part);                 // among 8 neighbours: no barrier
+//     const double count = block.scan(before);  // sums over earlier threads; barriers as well
 //
 // Between two barriers a thread may read what others have written before the first of them, and
 // nothing else. The host runs the threads forwards and backwards in turn, which shows a body
@@ -100,6 +102,38 @@ class Block {
         return x;
     }
 
+    // own becomes its sum over groups of L neighbouring threads, the same in all of a group.
+    template <int L, int N>
+    __device__ __forceinline__ void add_lanes(Own<Few<N>>& own) {
+        Few<N>& x = own(0);
+        for (int offset = L / 2; offset > 0; offset /= 2) {
+            CURVKERN_IN_REGISTERS
+            for (int k = 0; k < N; ++k) x[k] += __shfl_xor_sync(0xffffffffu, x[k], offset);
+        }
+    }
+
+    // own, of whole numbers, becomes its sum over the threads before; returns that over all.
+    __device__ __forceinline__ double scan(Own<double>& own) {
+        __shared__ double of_warp[most_threads / warp_size];
+        const unsigned lane = threadIdx.x % warp_size, warp = threadIdx.x / warp_size;
+        const double mine = own(0);
+        double up_to = mine;
+        for (unsigned offset = 1; offset < warp_size; offset *= 2) {
+            const double earlier = __shfl_up_sync(0xffffffffu, up_to, offset);
+            if (lane >= offset) up_to += earlier;
+        }
+        if (lane == warp_size - 1) of_warp[warp] = up_to;
+        __syncthreads();
+        double before = 0, total = 0;
+        for (unsigned w = 0; w < blockDim.x / warp_size; ++w) {
+            if (w < warp) before += of_warp[w];
+            total += of_warp[w];
+        }
+        __syncthreads();  // before the next call writes there
+        own(0) = before + (up_to - mine);
+        return total;
+    }
+
 #else
 
 class Block {
@@ -114,7 +148,8 @@ class Block {
         std::vector<T> value_;
     };
 
-    Block(int threads, double* shared) : threads_(threads), shared_(shared) {}
+    Block(int threads, double* shared, bool backwards)
+        : threads_(threads), backwards_(backwards), shared_(shared) {}
     int threads() const { return threads_; }
     double* shared() const { return shared_; }
 
@@ -133,6 +168,28 @@ class Block {
         Few<N> total = own(0);
         for (int t = 1; t < threads_; ++t) {
             for (int k = 0; k < N; ++k) total[k] = combine(total[k], own(t)[k]);
+        }
+        backwards_ = !backwards_;
+        return total;
+    }
+
+    template <int L, int N>
+    void add_lanes(Own<Few<N>>& own) {
+        for (int first = 0; first < threads_; first += L) {
+            Few<N> total = own(first);
+            for (int t = first + 1; t < first + L; ++t) {
+                for (int k = 0; k < N; ++k) total[k] += own(t)[k];
+            }
+            for (int t = first; t < first + L; ++t) own(t) = total;
+        }
+    }
+
+    double scan(Own<double>& own) {
+        double total = 0;
+        for (int t = 0; t < threads_; ++t) {
+            const double mine = own(t);
+            own(t) = total;
+            total += mine;
         }
         backwards_ = !backwards_;
         return total;
@@ -163,7 +220,7 @@ class Block {
   private:
 #if !defined(__CUDACC__)
     int threads_;
-    bool backwards_ = false;
+    bool backwards_;
 #endif
     double* shared_;
 };

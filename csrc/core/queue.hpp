@@ -23,7 +23,9 @@ struct Place {
 #if !defined(__CUDACC__)
 class HostQueue {
   public:
-    HostQueue(const Place&, const char*) {}
+    // An odd stream runs blocks, and the threads of each up to its first barrier, backwards:
+    // what that changes is a race.
+    HostQueue(const Place& place, const char*) : backwards_(place.stream % 2 != 0) {}
 
     // Shared memory of a block, in float64 numbers; the least of today's large cards.
     std::int64_t shared_limit() const { return 227 * 1024 / 8; }
@@ -33,8 +35,8 @@ class HostQueue {
         for (std::int64_t id = 0; id < blocks; ++id) {
             // What another block has left there is nothing to rely on.
             std::vector<double> memory(static_cast<std::size_t>(shared), __builtin_nan(""));
-            Block block(threads, memory.data());
-            kernel(block, id);
+            Block block(threads, memory.data(), backwards_);
+            kernel(block, backwards_ ? blocks - 1 - id : id);
         }
     }
 
@@ -45,6 +47,15 @@ class HostQueue {
     void read(T* target, const T* source, std::int64_t count) {
         std::copy_n(source, count, target);
     }
+
+    // Before all kernels to come; `source` may go when it returns.
+    template <class T>
+    void write(T* target, const T* source, std::int64_t count) {
+        std::copy_n(source, count, target);
+    }
+
+  private:
+    bool backwards_;
 };
 #endif
 

@@ -68,6 +68,14 @@ class CudaQueue {
         check_cuda(cudaStreamSynchronize(stream_), op_);
     }
 
+    template <class T>
+    void write(T* target, const T* source, std::int64_t count) {
+        check_cuda(
+            cudaMemcpyAsync(target, source, count * sizeof(T), cudaMemcpyHostToDevice, stream_),
+            op_);
+        check_cuda(cudaStreamSynchronize(stream_), op_);
+    }
+
   private:
     // What a block needs beside: the reductions'. Beyond `ordinary` a kernel has to ask.
     static constexpr int reserved_bytes = 4096, ordinary_bytes = 40 * 1024;

@@ -4,6 +4,8 @@
 
 namespace curvkern::sinkhorn::device {
 
+CURVKERN_DEVICE_PASSES(HostQueue)
+
 const Calls& host_calls() {
     return calls_on<HostQueue>;
 }

@@ -3,6 +3,8 @@
 
 namespace curvkern::sinkhorn::device {
 
+CURVKERN_DEVICE_PASSES(CudaQueue)
+
 const Calls& cuda_calls() {
     return calls_on<CudaQueue>;
 }

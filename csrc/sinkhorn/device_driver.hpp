@@ -9,44 +9,9 @@
 #include <vector>
 
 #include "sinkhorn/device.hpp"
-#include "sinkhorn/device_kernels.hpp"
+#include "sinkhorn/device_passes.hpp"
 
 namespace curvkern::sinkhorn::device {
-
-// run.operator()<Costs>() for the costs of a batch
-template <class Run>
-void with_costs(Cost kind, Run run) {
-    switch (kind) {
-        case Cost::dense64:
-            return run.template operator()<DenseCosts<double>>();
-        case Cost::dense32:
-            return run.template operator()<DenseCosts<float>>();
-        case Cost::sqeuclidean:
-            return run.template operator()<PointCosts<Cost::sqeuclidean>>();
-        case Cost::euclidean:
-            return run.template operator()<PointCosts<Cost::euclidean>>();
-        case Cost::l1:
-            return run.template operator()<PointCosts<Cost::l1>>();
-        case Cost::count:
-            return;
-    }
-}
-
-template <class Run>
-void with_points(Cost kind, Run run) {
-    with_costs(kind, [&]<class Costs>() {
-        if constexpr (requires(const Costs& costs) { costs.slope(0, 0, 0, 0.0); }) {
-            run.template operator()<Costs>();
-        }
-    });
-}
-
-// Threads of a block that takes whole rows, or panels of columns: a warp has at least so many
-// columns a thread.
-inline int threads_for(std::int64_t columns, int each = 4, int most = usual_threads) {
-    const std::int64_t warps = ceil_divide(columns, std::int64_t{each} * warp_size);
-    return static_cast<int>(std::clamp<std::int64_t>(warps * warp_size, warp_size, most));
-}
 
 template <class Queue>
 class Solver {
@@ -69,15 +34,11 @@ class Solver {
             advance(next_check - iteration_);
             if (!poll()) return false;
         }
-        finish_columns(Mode::complete);
-        each_problem(Write{{p_}, results_.f, results_.g, results_.info});
+        complete(queue_, p_, results_.f, results_.g, results_.info);
         return true;
     }
 
   private:
-    // Few columns: rows at once, and columns a thread.
-    static constexpr int narrow_rows = 2, narrow_columns = 8;
-    static constexpr std::int64_t narrow = narrow_columns * usual_threads;
     // Problems that one block can solve while others solve theirs.
     static constexpr std::int64_t small_problem = 1 << 16, sweeps_at_once = 32;
 
@@ -87,13 +48,9 @@ class Solver {
     }
 
     void begin() {
-        each_problem(Start{{p_}});
+        start(queue_, p_);
         if (options_.anneal && p_.f == nullptr) {
-            if (p_.extent == nullptr) {
-                with_costs(p_.kind, [&]<class Costs>() {
-                    queue_.run(FindRange<Costs>{{p_}}, p_.batch * p_.slots, threads_for(p_.m));
-                });
-            }
+            if (p_.extent == nullptr) find_range(queue_, p_);
             each_problem(BeginAnnealing{{p_}, static_cast<double>(options_.max_iter)});
         }
         read_states();
@@ -123,7 +80,8 @@ class Solver {
             iteration_ += sweeps;
             return;
         }
-        sweep(Mode::update);
+        sweep(queue_, p_, Mode::update);
+        finish_columns(queue_, p_, Mode::update);
         if ((unbalanced_ && options_.translate) || options_.symmetric ||
             iteration_ < annealing_) {
             each_problem(Settle{{p_}, updates()});
@@ -131,39 +89,8 @@ class Solver {
         ++iteration_;
     }
 
-    void sweep(Mode mode) {
-        with_costs(p_.kind, [&]<class Costs>() {
-            const std::int64_t blocks = p_.batch * p_.slots, m = p_.m;
-            if (m <= narrow) {
-                queue_.run(SweepRows<narrow_rows, narrow_columns, 256, 2, Costs>{p_, mode},
-                           blocks, threads_for(m, 8), m);
-            } else if (m <= 24 * 256) {
-                queue_.run(SweepRows<1, 24, 256, 2, Costs>{p_, mode}, blocks, 256, m);
-            } else if (m <= std::min(most_columns, queue_.shared_limit())) {
-                queue_.run(SweepRows<1, 40, 512, 1, Costs>{p_, mode}, blocks, 512, m);
-            } else {
-                const std::int64_t panels = ceil_divide(m, usual_threads);
-                queue_.run(SweepRows<4, 0, 256, 2, Costs>{p_, mode}, blocks, usual_threads);
-                queue_.run(SumColumns<Costs>{{p_}, mode, panels}, p_.batch * p_.parts * panels,
-                           usual_threads);
-            }
-        });
-        finish_columns(mode);
-    }
-
-    void finish_columns(Mode mode) {
-        with_costs(p_.kind, [&]<class Costs>() {
-            const std::int64_t tiles = ceil_divide(p_.m, warp_size);
-            queue_.run(FinishColumns<Costs>{{p_}, mode, tiles}, p_.batch * tiles, usual_threads,
-                       usual_threads + warp_size);
-        });
-    }
-
     bool check(bool last) {
-        each_problem(PrepareCheck{{p_}, last});
-        sweep(Mode::check);
-        each_problem(
-            Judge{{p_}, static_cast<double>(iteration_), options_.tol, results_.errors});
+        device::check(queue_, p_, last, iteration_, options_.tol, results_.errors);
         if (!wait()) return false;
         read_states();
         double largest = 0;
