@@ -199,6 +199,38 @@ class Bindings {
         calls_.gradient({tensors.device_id(), stream}, p, to, memory);
     }
 
+    void newton(const py::tuple& in, py::handle extent, py::handle workspace, py::handle f,
+                py::handle g, py::handle info, py::handle trace, std::int64_t max_iter,
+                double tol, bool warm_start, std::uintptr_t stream) const {
+        Tensors tensors("sinkhorn_newton", where_);
+        Batch p = make_batch(tensors, in);
+        constexpr std::int64_t most = std::int64_t{1} << 31;  // numbers of rows and columns
+        if (p.n >= most || p.m >= most) {
+            throw py::value_error("sinkhorn_newton: too large: " + std::to_string(p.n) + " x " +
+                                  std::to_string(p.m) + " costs");
+        }
+        p.extent = tensors.optional(extent, "extent", {p.batch});
+        Tensors host("sinkhorn_newton", dlpack::device_cpu);
+        const TensorView& errors = host.any(trace, "trace");
+        const std::int64_t trace_size = errors.ndim() == 2 ? errors.shape(1) : 0;
+        const NewtonResults results{
+            tensors.float64(f, "f", {p.batch, p.n}), tensors.float64(g, "g", {p.batch, p.m}),
+            tensors.float64(info, "info", {p.batch, 3}),
+            host.float64(trace, "trace", {p.batch, trace_size}), trace_size};
+        double* memory = tensors.workspace(workspace, calls_.newton_workspace(p.n, p.m));
+        bool finished;
+        {
+            const py::gil_scoped_release release;
+            finished = calls_.newton({tensors.device_id(), stream}, p,
+                                     {tol, max_iter, warm_start}, signalled, results, memory);
+        }
+        if (!finished) throw py::error_already_set();
+    }
+
+    std::int64_t newton_workspace(std::int64_t n, std::int64_t m) const {
+        return calls_.newton_workspace(n, m);
+    }
+
   private:
     Calls calls_;
     dlpack::DeviceType where_;
@@ -252,6 +284,20 @@ void bind_sinkhorn_device(py::module_& module, const sinkhorn::device::Calls& ca
              std::uintptr_t stream) { on.gradient(in, f, g, u, w, workspace, out, stream); },
         arg("inputs"), arg("f"), arg("g"), arg("u"), arg("w"), arg("workspace"), arg("out"),
         arg("stream"));
+    module.def(
+        "sinkhorn_device_newton_workspace",
+        [on](std::int64_t n, std::int64_t m) { return on.newton_workspace(n, m); }, arg("n"),
+        arg("m"));
+    module.def(
+        "sinkhorn_device_newton",
+        [on](const py::tuple& in, py::handle extent, py::handle workspace, py::handle f,
+             py::handle g, py::handle info, py::handle trace, std::int64_t max_iter, double tol,
+             bool warm_start, std::uintptr_t stream) {
+            on.newton(in, extent, workspace, f, g, info, trace, max_iter, tol, warm_start,
+                      stream);
+        },
+        arg("inputs"), arg("extent"), arg("workspace"), arg("f"), arg("g"), arg("info"),
+        arg("trace"), arg("max_iter"), arg("tol"), arg("warm_start"), arg("stream"));
 }
 
 }  // namespace curvkern

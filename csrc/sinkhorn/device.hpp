@@ -6,6 +6,7 @@
 
 #include "core/queue.hpp"
 #include "sinkhorn/device_plan.hpp"
+#include "sinkhorn/newton.hpp"
 
 namespace curvkern::sinkhorn::device {
 
@@ -39,12 +40,30 @@ inline std::int64_t workspace_size(Batch shape, std::int64_t count) {
     return used + checked_multiply(shape.batch, 2 * shape.n + sums);
 }
 
+// Newton steps, for one problem after the other.
+struct NewtonResults {
+    double *f, *g;  // (batch, n), (batch, m): start and result
+    double* info;   // (batch, 3): error, iterations, converged (0 or 1)
+    double* trace;  // (batch, trace_size) on the host: the error after each iteration
+    std::int64_t trace_size;
+};
+
+template <class Queue>
+bool solve_newton(const Place&, Batch, const newton::NewtonOptions&, bool (*interrupted)(),
+                  const NewtonResults&, double* workspace);
+template <class Queue>
+std::int64_t newton_workspace_size(std::int64_t n, std::int64_t m);
+
 struct Calls {
     // False when a hook ended it.
     bool (*solve)(const Place&, Batch, const Options&, const Hooks&, const Results&,
                   double* workspace);
     void (*products)(const Place&, Batch, Products, double* workspace);
     void (*gradient)(const Place&, Batch, const Gradient&, double* workspace);
+    // False when it was interrupted.
+    bool (*newton)(const Place&, Batch, const newton::NewtonOptions&, bool (*interrupted)(),
+                   const NewtonResults&, double* workspace);
+    std::int64_t (*newton_workspace)(std::int64_t n, std::int64_t m);
 };
 
 const Calls& host_calls();

@@ -181,6 +181,7 @@ void gradient(const Place& place, Batch p, const Gradient& to, double* workspace
 }
 
 template <class Queue>
-constexpr Calls calls_on{solve<Queue>, products<Queue>, gradient<Queue>};
+constexpr Calls calls_on{solve<Queue>, products<Queue>, gradient<Queue>, solve_newton<Queue>,
+                         newton_workspace_size<Queue>};
 
 }  // namespace curvkern::sinkhorn::device

@@ -99,3 +99,17 @@ def sinkhorn_device_gradient(
     out: Tensor,
     stream: int,
 ) -> None: ...
+def sinkhorn_device_newton_workspace(n: int, m: int) -> int: ...
+def sinkhorn_device_newton(
+    inputs: tuple[Any, ...],
+    extent: Tensor | None,
+    workspace: Tensor,
+    f: Tensor,
+    g: Tensor,
+    info: Tensor,
+    trace: Tensor,
+    max_iter: int,
+    tol: float,
+    warm_start: bool,
+    stream: int,
+) -> None: ...

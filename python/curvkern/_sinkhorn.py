@@ -21,6 +21,9 @@ from ._ops import _contiguous, define
 KINDS = ("sqeuclidean", "half_sqeuclidean", "euclidean", "l1")
 #: The largest number of rows in a history; of more checks every second, fourth, ... is kept.
 HISTORY = 4096
+#: Problems of so many costs on a GPU take their Newton steps on the CPU: hundreds of launches
+#: for each cost more than the copy.
+SMALL = 1 << 16
 
 Callback = Callable[[int, Tensor], None]
 
@@ -169,14 +172,23 @@ def solve(
     return *out, torch.tensor(history, dtype=torch.float64).reshape(-1, 2)
 
 
+def holds_costs(problem: Problem) -> bool:
+    """Whether :func:`newton` needs a matrix of costs: on the CPU it does."""
+    entries = problem.a.shape[1] * problem.b.shape[1]
+    return not problem.a.is_cuda or entries <= SMALL
+
+
 def newton(
     problem: Problem, f: Tensor | None, g: Tensor | None, max_iter: int, tol: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Sparse Newton steps for a matrix of costs: f, g, info as :func:`solve` has them.
+    """Sparse Newton steps: f, g, info as :func:`solve` has them.
 
-    Last comes the error (B, t) after each iteration; NaN after the last. Problems on a GPU are
-    copied to the CPU, and the results back.
+    Last comes the error (B, t) after each iteration; NaN after the last. Small problems on a
+    GPU are copied to the CPU, and the results back.
     """
+    if not holds_costs(problem):
+        inputs = _sinkhorn_device.Inputs(*problem)
+        return _sinkhorn_device.newton(inputs, f, g, max_iter, tol, HISTORY)
     if problem.a.is_cuda:
         device, host = problem.a.device, problem.on_cpu()
         f, g = (None if t is None else t.cpu() for t in (f, g))

@@ -159,3 +159,30 @@ def gradient(inputs: Inputs, f: Tensor, g: Tensor, u: Tensor, w: Tensor) -> Tens
         inputs.native, *given, workspace, out, inputs.stream
     )  # fmt: skip
     return out
+
+
+def newton(
+    inputs: Inputs,
+    f: Tensor | None,
+    g: Tensor | None,
+    max_iter: int,
+    tol: float,
+    history: int = 4096,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As :func:`curvkern._sinkhorn.newton`, for points, too, whose costs nobody holds."""
+    a, b, module = inputs.a, inputs.b, inputs.module
+    try:
+        out = [inputs.empty(*t.shape) for t in (a, b)]
+        for start, target in zip((f, g), out, strict=True):
+            target.fill_(0.0) if start is None else target.copy_(start)
+        info = inputs.empty(len(a), 3)
+        size = module.sinkhorn_device_newton_workspace(a.shape[1], b.shape[1])
+        workspace = inputs.empty(size)
+        trace = torch.full((len(a), min(max_iter, history)), torch.nan, dtype=torch.float64)
+    except RuntimeError as error:
+        raise memory_error("sinkhorn", (*a.shape, b.shape[1]), error) from None
+    module.sinkhorn_device_newton(
+        inputs.native, inputs.extent, workspace, *out, info, trace, max_iter, tol,
+        f is not None, inputs.stream,
+    )  # fmt: skip
+    return out[0], out[1], info, trace.to(a.device)

@@ -47,11 +47,11 @@ POT's ``sinkhorn2`` returns <P, C>, here ``cost``; its objective is ours minus
 eps (H(a) + H(b)). OTT's ``ent_reg_cost`` and GeomLoss's undebiased loss are ``value``, and
 GeomLoss's ``reach^p`` is ``rho``. POT's unbalanced ``reg_m`` is ``rho``.
 
-**Devices.** On CUDA the sweeps, the sums over the plan and the sparsemax functions are kernels,
-which hold no costs between points; the sparse Newton steps of "auto" and "newton" are taken on
-the CPU, to which the problem is copied. With ``CURVKERN_BACKEND=reference``, and on CUDA where
-there are no kernels, the solvers are plain PyTorch, which holds the costs between points, too,
-and takes dense Newton steps.
+**Devices.** On CUDA the sweeps, the sparse Newton steps of "auto" and "newton", the sums over
+the plan and the sparsemax functions are kernels, which hold no costs between points. Newton
+steps of problems of up to 65 536 costs are taken on the CPU, to which those are copied. With
+``CURVKERN_BACKEND=reference``, and on CUDA where there are no kernels, the solvers are plain
+PyTorch, which holds the costs between points, too, and takes dense Newton steps.
 
 References
 ----------

@@ -21,6 +21,7 @@ PATIENCE = 100  # sweeps ahead for which Newton steps are not worth while
 MARGIN = 1.2  # of a leg over what the last rate promises
 NEAR = 0.05  # error up to which Newton steps start from where the sweeps have come to
 LARGEST = 1 << 22  # costs between points that Newton steps may hold: 32 MiB
+MOST_POINTS = 1 << 20  # of which a GPU may hold a sparse plan for "auto": 3 GiB
 
 Callback = Callable[[int, Tensor], object]
 
@@ -28,7 +29,7 @@ Callback = Callable[[int, Tensor], object]
 def check_newton(function: str, problem: _sinkhorn.Problem) -> None:
     """Refuse Newton steps that would hold too many costs between points."""
     n, m = problem.a.shape[1], problem.b.shape[1]
-    if problem.cost is None and n * m > LARGEST:
+    if problem.cost is None and n * m > LARGEST and _sinkhorn.holds_costs(problem):
         raise ValueError(
             f"{function}: method 'newton' holds the costs in memory, at most {LARGEST}, got "
             f"{n} x {m} points; use 'auto' or 'sinkhorn'"
@@ -66,8 +67,11 @@ class Run:
 
     @property
     def fits(self) -> bool:
-        """Whether Newton steps can hold the costs of a problem."""
-        return self.problem.cost is not None or self.entries <= LARGEST
+        """Whether Newton steps can hold the costs of a problem, or do without."""
+        if self.problem.cost is not None or self.entries <= LARGEST:
+            return True
+        points = self.problem.a.shape[1] + self.problem.b.shape[1]
+        return not _sinkhorn.holds_costs(self.problem) and points <= MOST_POINTS
 
     def sweep(
         self, at: Tensor | None = None, most: int | None = None, symmetric: bool = False
@@ -105,10 +109,10 @@ class Run:
             return
         done = int(self.n_iter[at].max())
         others, parts = self.error.clone(), []
-        at_once = len(at) if self.problem.cost is not None else max(1, LARGEST // self.entries)
-        for part in at.split(at_once):
+        materialises = self.problem.cost is None and _sinkhorn.holds_costs(self.problem)
+        for part in at.split(max(1, LARGEST // self.entries) if materialises else len(at)):
             problem, f, g = self._pick(part)
-            if problem.cost is None:
+            if materialises:
                 cost = problem.scale * cost_matrix(problem.x, problem.y, problem.kind)  # type: ignore[arg-type]
                 problem = problem._replace(cost=cost, x=None, y=None)
             parts.append(_sinkhorn.newton(problem, f, g, self.max_iter - done, self.tol))

@@ -58,8 +58,9 @@ def solve(
 ) -> Solution:
     """Solve a batch of problems, from the potentials f and g if there are any.
 
-    Between points memory is O(n + m) for sweeps; Newton steps hold the costs. For a measure and
-    itself, method "symmetric" halves the error in each sweep between points, at any eps.
+    Between points memory is O(n + m) for sweeps; Newton steps on the CPU hold the costs. For
+    a measure and itself, method "symmetric" halves the error in each sweep between points, at
+    any eps.
     """
     run = Run(problem, f, g, max_iter, tol, check_every, callback)
     if method == "sinkhorn":
