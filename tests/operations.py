@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from curvkern import _ops, special
-from curvkern.ot import _gradients  # noqa: F401  (defines its operations)
+from curvkern.ot import _gradients, _tiles  # noqa: F401  (the first defines operations)
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def _operands() -> dict[str, tuple[Any, ...]]:
     points = (a, b, x, y, "l1", 1.0, eps)
     matrix = (a, b, cost, None, None, "", 1.0, eps, rho)
     options = (rho, a, b, 3, 1e-6, 1)
-    solver = ("sinkhorn", 3, 1e-6, 1, 1.0)  # method, steps, tolerances
+    solver = ("sinkhorn", 3, 1e-6, 1, 1.0, False)  # method, steps, tolerances, in float32
     columns = (b[..., None], a[..., None])
     return {
         **dict.fromkeys(elementwise, (ones, ones)),
@@ -74,7 +74,27 @@ def _operands() -> dict[str, tuple[Any, ...]]:
         "sinkhorn_points_gradient": (*points, a, b, a, b),
         "ot_solve": (*matrix, a, b, "ot_solve", *solver),
         "ot_dual_system": (*matrix, a, b, a, b, False),
+        **_tiles_operands(),
     }
+
+
+def _tiles_operands() -> dict[str, tuple[Any, ...]]:
+    """Some of those that are defined when a number of tensors first asks for one."""
+    wide = {"dtype": torch.float64}
+    a, b, eps = (torch.full(shape, 0.25, **wide) for shape in ((2, 3), (2, 4), (2,)))
+    cost, x, y = torch.ones(2, 3, 4), torch.ones(2, 3, 5, **wide), torch.zeros(2, 4, 5, **wide)
+    of_rows, of_columns = torch.ones(2, 3, 2, **wide), torch.ones(2, 4, 1, **wide)
+    matrix = ("", 1.0, cost, None, None, eps, a, b, a[..., None], b[..., None].expand(2, 4, 2))
+    points = ("l1", 0.5, None, x, y, eps, a, b)
+    rows = [
+        ("products", *matrix),
+        ("totals", *points, a, b),
+        ("products:4,5,6,7", *matrix, of_rows, of_columns),
+        ("products:0,3,4,5,6,7", *matrix, of_rows, of_columns),
+        ("totals:1", *points, a, b, eps, eps, eps),
+        ("products:4,5:6,8", *matrix, of_rows, of_columns, a, b),
+    ]
+    return {_tiles.operation(row[0], len(row) - 3).__name__: row for row in rows}
 
 
 OPERANDS = _operands()

@@ -113,7 +113,7 @@ def test_opcheck() -> None:
     )
     eps, rho = torch.ones(2, **wide), torch.full((2, 2), torch.inf, **wide)
     problem = (a, b, C, None, None, "", 1.0, eps, rho)
-    options = ("sinkhorn", "auto", 100, 1e-9, 10, 1e-8)
+    options = ("sinkhorn", "auto", 100, 1e-9, 10, 1e-8, False)
     torch.library.opcheck(torch.ops.curvkern.ot_solve.default, (*problem, None, None, *options))
     f, g = torch.rand(2, 3, dtype=torch.float64), torch.rand(2, 4, dtype=torch.float64)
     for transposed in (False, True):

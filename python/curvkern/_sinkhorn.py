@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import _operands, _runtime, _sinkhorn_device
 from ._arguments import memory_error
-from ._ops import _contiguous, define
+from ._ops import _contiguous, define, library
 
 #: Costs between points.
 KINDS = ("sqeuclidean", "half_sqeuclidean", "euclidean", "l1")
@@ -328,6 +328,12 @@ def _define(
 
     both = of_problem(function)
     define(signature, cpu=both, cuda=both, fake=of_problem(fake))
+    name = signature.partition("(")[0]
+
+    def refuse(*_: Any) -> None:
+        raise RuntimeError(f"{name}: the operation has no derivatives; functions of ot have")
+
+    torch.library.register_autograd(f"curvkern::{name}", refuse, lib=library)
 
 
 _DENSE = "Tensor a, Tensor b, Tensor cost, Tensor eps"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .._arguments import _as_tensor, check_layout, to_float
+from .._autograd import derivative_wanted
 
 METHODS = ("auto", "sinkhorn", "newton")
 
@@ -39,6 +40,7 @@ class Arguments:
         self.device: torch.device | None = None
         self.narrowest = torch.float64
         self.batch: tuple[str, int] | None = None
+        self.narrow = False
 
     # What comes in -----------------------------------------------------------------------
 
@@ -199,9 +201,26 @@ class Arguments:
             return value.to(device).expand(self.size)
         return value
 
-    def storage(self, tensor: Tensor) -> Tensor:
-        """Costs and points as they are, halves in float32."""
-        return tensor.float() if tensor.dtype in DTYPES[2:] else tensor
+    def points(self, *clouds: Tensor) -> tuple[Tensor, ...]:
+        """The points in float64, once for all.
+
+        All gradients in them are summed before they are rounded: of float32 parts that cancel,
+        as those of the cost do to 1 / eps, little would be left.
+        """
+        self.narrow = all(cloud.dtype is not torch.float64 for cloud in clouds)
+        return tuple(cloud.to(torch.float64) for cloud in clouds)
+
+    def costs(self, C: Tensor) -> Tensor:
+        """The same of costs, where a derivative is wanted: else as they are, halves in float32.
+
+        What is traced or transformed is taken for wanted.
+        """
+        if C.dtype is torch.float64:
+            return C
+        if torch.compiler.is_compiling() or derivative_wanted(C):
+            self.narrow = True
+            return C.to(torch.float64)
+        return C.float()
 
 
 def check_method(function: str, method: Any) -> str:

@@ -120,15 +120,16 @@ def _divergence(
 
     def itself(weights: Tensor | None, points: Tensor) -> Tensor:
         costs = Costs(None, points, points, kind, scale)
-        return solve(arguments, costs, weights, weights, eps, rho, averaged).value
+        return solve(arguments, costs, weights, weights, eps, rho, averaged)._value
 
     with watching():
         result = solve(arguments, Costs(None, x, y, kind, scale), a, b, eps, rho, options)
         if not debias:
             return result.value
         own = itself(a, x), itself(b, y)
-    value = result.value - (own[0] + own[1]) / 2
-    return value if rho is None else value + result._mass_term()
+    # In float64 until all is summed: near 0 the parts cancel.
+    value = result._value - (own[0] + own[1]) / 2
+    return result._shown(value if rho is None else value + result._mass_term())
 
 
 class SamplesLoss(torch.nn.Module):

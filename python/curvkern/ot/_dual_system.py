@@ -21,7 +21,15 @@ from .. import _operands
 from .._ops import library
 from .._sinkhorn import Problem
 from . import _tiles
-from ._function import FIELDS, Function, define_gate, save_problem, saved_problem, zeros_for
+from ._function import (
+    FIELDS,
+    Function,
+    define_gate,
+    register_derivatives,
+    save_problem,
+    saved_problem,
+    zeros_for,
+)
 from ._kernel import costs, kernel
 from ._linear import Held, Matrix, Passes, solved
 
@@ -101,6 +109,7 @@ class _DualSystem(Function):
 
 
 dual_system = define_gate(_DualSystem)
+register_derivatives("ot_dual_system", _DualSystem)
 
 
 def _slopes(

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .._autograd import _forward_mode, derivative_wanted
+from .._ops import library
 from .._sinkhorn import Problem
 
 FIELDS = len(Problem._fields)  # arguments of a call that are a problem
@@ -70,6 +71,17 @@ def define_gate(cls: Any) -> Callable[..., Any]:
     cls.forward.__signature__ = signature(cls.forward)
     GATES.append(call)
     return call
+
+
+def register_derivatives(name: str, cls: Any) -> None:
+    """Those of a function for calls of its operation.
+
+    Without them such a call would record what its Python side happens to compute with tensors
+    that require gradients, and an exported graph would drop gradients without a word.
+    """
+    torch.library.register_autograd(
+        f"curvkern::{name}", cls.backward, setup_context=cls.setup_context, lib=library
+    )
 
 
 def _fold(tensor: Tensor, dim: int | None, size: int) -> Tensor:

@@ -33,7 +33,15 @@ from torch import Tensor
 from .._sinkhorn import Problem
 from . import _solving, _tiles
 from ._dual_system import dual_system
-from ._function import FIELDS, Function, define_gate, save_problem, saved_problem, zeros_for
+from ._function import (
+    FIELDS,
+    Function,
+    define_gate,
+    register_derivatives,
+    save_problem,
+    saved_problem,
+    zeros_for,
+)
 from ._kernel import centred, marginal_divergence, penalty
 from ._passes import divergence, dual_value
 
@@ -168,4 +176,5 @@ def _slopes(problem: Problem, f: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Ten
 
 
 potentials = define_gate(_Potentials)
+register_derivatives("ot_solve", _Potentials)
 value = define_gate(_Value)

@@ -92,4 +92,4 @@ def monge_gap(
     moved: Tensor = scale * cost_between(
         arguments.batched(x, 2), arguments.batched(Tx, 2), kind
     )
-    return result._shown((weights * moved).sum(1)) - result.value
+    return result._shown((weights * moved).sum(1) - result._value)

@@ -78,6 +78,7 @@ class OTResult:
         self._problem = problem
         self._f = f
         self._g = g
+        self._value = value
         self._dtype = dtype
         self._batched = batched
         self._numpy = numpy
@@ -210,10 +211,10 @@ class OTResult:
         """The potentials in float64, (B, n) and (B, m), to start another solve from."""
         return self._f.detach(), self._g.detach()
 
-    def _mass_term(self) -> Any:
-        """eps (sum a - sum b)^2 / 2, which the debiased divergence adds."""
+    def _mass_term(self) -> Tensor:
+        """eps (sum a - sum b)^2 / 2, which the debiased divergence adds, (B,)."""
         problem = self._current()
-        return self._shown(problem.eps * (problem.a.sum(1) - problem.b.sum(1)) ** 2 / 2)
+        return problem.eps * (problem.a.sum(1) - problem.b.sum(1)) ** 2 / 2
 
     def __repr__(self) -> str:
         n, m = self._problem.a.shape[1], self._problem.b.shape[1]

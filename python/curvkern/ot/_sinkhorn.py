@@ -138,7 +138,7 @@ def sinkhorn(
     shape = f"C has shape {tuple(C.shape)}"
     a, b = arguments.weights("a", a, n, shape), arguments.weights("b", b, m, shape)
     options = solver_options(function, method, max_iter, tol, check_every)
-    return solve(arguments, Costs(C), a, b, eps, rho, options, init, callback)
+    return solve(arguments, Costs(arguments.costs(C)), a, b, eps, rho, options, init, callback)
 
 
 def sinkhorn_points(
@@ -233,7 +233,7 @@ def points_and_weights(
     b: Any,
     names: tuple[str, str] = ("x", "y"),
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Two clouds of one dimension, and weights that fit them."""
+    """Two clouds of one dimension, in float64, and weights that fit them."""
     first, second = names
     x = arguments.tensor(first, x, (2, 3), "(n, d) or (B, n, d)")
     y = arguments.tensor(second, y, (2, 3), "(m, d) or (B, m, d)")
@@ -244,6 +244,7 @@ def points_and_weights(
         )
     a = arguments.weights("a", a, x.shape[-2], f"{first} has shape {tuple(x.shape)}")
     b = arguments.weights("b", b, y.shape[-2], f"{second} has shape {tuple(y.shape)}")
+    x, y = arguments.points(x, y)
     return x, y, a, b
 
 
@@ -278,10 +279,10 @@ def solve(
     rho = arguments.pair("rho", rho)
     n, m = costs.size
     start = _start(arguments, init, n, m)
-    options = options._replace(mass_tol=arguments.mass_tolerance)
+    options = options._replace(mass_tol=arguments.mass_tolerance, narrow=arguments.narrow)
 
     def batched(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else arguments.batched(arguments.storage(tensor), 2)
+        return None if tensor is None else arguments.batched(tensor, 2)
 
     try:
         problem = Problem(

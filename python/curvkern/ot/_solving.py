@@ -48,6 +48,7 @@ class Options(NamedTuple):
     tol: float = 1e-9
     check_every: int = 10
     mass_tol: float = 1e-8  # of the equality of masses, relative
+    narrow: bool = False  # costs or points are exact in float32, in which the solver has them
 
 
 DOUBLE_EPS = torch.finfo(torch.float64).eps
@@ -123,6 +124,9 @@ def _run(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         Options(*given[count + 2 :]),
     )
     _check(problem, f, g, options)
+    if options.narrow:
+        cost, x, y = (None if t is None else t.to(torch.float32) for t in problem[2:5])
+        problem = problem._replace(cost=cost, x=x, y=y)
     check_values(options.function, problem, f, g, options.mass_tol)
     solver = native(problem.a)
     if solver is not None and options.method == "newton":
@@ -242,7 +246,7 @@ def _complaint(options: Options, error: Tensor, n_iter: Tensor, converged: Tenso
 library.define(
     "ot_solve(Tensor a, Tensor b, Tensor? cost, Tensor? x, Tensor? y, str kind, float scale, "
     "Tensor eps, Tensor rho, Tensor? f, Tensor? g, str function, str method, int max_iter, "
-    "float tol, int check_every, float mass_tol) "
+    "float tol, int check_every, float mass_tol, bool narrow) "
     "-> (Tensor f, Tensor g, Tensor error, Tensor n_iter, Tensor converged)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )

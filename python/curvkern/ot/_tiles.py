@@ -25,10 +25,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .. import _operands
 from .._ops import library
-from .._sinkhorn import Problem
+from .._sinkhorn import KINDS, Problem
 from . import _compiled_tiles
-from ._function import Function, define_gate, zeros_for
+from ._function import Function, define_gate, register_derivatives, zeros_for
 from ._kernel import LARGEST_EXPONENT, Kernel, costs, kernel, row_blocks
 
 Tensors = Sequence[Tensor | None]
@@ -163,6 +164,7 @@ class _Tiles(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         ctx.function, ctx.kind, ctx.scale, *tensors = inputs
+        output = (output,) if isinstance(output, Tensor) else output
         ctx.count = len(tensors)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors, *output)
@@ -247,25 +249,45 @@ def _pullback(of: _Tiled, places: tuple[int, ...]) -> _Tiled:
     count = len(of.inputs)
 
     def call(kind: str, scale: float, *tensors: Tensor) -> tuple[Tensor, ...]:
-        def at(*values: Tensor) -> tuple[Tensor, ...]:
-            given = list(tensors[:count])
-            for place, value in zip(places, values, strict=True):
-                given[place] = value
-            return of.call(kind, scale, *given)
-
-        pull = torch.func.vjp(at, *(tensors[k] for k in places))[1]
-        found: tuple[Tensor, ...] = pull(tensors[count:])
-        return found
+        is_inner = torch.is_grad_enabled()  # of another one, which differentiates this
+        given = list(tensors[:count])
+        with torch.enable_grad():
+            for place in places:
+                given[place] = _variable(given[place])
+            outputs = of.call(kind, scale, *given)
+        moved = [
+            pair for pair in zip(outputs, tensors[count:], strict=True) if pair[0].requires_grad
+        ]
+        variables = [given[place] for place in places]
+        if not moved:
+            return tuple(torch.zeros_like(t) for t in variables)
+        ends, cotangents = zip(*moved, strict=True)
+        found = torch.autograd.grad(
+            ends, variables, cotangents, create_graph=is_inner, allow_unused=True
+        )
+        return tuple(zeros_for(d, t) for d, t in zip(found, variables, strict=True))
 
     return _Tiled(call, of.inputs + of.outputs, tuple(of.inputs[k] for k in places))
 
 
+def _variable(tensor: Tensor) -> Tensor:
+    """The tensor in this place alone: it may stand in others, too."""
+    if tensor.requires_grad:
+        return tensor.view_as(tensor)
+    return tensor.detach().requires_grad_()
+
+
+# torch.func would do the same, but what watches an operation from outside, as opcheck does,
+# cannot look into its tensors.
+@torch.inference_mode(False)
+@torch.no_grad()
 def _by_blocks(function: str, kind: str, scale: float, tensors: Tensors) -> list[Tensor]:
     """Rows of blocks behind each other, and sums of the rest."""
     tiled, (batch, n), m = _named(function), _first(tensors).f.shape, _first(tensors).g.shape[1]
     # All there is before the blocks come: what stayed between them would keep malloc from
     # giving the memory of one block to the next.
     outputs = [t.zero_() for t in _outputs(function, tensors)]
+    tensors = [t.clone() if t is not None and t.is_inference() else t for t in tensors]
     for at in row_blocks(batch, n, m):
         part = [
             t[:, at] if t is not None and has_rows else t
@@ -285,6 +307,7 @@ def _first(tensors: Tensors) -> Inputs:
 def _evaluate(
     function: str, kind: str, scale: float, *tensors: Tensor | None
 ) -> Tensor | tuple[Tensor, ...]:
+    _check(function, kind, tensors)
     found = _compiled_tiles.evaluated(function, kind, scale, tensors)
     if found is None:
         found = _by_blocks(function, kind, scale, tensors)
@@ -306,6 +329,61 @@ def _outputs(function: str, tensors: Tensors) -> list[Tensor]:
     ]
 
 
+def _check(function: str, kind: str, tensors: Tensors) -> None:
+    """Refuse dtypes and shapes that do not fit, of fake tensors, too."""
+    op = f"ot_tiles_{len(tensors)}_{_count(function)}"
+    before, *steps = function.split(":")
+    given, cotangents = _first(tensors), tensors[len(Inputs._fields) :]
+    batch, n, m = _check_geometry(op, kind, given)
+    columns: tuple[Sequence[int], Sequence[int]] = (), ()
+    if before == "products":
+        for name, tensor in (("row", given.row), ("column", given.column)):
+            _operands.dimensions(op, name, tensor, 3)
+        columns = given.row.shape[2:], given.column.shape[2:]
+    for name, tensor, shape in (
+        ("eps", given.eps, (batch,)),
+        ("f", given.f, (batch, n)),
+        ("g", given.g, (batch, m)),
+        ("row", given.row, (batch, n, *columns[0])),
+        ("column", given.column, (batch, m, *columns[1])),
+    ):
+        _operands.shaped(op, name, tensor, shape)
+    place = len(Inputs._fields)
+    for step in steps:
+        for like in _outputs(before, tensors):
+            _check_cotangent(op, f"t{place}", tensors[place], like)
+            place += 1
+        before = f"{before}:{step}"
+    assert len(cotangents) == place - len(Inputs._fields)
+
+
+def _check_geometry(op: str, kind: str, given: Inputs) -> tuple[int, int, int]:
+    """B, n and m."""
+    if given.cost is not None:
+        _operands.dimensions(op, "cost", given.cost, 3)
+        batch, n, m = given.cost.shape
+        return batch, n, m
+    assert given.x is not None
+    assert given.y is not None
+    if kind not in KINDS:
+        raise ValueError(f"{op}: cost must be one of {', '.join(KINDS)}, got '{kind}'")
+    _operands.dimensions(op, "x", given.x, 3)
+    _operands.dimensions(op, "y", given.y, 3)
+    batch, n, dims = given.x.shape
+    m = given.y.shape[1]
+    _operands.shaped(op, "x", given.x, (batch, n, dims))
+    _operands.shaped(op, "y", given.y, (batch, m, dims))
+    return batch, n, m
+
+
+def _check_cotangent(op: str, name: str, tensor: Tensor | None, like: Tensor) -> None:
+    assert tensor is not None
+    _operands.floating(op, name, tensor)
+    _operands.has_shape(op, name, tensor, like.shape)
+    if tensor.dtype is not like.dtype:
+        raise TypeError(f"{op}: {name} must be {str(like.dtype).removeprefix('torch.')}")
+
+
 # Operations, one for each number of inputs and outputs: what vmaps over operations without a
 # rule, as is_grads_batched does, takes no lists.
 
@@ -314,10 +392,14 @@ _defining = threading.Lock()
 
 def operation(function: str, inputs: int) -> Any:
     """The operation for a function of so many tensors."""
-    colon, step = function.rpartition(":")[1:]
-    outputs = step.count(",") + 1 if colon else len(_FUNCTIONS[function].outputs)
     with _defining:
-        return _operation(inputs, outputs)
+        return _operation(inputs, _count(function))
+
+
+def _count(function: str) -> int:
+    """Outputs of a function."""
+    colon, step = function.rpartition(":")[1:]
+    return step.count(",") + 1 if colon else len(_FUNCTIONS[function].outputs)
 
 
 @cache
@@ -332,9 +414,11 @@ def _operation(inputs: int, outputs: int) -> Any:
     library.impl(name, _evaluate, "CPU")
     library.impl(name, _evaluate, "CUDA")
     torch.library.register_fake(f"curvkern::{name}", _fake, lib=library)
+    register_derivatives(name, _Tiles)
     return getattr(torch.ops.curvkern, name)
 
 
 def _fake(function: str, kind: str, scale: float, *tensors: Tensor | None) -> Any:
+    _check(function, kind, tensors)
     shapes = _outputs(function, tensors)
     return shapes[0] if len(shapes) == 1 else tuple(shapes)
