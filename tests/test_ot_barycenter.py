@@ -140,14 +140,28 @@ def test_barycenter_warns_and_refuses() -> None:
         ot.barycenter(a, COSTS[:5], 0.1)
     with pytest.raises(ValueError, match="debiased, C must have shape"):
         ot.barycenter(a, COSTS[:, :5], 0.1, debiased=True)
+    skew = COSTS + np.triu(COSTS)
+    with pytest.raises(ValueError, match=r"debiased, C must be symmetric, got C\[0, 11\] = 2"):
+        ot.barycenter(a, skew, 0.1, debiased=True)
     with pytest.raises(TypeError, match="debiased must be a bool, got str"):
         ot.barycenter(a, COSTS, 0.1, debiased="no")
     with pytest.raises(ValueError, match="a has 3 histograms but weights has length 2"):
         ot.barycenter(a, COSTS, 0.1, weights=np.ones(2))
-    with pytest.raises(RuntimeError, match="vmap"):
-        torch.func.vmap(lambda t: ot.barycenter(t, torch.tensor(COSTS), 0.1))(
-            torch.tensor(a)[None]
-        )
+
+
+def test_transforms_that_a_barycenter_refuses() -> None:
+    a = torch.tensor(histograms())
+
+    def function(t: torch.Tensor) -> torch.Tensor:
+        return ot.barycenter(t, torch.tensor(COSTS), 0.1)
+
+    with pytest.raises(NotImplementedError, match=r"barycenter: no vmap; pass a batch"):
+        torch.func.vmap(function)(a[None])
+    with pytest.raises(NotImplementedError, match="barycenter: no forward mode"):
+        torch.func.jvp(function, (a,), (a,))
+    torch.compiler.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        torch.compile(function, fullgraph=True, backend="aot_eager")(a)
 
 
 # Ranks and sorts -----------------------------------------------------------------------------
@@ -265,3 +279,14 @@ def test_compat_empty_weights_tensors_and_warnings() -> None:
         ours.sinkhorn([], [], M, 1e-3, numItermax=2)
     with pytest.raises(ValueError, match="method must be one of"):
         ours.sinkhorn([], [], M, 0.1, method="newton")
+
+
+@pytest.mark.parametrize("name", ["sinkhorn", "sinkhorn2"])
+def test_compat_messages_name_the_function(name: str) -> None:
+    function = getattr(ours, name)
+    with pytest.raises(ValueError, match=rf"^pot\.{name}: eps must be positive"):
+        function([], [], COSTS, -1.0)
+    with pytest.raises(ValueError, match=rf"^pot\.{name}: warmstart has shape"):
+        function(weights(12, 1), [], COSTS, 0.1, warmstart=(np.zeros(3), np.zeros(3)))
+    with pytest.warns(ConvergenceWarning, match=rf"^pot\.{name}: not converged"):
+        function([], [], COSTS, 1e-3, numItermax=2)

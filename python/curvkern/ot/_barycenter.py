@@ -85,9 +85,9 @@ def barycenter(
 
     Notes
     -----
-    Differentiable in a, C, eps and weights, any number of times, in reverse mode; ``vmap``,
-    forward mode and ``torch.compile(fullgraph=True)`` are refused by torch, a batch takes the
-    place of the first. The derivatives of the debiased barycenter are as exact as its
+    Differentiable in a, C, eps and weights, any number of times, in reverse mode. ``vmap``,
+    forward mode (both ``NotImplementedError``) and ``torch.compile(fullgraph=True)`` are
+    refused; a batch takes the place of the first. The derivatives of the debiased barycenter are as exact as its
     convergence: a small ``tol`` helps them.
 
     References
@@ -181,6 +181,8 @@ def _barycenter(
         if a.is_meta:
             return a.new_empty(len(a), a.shape[1] + 1, C.shape[-1])
         _check_values(a, C, eps, w, mass_tol)
+        if options.debiased:
+            _check_symmetric(C, mass_tol)
         return _solved(a, C, eps, w, options)
 
     def step(state: Tensor, *parameters: Tensor) -> Tensor:
@@ -228,6 +230,17 @@ def _check_values(a: Tensor, C: Tensor, eps: Tensor, w: Tensor, mass_tol: float)
         raise ValueError(
             f"{function}: the histograms need equal masses, but those of a are "
             f"{', '.join(f'{float(s):.6g}' for s in sums[0])}"
+        )
+
+
+def _check_symmetric(C: Tensor, tolerance: float) -> None:
+    """To rounding: the debiasing measure d with d K d = b is of symmetric kernels."""
+    off = (C - C.mT).abs()
+    if bool((off > tolerance * C.abs().amax((2, 3), keepdim=True)).any()):
+        i, j = divmod(int(off[0, 0].argmax()), C.shape[3])
+        raise ValueError(
+            f"barycenter: debiased, C must be symmetric, got C[{i}, {j}] = "
+            f"{float(C[0, 0, i, j]):.6g} and C[{j}, {i}] = {float(C[0, 0, j, i]):.6g}"
         )
 
 

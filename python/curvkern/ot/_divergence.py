@@ -26,6 +26,7 @@ def sinkhorn_divergence(
     method: str = "auto",
     max_iter: int = 10_000,
     tol: float = 1e-9,
+    init: Any = None,
 ) -> Any:
     r"""Debiased Sinkhorn divergence between two clouds of points.
 
@@ -56,6 +57,9 @@ def sinkhorn_divergence(
         take averaged updates.
     max_iter, tol
         Of each of the three problems, as in :func:`sinkhorn`.
+    init : OTResult or pair of potentials (f, g), optional
+        Where to start the problem between x and y, say with those of :func:`sinkhorn_points`
+        before the points moved. The others take a few averaged updates from anywhere.
 
     Returns
     -------
@@ -89,8 +93,9 @@ def sinkhorn_divergence(
     True
     """
     return _divergence(
-        "sinkhorn_divergence", x, y, eps, a, b, rho, cost, scale, True, method, max_iter, tol
-    )
+        "sinkhorn_divergence", x, y, eps, a, b, rho, cost, scale, True, method, max_iter, tol,
+        init,
+    )  # fmt: skip
 
 
 def _divergence(
@@ -107,6 +112,7 @@ def _divergence(
     method: Any,
     max_iter: Any,
     tol: Any,
+    init: Any,
 ) -> Any:
     arguments = Arguments(function, "x", x)
     x, y, a, b = points_and_weights(arguments, x, y, a, b)
@@ -123,7 +129,8 @@ def _divergence(
         return solve(arguments, costs, weights, weights, eps, rho, averaged)._value
 
     with watching():
-        result = solve(arguments, Costs(None, x, y, kind, scale), a, b, eps, rho, options)
+        costs = Costs(None, x, y, kind, scale)
+        result = solve(arguments, costs, a, b, eps, rho, options, init)
         if not debias:
             return result.value
         own = itself(a, x), itself(b, y)
@@ -212,7 +219,7 @@ class SamplesLoss(torch.nn.Module):
         options = solver_options(name, method, max_iter, tol)
         self.method, self.max_iter, self.tol = options.method, options.max_iter, options.tol
 
-    def forward(self, *arguments: Tensor) -> Tensor:
+    def forward(self, *arguments: Tensor, init: Any = None) -> Tensor:
         """The loss of (x, y), or of (a, x, b, y) with weights, as in GeomLoss.
 
         Parameters
@@ -220,6 +227,8 @@ class SamplesLoss(torch.nn.Module):
         *arguments : Tensor
             Points (n, d) and (m, d) or with a batch (B, n, d) and (B, m, d); weights (n,) and
             (m,) or (B, n) and (B, m).
+        init : OTResult or pair of potentials (f, g), optional
+            Where to start, as in :func:`sinkhorn_divergence`.
 
         Returns
         -------
@@ -246,6 +255,7 @@ class SamplesLoss(torch.nn.Module):
             self.method,
             self.max_iter,
             self.tol,
+            init,
         )
         return value
 

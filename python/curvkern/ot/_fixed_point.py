@@ -46,6 +46,14 @@ class _FixedPoint(torch.autograd.Function):
         ctx.save_for_backward(output, *parameters)
 
     @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise NotImplementedError("barycenter: no forward mode; use reverse mode")
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
+        raise NotImplementedError("barycenter: no vmap; pass a batch (B, K, n)")
+
+    @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
         state, *parameters = ctx.saved_tensors
         step, most = ctx.step, ctx.most

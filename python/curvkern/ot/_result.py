@@ -11,7 +11,7 @@ from torch import Tensor
 from .._arguments import _as_tensor
 from .._masks import all_of
 from .._sinkhorn import Problem
-from . import _gap, _kernel, _passes, _plan
+from . import _extension, _gap, _kernel, _passes, _plan
 from ._arguments import check_count, check_number
 
 
@@ -41,6 +41,8 @@ class OTResult:
         Iterations done.
     history : list of (int, float)
         Iteration and largest error of the batch at each check; empty under ``torch.compile``.
+        In a batch whose problems go over to Newton steps at different times the iterations of
+        those come last, and may count from less than the sweeps of others before.
         The error is inf while a small ``eps`` is still approached from larger ones, and, with
         float32 input, good to some 1e-7 until it decides.
 
@@ -146,11 +148,7 @@ class OTResult:
         tensor([0.3333, 0.3333, 0.3333], dtype=torch.float64)
         """
         problem = self._current()
-        if self._numpy and isinstance(v, np.ndarray) and v.dtype.kind == "f":
-            v = _as_tensor("apply", "v", v)
-        elif self._numpy or not isinstance(v, Tensor) or not v.dtype.is_floating_point:
-            wanted = "array" if self._numpy else "tensor"
-            raise TypeError(f"apply: v must be a floating {wanted}, got {_kind(v)}")
+        v = self._given("apply", "v", v)
         length = (problem.a if transpose else problem.b).shape[1]
         lead = (len(problem.a), length) if self._batched else (length,)
         if v.shape[: len(lead)] != lead or v.dim() > len(lead) + 1:
@@ -164,6 +162,126 @@ class OTResult:
         wide = wide[..., None] if single else wide
         moved = _passes.applied(problem, self._f, self._g, wide, transpose)
         return self._shown(moved[..., 0] if single else moved)
+
+    def potential_f(self, x: Any) -> Any:
+        r"""The first potential at any points, for results between points.
+
+        .. math::
+            f(x) = -\frac{\varepsilon}{1 + \varepsilon / \rho_a}
+            \log \sum_j b_j \exp\frac{g_j - c(x, y_j)}{\varepsilon}
+
+        which at the points of the result is its ``f``, as far as it has converged.
+
+        Parameters
+        ----------
+        x : Tensor or ndarray, shape (k, d), with a batch (k, d) for all or (B, k, d)
+            The points.
+
+        Returns
+        -------
+        Tensor or ndarray, shape (k,), with a batch (B, k)
+            Differentiable in x and in all that the result depends on.
+
+        Raises
+        ------
+        TypeError, ValueError
+            An x of another kind, dtype or shape; a result of :func:`sinkhorn`, which knows no
+            costs but those between its points.
+
+        References
+        ----------
+        .. [1] J. Feydy, T. Sejourne, F.-X. Vialard, S. Amari, A. Trouve, G. Peyre,
+           "Interpolating between Optimal Transport and MMD using Sinkhorn Divergences",
+           AISTATS 2019, section 3.1.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from curvkern import ot
+        >>> x = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
+        >>> result = ot.sinkhorn_points(x, x + 2, 0.1)
+        >>> bool((result.potential_f(x) - result.f).abs().max() < 1e-8)
+        True
+        >>> print(result.potential_f(torch.tensor([[-1.0], [0.5]], dtype=torch.float64)))
+        tensor([7.0693, 1.1807], dtype=torch.float64)
+        """
+        problem, points = self._between("potential_f", x, 0)
+        return self._shown(_extension.potential(problem, self._g, points))
+
+    def potential_g(self, y: Any) -> Any:
+        """The second potential at any points, as :meth:`potential_f` the first.
+
+        Parameters
+        ----------
+        y : Tensor or ndarray, shape (k, d), with a batch (k, d) for all or (B, k, d)
+            The points.
+
+        Returns
+        -------
+        Tensor or ndarray, shape (k,), with a batch (B, k)
+
+        Raises
+        ------
+        TypeError, ValueError
+            As in :meth:`potential_f`.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from curvkern import ot
+        >>> x = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
+        >>> result = ot.sinkhorn_points(x, x + 2, 0.1)
+        >>> bool((result.potential_g(x + 2) - result.g).abs().max() < 1e-8)
+        True
+        """
+        problem, points = self._between("potential_g", y, 1)
+        return self._shown(_extension.potential(problem, self._f, points))
+
+    def transport(self, x: Any, *, transpose: bool = False) -> Any:
+        r"""The barycentric map of the plan at any points, for results between points.
+
+        .. math::
+            T(x) = \frac{\sum_j b_j e_j(x)\, y_j}{\sum_j b_j e_j(x)}, \qquad
+            e_j(x) = \exp\frac{g_j - c(x, y_j)}{\varepsilon}
+
+        the mean of where the mass at x goes. For squared distances it is Brenier's map, of a
+        plan with blur: :math:`x - \nabla f(x) / 2` for "sqeuclidean".
+
+        Parameters
+        ----------
+        x : Tensor or ndarray, shape (k, d), with a batch (k, d) for all or (B, k, d)
+            The points.
+        transpose : bool
+            Whether to map from the second side to the first.
+
+        Returns
+        -------
+        Tensor or ndarray, of the shape of x; with a batch (B, k, d)
+            Differentiable in x and in all that the result depends on.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As in :meth:`potential_f`.
+
+        References
+        ----------
+        .. [1] A. Pooladian, J. Niles-Weed, "Entropic estimation of optimal transport maps",
+           2021, arXiv:2109.12004.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from curvkern import ot
+        >>> x = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
+        >>> result = ot.sinkhorn_points(x, x + 2, 0.1)
+        >>> print(result.transport(torch.tensor([[-1.0], [0.5]], dtype=torch.float64)).T)
+        tensor([[2.0000, 2.5000]], dtype=torch.float64)
+        """
+        problem, points = self._between("transport", x, int(bool(transpose)))
+        return self._shown(
+            _extension.barycentric(problem, self._f if transpose else self._g, points)
+        )
 
     def plan_sparse(self, *, threshold: float | None = None, k: int | None = None) -> Any:
         """The large entries of the plan in CSR, without the plan in memory.
@@ -206,6 +324,36 @@ class OTResult:
             found = _plan.sparse(self._current(), self._f, self._g, threshold, k)
         plans = [self._csr(plan) for plan in found]
         return plans if self._batched else plans[0]
+
+    def _between(self, function: str, x: Any, side: int) -> tuple[Problem, Tensor]:
+        """The problem from a side to the other, and points on that side, (B, k, d)."""
+        problem = self._current()
+        if problem.x is None:
+            raise ValueError(
+                f"{function}: the result is of a matrix of costs, which says nothing about "
+                "other points; use sinkhorn_points"
+            )
+        name = "y" if function == "potential_g" else "x"
+        wide = self._given(function, name, x).to(torch.float64)
+        batch, dims = len(problem.a), problem.x.shape[2]
+        ranks = (2, 3) if self._batched else (2,)
+        lead = "" if wide.dim() != 3 else f"{batch}, "
+        fits = wide.dim() in ranks and wide.shape[-1] == dims and wide.shape[-2] > 0
+        if not fits or (wide.dim() == 3 and len(wide) != batch):
+            raise ValueError(
+                f"{function}: {name} must have shape ({lead}k, {dims}), got {tuple(wide.shape)}"
+            )
+        points = wide.expand(batch, *wide.shape[-2:])
+        return (_extension.flipped(problem) if side else problem), points
+
+    def _given(self, function: str, name: str, v: Any) -> Tensor:
+        """A floating tensor or array, of the kind of the arguments."""
+        if self._numpy and isinstance(v, np.ndarray) and v.dtype.kind == "f":
+            return _as_tensor(function, name, v)
+        if self._numpy or not isinstance(v, Tensor) or not v.dtype.is_floating_point:
+            wanted = "array" if self._numpy else "tensor"
+            raise TypeError(f"{function}: {name} must be a floating {wanted}, got {_kind(v)}")
+        return v
 
     def _start(self) -> tuple[Tensor, Tensor]:
         """The potentials in float64, (B, n) and (B, m), to start another solve from."""

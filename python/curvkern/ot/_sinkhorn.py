@@ -131,7 +131,26 @@ def sinkhorn(
     >>> print(f"{float(result.cost):.6f}, converged: {bool(result.converged)}")
     0.500000, converged: True
     """
-    function = "sinkhorn"
+    return solve_matrix(
+        "sinkhorn", a, b, C, eps, method, rho, max_iter, tol, init, callback, check_every
+    )
+
+
+def solve_matrix(
+    function: str,
+    a: Any,
+    b: Any,
+    C: Any,
+    eps: Any,
+    method: Any = "auto",
+    rho: Any = None,
+    max_iter: Any = 10_000,
+    tol: Any = 1e-9,
+    init: Any = None,
+    callback: Any = None,
+    check_every: Any = 10,
+) -> OTResult:
+    """:func:`sinkhorn` for the function that messages name."""
     arguments = Arguments(function, "C", C)
     C = arguments.tensor("C", C, (2, 3), "(n, m) or (B, n, m)")
     n, m = C.shape[-2:]

@@ -19,7 +19,7 @@ from torch import Tensor
 from ... import ConvergenceWarning
 from .._arguments import check_choice
 from .._result import OTResult
-from .._sinkhorn import sinkhorn as solve
+from .._sinkhorn import solve_matrix
 
 METHODS = (
     "sinkhorn",
@@ -95,7 +95,7 @@ def sinkhorn(
     """
     check_choice("pot.sinkhorn", "method", method, METHODS)
     several = getattr(b, "ndim", 1) == 2
-    result = _solved(a, b, M, reg, numItermax, stopThr, warn, warmstart)
+    result = _solved("pot.sinkhorn", a, b, M, reg, numItermax, stopThr, warn, warmstart)
     answer = result.cost if several else result.plan
     return (answer, _log(result, a, b, reg)) if log else answer
 
@@ -139,11 +139,12 @@ def sinkhorn2(
     0.26894142
     """
     check_choice("pot.sinkhorn2", "method", method, METHODS)
-    result = _solved(a, b, M, reg, numItermax, stopThr, warn, warmstart)
+    result = _solved("pot.sinkhorn2", a, b, M, reg, numItermax, stopThr, warn, warmstart)
     return (result.cost, _log(result, a, b, reg)) if log else result.cost
 
 
 def _solved(
+    function: str,
     a: Any,
     b: Any,
     M: Any,
@@ -158,11 +159,11 @@ def _solved(
         b = b.T
         if a is not None and a.ndim == 1:
             a = a[None] + 0 * b[:, :1]
-    init = None if warmstart is None else _potentials(warmstart, a, b, M, reg)
+    init = None if warmstart is None else _potentials(function, warmstart, a, b, M, reg)
     with warnings.catch_warnings():
         if not warn:
             warnings.simplefilter("ignore", ConvergenceWarning)
-        return solve(a, b, M, reg, max_iter=numItermax, tol=stopThr, init=init)
+        return solve_matrix(function, a, b, M, reg, max_iter=numItermax, tol=stopThr, init=init)
 
 
 def _weights(weights: Any) -> Any:
@@ -171,7 +172,9 @@ def _weights(weights: Any) -> Any:
     return None if weights is None or empty else weights
 
 
-def _potentials(warmstart: Sequence[Any], a: Any, b: Any, M: Any, reg: float) -> list[Any]:
+def _potentials(
+    function: str, warmstart: Sequence[Any], a: Any, b: Any, M: Any, reg: float
+) -> list[Any]:
     """f and g from log u = log a + f / reg; where there is no mass the solver finds them."""
     library: Any = torch if isinstance(M, Tensor) else np
     pair = []
@@ -180,7 +183,7 @@ def _potentials(warmstart: Sequence[Any], a: Any, b: Any, M: Any, reg: float) ->
         mass = library.ones_like(logarithm) / n if weights is None else weights
         if logarithm.shape != mass.shape:
             raise ValueError(
-                f"pot.sinkhorn: warmstart has shape {tuple(logarithm.shape)} where the weights "
+                f"{function}: warmstart has shape {tuple(logarithm.shape)} where the weights "
                 f"have {tuple(mass.shape)}"
             )
         positive = mass > 0
