@@ -87,8 +87,8 @@ def barycenter(
     -----
     Differentiable in a, C, eps and weights, any number of times, in reverse mode. ``vmap``,
     forward mode (both ``NotImplementedError``) and ``torch.compile(fullgraph=True)`` are
-    refused; a batch takes the place of the first. The derivatives of the debiased barycenter are as exact as its
-    convergence: a small ``tol`` helps them.
+    refused; a batch takes the place of the first. The derivatives of the debiased barycenter
+    are as exact as its convergence: a small ``tol`` helps them.
 
     References
     ----------

@@ -203,7 +203,7 @@ class OTResult:
         >>> bool((result.potential_f(x) - result.f).abs().max() < 1e-8)
         True
         >>> print(result.potential_f(torch.tensor([[-1.0], [0.5]], dtype=torch.float64)))
-        tensor([7.0693, 1.1807], dtype=torch.float64)
+        tensor([9.0347, 2.2153], dtype=torch.float64)
         """
         problem, points = self._between("potential_f", x, 0)
         return self._shown(_extension.potential(problem, self._g, points))
