@@ -89,6 +89,11 @@ class _Fisher:
         unit[j] = 1
         return float(self.ihvp(unit)[i])
 
+    def elements(self, i: Tensor, j: Tensor) -> Tensor:
+        """Elements of F^-1 at index tensors of one shape after broadcasting."""
+        inverse = self.ihvp(torch.eye(self.d, dtype=torch.float64, device=self._rows().device))
+        return inverse[i, j]
+
     def quad_form(self, v: Tensor) -> Tensor:
         """v' F^-1 v, a 0-d tensor or (k,)."""
         return self._sum((self.ihvp(v) * v.double()).sum(-1))
