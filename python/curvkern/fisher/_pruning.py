@@ -11,7 +11,7 @@ from torch import Tensor
 from ._queries import columns, diagonal_blocks, inverse_block, size
 
 MODES = ("simultaneous", "joint", "greedy")
-AHEAD = 32  # columns of the inverse that the greedy mode asks for in one call
+AHEAD = 64  # columns of the inverse that the greedy mode asks for in one call
 
 
 def obs_prune(
@@ -158,49 +158,62 @@ def _greedy(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Pivoted block Cholesky of F^-1, the pivots chosen by saliency.
 
-    With C the rows so far, F^-1 - C'C is the inverse for the weights that are left.
+    With C the rows so far, F^-1 - C'C is the inverse for the weights that are left. Columns of
+    the next candidates are asked for, and taken less C'C, many at a time.
     """
     d = len(w)
-    w = w.clone()
-    gone = ~kept.view(-1, b)[:, 0]
+    w, gone = w.clone(), ~kept
     before = gone.nonzero()[:, 0]
-    C = w.new_zeros((drop + len(before)) * b, d)
-    blocks = diagonal_blocks(fisher, b).clone()
+    blocks = diagonal_blocks(fisher, b)
+    C = w.new_empty(len(before) + drop * b, d)
+    done = len(before)
+    if done:
+        found = columns(fisher, before).to(w)
+        C[:done] = _whitened(found, found[:, before])
+        blocks = blocks - _group_squares(C[:done], b)
     offset = torch.arange(b, device=w.device)
+    saliency = _saliency(w, blocks, kept)
+    record, order = saliency.clone(), []
     ahead: dict[int, Tensor] = {}
-    record = torch.full((d // b,), torch.inf).to(w)
-    order = []
-    for t in range(len(before) + drop):
-        saliency = _saliency(w, blocks, (~gone).repeat_interleave(b))
-        if t < len(before):
-            i = int(before[t])
-        else:
-            i = int(saliency.argmin())
-            order.append(i)
-            record[i] = saliency[i]
-        if i not in ahead:
-            rank = before[t:] if t < len(before) else torch.sort(saliency, stable=True).indices
-            wanted = torch.cat([rank.new_tensor([i]), rank[rank != i]])[: max(1, AHEAD // b)]
-            found = columns(fisher, (wanted[:, None] * b + offset).flatten()).to(w)
-            ahead = dict(zip(wanted.tolist(), found.view(-1, b, d), strict=True))
+    base = done
+    for _ in range(drop):
+        i = int(saliency.argmin())
         at = slice(i * b, i * b + b)
-        done = C[: t * b]
-        rows = ahead[i] - done[:, at].T @ done
-        L = torch.linalg.cholesky(rows[:, at])
-        rows = torch.linalg.solve_triangular(L, rows, upper=False)
-        w -= torch.linalg.solve_triangular(L, w[at, None], upper=False)[:, 0] @ rows
-        w[at] = 0
-        C[t * b : t * b + b] = rows
-        grouped = rows.view(b, -1, b)
-        blocks -= torch.einsum("kgi,kgj->gij", grouped, grouped)
+        if i not in ahead:
+            wanted = torch.sort(saliency, stable=True).indices[: max(1, AHEAD // b)]
+            members = (wanted[:, None] * b + offset).flatten()
+            found = columns(fisher, members).to(w) - C[:done, members].T @ C[:done]
+            ahead = dict(zip(wanted.tolist(), found.view(-1, b, d), strict=True))
+            base = done
+        rows = ahead[i] - C[base:done, at].T @ C[base:done]
+        rows = _whitened(rows, rows[:, at])
+        # rows at i are the transposed factor: w_i goes to zero.
+        w -= torch.linalg.solve_triangular(rows[:, at].T, w[at, None], upper=False)[:, 0] @ rows
+        w[at] = 0.0
+        C[done : done + b] = rows
+        done += b
+        blocks = blocks - _group_squares(rows, b)
         blocks[i] = torch.eye(b).to(w)
-        gone[i] = True
-    rest = _saliency(w, blocks, (~gone).repeat_interleave(b))
-    return (
-        w,
-        torch.tensor(order, dtype=torch.int64, device=w.device),
-        torch.where(gone, record, rest),
-    )
+        gone[at] = True
+        record[i] = saliency[i]
+        order.append(i)
+        saliency = _saliency(w, blocks, ~gone)
+    record = torch.where(gone.view(-1, b)[:, 0], record, saliency)
+    return w, torch.tensor(order, dtype=torch.int64, device=w.device), record
+
+
+def _whitened(rows: Tensor, pivot: Tensor) -> Tensor:
+    """L^-1 times rows, with L L' the pivot."""
+    L = torch.linalg.cholesky((pivot + pivot.T) / 2)
+    return torch.linalg.solve_triangular(L, rows, upper=False)
+
+
+def _group_squares(rows: Tensor, b: int) -> Tensor:
+    """Diagonal blocks of rows' rows, (d / b, b, b)."""
+    if b == 1:
+        return rows.square().sum(0)[:, None, None]
+    grouped = rows.view(len(rows), -1, b)
+    return torch.einsum("kgi,kgj->gij", grouped, grouped)
 
 
 def _checked(w: Any, fisher: Any, mask: Any) -> tuple[Tensor, Tensor]:
