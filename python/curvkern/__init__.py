@@ -11,12 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import distributions as distributions
+    from . import fisher as fisher
+    from . import optim as optim
     from . import ot as ot
     from . import special as special
 
-__all__ = ["ConvergenceWarning", "__version__", "distributions", "ot", "special"]
+__all__ = [
+    "ConvergenceWarning",
+    "__version__",
+    "distributions",
+    "fisher",
+    "optim",
+    "ot",
+    "special",
+]
 
-_SUBMODULES = frozenset({"distributions", "ot", "special"})
+_SUBMODULES = frozenset({"distributions", "fisher", "optim", "ot", "special"})
 
 
 class ConvergenceWarning(RuntimeWarning):

@@ -1,0 +1,7 @@
+"""Optimizers whose steps know about curvature."""
+
+from __future__ import annotations
+
+from ._mfac import MFAC
+
+__all__ = ["MFAC"]

@@ -1,0 +1,334 @@
+"""The M-FAC optimizer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ._mfac_windows import Settings, Window, local
+
+GROUPINGS = ("global", "per_group", "per_param")
+DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+
+
+class MFAC(Optimizer):
+    r"""Descent along gradients preconditioned by a window of the last m of them.
+
+    With g the gradient of all parameters, flattened, and :math:`\mu` the momentum,
+
+    .. math::
+        F = \lambda I + \frac1m \sum_{i=t-m+1}^{t} g_i g_i^\top, \qquad
+        b_t = \mu\, b_{t-1} + F^{-1} g_t, \qquad w_t = w_{t-1} - \eta\, b_t .
+
+    The current gradient is one of the window, so that :math:`F^{-1} g_t` is a combination of
+    m gradients whose terms do not cancel, whatever the damping is. A step reads the window,
+    m d numbers, twice. Gradients of noise have :math:`F^{-1} g \approx m g / |g|^2`: ``lr``
+    times ``window`` over the gradient's norm is about the length of a step.
+
+    Parameters
+    ----------
+    params
+        Parameters, or dicts of them and their own settings. Those with equal ``damping``,
+        ``window`` and ``window_dtype`` can share a window.
+    lr
+        Step :math:`\eta`, not negative.
+    momentum
+        :math:`\mu` in [0, 1), on the preconditioned update.
+    weight_decay
+        Not negative. Added times w to the gradient, inside the window, as in [1]_; times ``lr``
+        taken off the weights if ``decoupled_weight_decay``.
+    damping
+        :math:`\lambda`, positive; a change of ``param_groups`` applies from the next step.
+    window
+        m, the number of gradients kept.
+    window_dtype
+        float32, float64 or bfloat16: how they are stored, m d numbers. What is preconditioned
+        is the gradient rounded to it.
+    warmup
+        Over so many steps the step grows linearly to ``lr``.
+    grouping
+        "global": one window for all parameters; "per_group", "per_param": one for each, F is
+        block-diagonal.
+    maximize
+        Ascend.
+    process_group
+        Ranks that share the columns of the window. Each holds the local parts of sharded
+        parameters (``torch.distributed.fsdp.fully_shard``), no gradient is gathered, and m
+        numbers are exchanged; of parameters that all ranks hold, as under
+        ``DistributedDataParallel``, each keeps the columns of an equal share, and the updates
+        are gathered. Without it each rank under DDP has a whole window.
+
+    Raises
+    ------
+    ValueError
+        A setting is out of range or differs within a window. From :meth:`step`: a gradient has
+        an element that is not finite in the window's dtype; parameters and windows are
+        unchanged.
+    TypeError
+        A setting or parameter is of another kind; a gradient is sparse.
+
+    Notes
+    -----
+    Windows are made at the first step. A parameter without a gradient counts as one with zeros,
+    but is not decayed. Parameters added after the first step get a window of their own.
+
+    ``state_dict`` has the windows under "windows", of this rank's columns, and can be loaded
+    with ``weights_only=True``: training goes on bit by bit.
+
+    References
+    ----------
+    .. [1] E. Frantar, E. Kurtic, D. Alistarh, "M-FAC: Efficient Matrix-Free Approximations of
+       Second-Order Information", NeurIPS 2021, arXiv:2107.03356.
+
+    Examples
+    --------
+    Two features, one a hundredth of the other in scale, and noise of variance 0.01: a gradient
+    step that is stable in the one learns nothing of the other.
+
+    >>> import torch
+    >>> from curvkern.optim import MFAC
+    >>> def mean_square(make):
+    ...     generator = torch.Generator().manual_seed(0)
+    ...     X = torch.randn(1024, 2, generator=generator) * torch.tensor([1.0, 0.01])
+    ...     y = X @ torch.tensor([1.0, 100.0])
+    ...     y += 0.1 * torch.randn(1024, generator=generator)
+    ...     w = torch.zeros(2, requires_grad=True)
+    ...     optimizer = make([w])
+    ...     for batch in torch.randint(1024, (150, 32), generator=generator):
+    ...         optimizer.zero_grad()
+    ...         (X[batch] @ w - y[batch]).square().mean().backward()
+    ...         optimizer.step()
+    ...     return round((X @ w.detach() - y).square().mean().item(), 2)
+    >>> mean_square(lambda p: MFAC(p, lr=0.1, momentum=0.0, damping=1e-6, window=20))
+    0.01
+    >>> mean_square(lambda p: torch.optim.SGD(p, lr=0.3))
+    1.07
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        decoupled_weight_decay: bool = False,
+        damping: float = 1e-5,
+        window: int = 128,
+        window_dtype: torch.dtype = torch.float32,
+        warmup: int = 0,
+        grouping: str = "global",
+        maximize: bool = False,
+        *,
+        process_group: Any = None,
+    ) -> None:
+        if grouping not in GROUPINGS:
+            raise ValueError(
+                f"MFAC: grouping must be one of {', '.join(GROUPINGS)}, got {grouping!r}"
+            )
+        self._grouping = grouping
+        self._process_group = process_group
+        self._windows: list[Window] = []
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "decoupled_weight_decay": decoupled_weight_decay,
+            "damping": damping,
+            "window": window,
+            "window_dtype": window_dtype,
+            "warmup": warmup,
+            "maximize": maximize,
+        }
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """More parameters; after the first step they get a window of their own."""
+        _check_settings({**self.defaults, **param_group})
+        super().add_param_group(param_group)
+        for p in self.param_groups[-1]["params"]:
+            if not p.is_floating_point():
+                self.param_groups.pop()
+                raise TypeError(f"MFAC: parameters must be real and floating, got {p.dtype}")
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step; returns what ``closure``, which recomputes the loss, returns."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        windows = self._windows + self._new_windows()
+        rows = [window.read() for window in windows]
+        for window, row in zip(windows, rows, strict=True):
+            bad = int(window.not_finite(row))
+            if bad:
+                raise ValueError(
+                    f"MFAC: gradients must be finite in {row.dtype}, got {bad} of "
+                    f"{row.numel()} elements that are not; nothing was changed"
+                )
+        self._windows = windows
+        for window, row in zip(windows, rows, strict=True):
+            for p, settings, update in window.push(row):
+                self._move(p, settings, update, window.steps)
+        return loss
+
+    def _move(self, p: Tensor, settings: Settings, update: Tensor, steps: int) -> None:
+        weight = local(p)
+        lr = float(settings["lr"])
+        if steps < settings["warmup"]:
+            lr *= steps / settings["warmup"]
+        if settings["decoupled_weight_decay"] and p.grad is not None:
+            weight.mul_(1 - lr * settings["weight_decay"])
+        update = update.view_as(weight).to(weight.dtype)
+        if settings["momentum"]:
+            state = self.state[p]
+            if "momentum_buffer" in state:
+                update = state["momentum_buffer"].mul_(settings["momentum"]).add_(update)
+            else:
+                state["momentum_buffer"] = update = update.clone()
+        weight.add_(update, alpha=-lr)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As of any optimizer, with "windows": their parameters, steps taken and rows."""
+        state = super().state_dict()
+        number = {p: i for i, (p, _) in enumerate(self._everyone())}
+        state["windows"] = [
+            {
+                "params": [number[p] for p, _ in window.params],
+                "steps": window.steps,
+                "fisher": window.fisher.state_dict(),
+            }
+            for window in self._windows
+        ]
+        return state
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Continue from a state of an optimizer of the same parameters; checked before."""
+        saved = state_dict.get("windows")
+        if not isinstance(saved, Sequence):
+            raise ValueError("MFAC: state_dict has no list 'windows'")
+        before = self.__getstate__()
+        params = [p for p, _ in self._everyone()]
+        for entry in saved:
+            _check_entry(entry, len(params))
+        numbers = [i for entry in saved for i in entry["params"]]
+        if len(set(numbers)) < len(numbers):
+            raise ValueError("MFAC: windows of state_dict share a parameter")
+        try:
+            super().load_state_dict(dict(state_dict))
+            for group in self.param_groups:
+                _check_settings(group)
+            for p in params:
+                self._check_state(p)
+            settings = [s for _, s in self._everyone()]
+            self._windows = [
+                _loaded(entry, params, settings, self._process_group) for entry in saved
+            ]
+        except Exception:
+            self.__setstate__(before)
+            raise
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Optimizer's keeps three attributes, whatever else there is.
+        own = ("_grouping", "_process_group", "_windows")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
+
+    def _check_state(self, p: Tensor) -> None:
+        """Momentum that fits, as a copy: loading shares memory with what was loaded."""
+        state = self.state.get(p, {})
+        if not state:
+            return
+        momentum = state.get("momentum_buffer")
+        shape = local(p).shape
+        if len(state) > 1 or not isinstance(momentum, Tensor) or momentum.shape != shape:
+            raise ValueError(
+                f"MFAC: state_dict must hold one momentum_buffer of shape {tuple(shape)} for "
+                f"a parameter, got {', '.join(map(str, state))}"
+            )
+        state["momentum_buffer"] = momentum.clone()
+
+    def _everyone(self) -> list[tuple[Tensor, Settings]]:
+        return [(p, group) for group in self.param_groups for p in group["params"]]
+
+    def _new_windows(self) -> list[Window]:
+        """For parameters that have none yet."""
+        known = {p for window in self._windows for p, _ in window.params}
+        fresh = [(p, group) for p, group in self._everyone() if p not in known]
+        if not fresh:
+            return []
+        if self._grouping == "global":
+            parts = [fresh]
+        elif self._grouping == "per_param":
+            parts = [[one] for one in fresh]
+        else:
+            parts = [[one for one in fresh if one[1] is group] for group in self.param_groups]
+        return [Window(part, self._process_group) for part in parts if part]
+
+
+def _loaded(entry: Any, params: list[Tensor], settings: list[Settings], group: Any) -> Window:
+    window = Window([(params[i], settings[i]) for i in entry["params"]], group)
+    window.steps = entry["steps"]
+    window.fisher.load_state_dict(entry["fisher"])
+    return window
+
+
+def _check_entry(entry: Any, count: int) -> None:
+    if not isinstance(entry, Mapping) or not {"params", "steps", "fisher"} <= entry.keys():
+        raise ValueError("MFAC: a window of state_dict must have params, steps and fisher")
+    numbers, steps = entry["params"], entry["steps"]
+    if not (isinstance(numbers, Sequence) and numbers):
+        raise ValueError("MFAC: a window of state_dict must list its params")
+    for i in numbers:
+        if type(i) is not int or not 0 <= i < count:
+            raise ValueError(
+                f"MFAC: a window of state_dict has parameter {i!r}, expected 0 to {count - 1}"
+            )
+    if type(steps) is not int or steps < 0:
+        raise ValueError(f"MFAC: steps of state_dict must not be negative, got {steps!r}")
+
+
+def _check_settings(settings: Mapping[str, Any]) -> None:
+    missing = {"decoupled_weight_decay", "maximize", "window_dtype"} - settings.keys()
+    missing |= {
+        "lr",
+        "momentum",
+        "weight_decay",
+        "damping",
+        "window",
+        "warmup",
+    } - settings.keys()
+    if missing:
+        raise ValueError(f"MFAC: a param group lacks {', '.join(sorted(missing))}")
+    ranges: dict[str, tuple[str, Callable[[float], bool]]] = {
+        "lr": ("finite and not negative", lambda x: 0 <= x < math.inf),
+        "momentum": ("in [0, 1)", lambda x: 0 <= x < 1),
+        "weight_decay": ("finite and not negative", lambda x: 0 <= x < math.inf),
+        "damping": ("positive and finite", lambda x: 0 < x < math.inf),
+    }
+    for name, (wanted, holds) in ranges.items():
+        value = settings[name]
+        if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
+            raise TypeError(f"MFAC: {name} must be a number, got {type(value).__name__}")
+        if isinstance(value, Tensor) and (value.numel() != 1 or name != "lr"):
+            raise TypeError(f"MFAC: {name} must be a number, got shape {tuple(value.shape)}")
+        if not holds(float(value)):
+            raise ValueError(f"MFAC: {name} must be {wanted}, got {float(value)}")
+    for name, least in (("window", 1), ("warmup", 0)):
+        value = settings[name]
+        if type(value) is not int:
+            raise TypeError(f"MFAC: {name} must be an int, got {type(value).__name__}")
+        if value < least:
+            raise ValueError(f"MFAC: {name} must be at least {least}, got {value}")
+    for name in ("decoupled_weight_decay", "maximize"):
+        if not isinstance(settings[name], bool):
+            raise TypeError(f"MFAC: {name} must be a bool, got {type(settings[name]).__name__}")
+    if settings["window_dtype"] not in DTYPES:
+        raise TypeError(
+            "MFAC: window_dtype must be torch.float32, float64 or bfloat16, "
+            f"got {settings['window_dtype']}"
+        )
