@@ -153,14 +153,23 @@ void widened(const float* v, const float* x, float* const* out, int outputs, int
     }
 }
 
-int count_code(const std::uint8_t* code, int begin, int end, int wanted) {
+int count_code(const std::uint8_t* code, int n, std::uint8_t wanted) {
     int total = 0;
-    for (int i = begin; i < end; i += 128) {
+    for (int i = 0; i < n; i += 128) {
         std::uint8_t some = 0;  // as narrow as the codes: a vector holds more of them
-        for (int j = i; j < (i + 128 < end ? i + 128 : end); ++j) some += code[j] == wanted;
+        for (int j = i; j < (i + 128 < n ? i + 128 : n); ++j) {
+            some = static_cast<std::uint8_t>(some + (code[j] == wanted ? 1 : 0));
+        }
         total += some;
     }
     return total;
+}
+
+// Bit r: is there a code r?
+std::uint32_t present_codes(const std::uint8_t* code, int n) {
+    std::uint32_t present = 0;
+    for (int i = 0; i < n; ++i) present |= std::uint32_t{1} << code[i];
+    return present;
 }
 
 // n points of one region, in arrays that are padded to whole vectors
@@ -190,59 +199,58 @@ struct Waiting {
     int count = 0;
     T v[2 * block], x[2 * block];
     std::uint8_t code[2 * block];
-    std::int32_t index[2 * block];  // where their results belong
+    std::int32_t place[2 * block];  // where their results belong
 };
 
-// Orders up to two blocks of points by region, every region padded to whole vectors, evaluates
-// them, and puts their results where index tells, or in order.
+// The indices of the points with a code, in order: at index and, as rubbish, up to 15 behind
+// them. Reads whole 16 codes.
+int collect(const std::uint8_t* code, int n, int wanted, std::int32_t* index) {
+    int found = 0;
+#if defined(__AVX512BW__)
+    const __m128i all = _mm_set1_epi8(static_cast<char>(wanted));
+    __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    for (int i = 0; i < n; i += 16) {
+        const __m128i some = _mm_loadu_si128(reinterpret_cast<const __m128i*>(code + i));
+        __mmask16 mask = _mm_cmpeq_epi8_mask(some, all);
+        if (n - i < 16) mask &= static_cast<__mmask16>((1 << (n - i)) - 1);
+        _mm512_storeu_si512(index + found, _mm512_maskz_compress_epi32(mask, lane));
+        lane = _mm512_add_epi32(lane, _mm512_set1_epi32(16));
+        found += __builtin_popcount(mask);
+    }
+#else
+    for (int i = 0; i < n; ++i) {
+        index[found] = i;
+        found += code[i] == wanted;
+    }
+#endif
+    return found;
+}
+
+// Evaluates up to two blocks of points region by region, each filled up to whole vectors with
+// its first point, and puts their results where `place` tells, or in order.
 template <class T>
 CURVKERN_SHARED void run_sorted(const Plan<T>& plan, const T* v, const T* x,
-                                const std::uint8_t* code, const std::int32_t* index,
+                                const std::uint8_t* code, const std::int32_t* place,
                                 T* const* out, int n, T scale) {
-    constexpr int room = 2 * block + region_count * step<T>;
-    alignas(64) T sorted_v[room], sorted_x[room], sorted_out[3][room];
-    std::int16_t position[2 * block];
-    // Four streams advance side by side, each with its own cursors: a cursor that the point
-    // before has just moved is not known for some cycles.
-    constexpr int streams = 4;
-    const int share = n / streams;
-    int cursor[streams][region_count], start[region_count];
-    int next = 0;
+    constexpr int room = 2 * block + step<T>;
+    alignas(64) T some_v[room], some_x[room], result[3][room];
+    T* const target[3] = {result[0], result[1], result[2]};
+    std::int32_t index[room + 16];
+    const std::uint32_t present = present_codes(code, n);
     for (int r = 0; r < region_count; ++r) {
-        start[r] = next;
-        for (int s = 0; s < streams; ++s) {
-            cursor[s][r] = next;
-            next += count_code(code, s * share, s + 1 < streams ? (s + 1) * share : n, r);
+        if ((present >> r & 1) == 0) continue;
+        const int count = collect(code, n, r, index), whole = padded<T>(count);
+        for (int i = count; i < whole; ++i) index[i] = index[0];
+        for (int i = 0; i < whole; ++i) {
+            some_v[i] = v[index[i]];
+            some_x[i] = x[index[i]];
         }
-        next = start[r] + padded<T>(next - start[r]);
-    }
-    auto place = [&](int i, int s) {
-        const int at = cursor[s][code[i]]++;
-        position[i] = static_cast<std::int16_t>(at);
-        sorted_v[at] = v[i];
-        sorted_x[at] = x[i];
-    };
-    for (int i = 0; i < share; ++i) {
-        for (int s = 0; s < streams; ++s) place(s * share + i, s);
-    }
-    for (int i = streams * share; i < n; ++i) place(i, streams - 1);
-
-    for (int r = 0; r < region_count; ++r) {
-        const int from = start[r], end = cursor[streams - 1][r], count = padded<T>(end - from);
-        if (count == 0) continue;
-        for (int i = end; i < from + count; ++i) {
-            sorted_v[i] = sorted_v[from];
-            sorted_x[i] = sorted_x[from];
+        run_one(plan, some_v, some_x, target, count, {r, scale});
+        if (place != nullptr) {
+            for (int i = 0; i < count; ++i) index[i] = place[index[i]];
         }
-        T* const target[3] = {sorted_out[0] + from, sorted_out[1] + from, sorted_out[2] + from};
-        run_one(plan, sorted_v + from, sorted_x + from, target, end - from, {r, scale});
-    }
-    for (int o = 0; o < plan.outputs; ++o) {
-        const T* result = sorted_out[o];
-        if (index == nullptr) {
-            for (int i = 0; i < n; ++i) out[o][i] = result[position[i]];
-        } else {
-            for (int i = 0; i < n; ++i) out[o][index[i]] = result[position[i]];
+        for (int o = 0; o < plan.outputs; ++o) {
+            for (int i = 0; i < count; ++i) out[o][index[i]] = result[o][i];
         }
     }
 }
@@ -266,11 +274,11 @@ void wait(Waiting<T>& waiting, const T* v, const T* x, const std::uint8_t* code,
     const int before = waiting.count;
     int found = before;
     for (int i = 0; i < n; ++i) {
-        waiting.index[found] = from + i;
+        waiting.place[found] = from + i;
         found += code[i] != common;
     }
     for (int i = before; i < found; ++i) {
-        const int at = waiting.index[i] - from;
+        const int at = waiting.place[i] - from;
         waiting.v[i] = v[at];
         waiting.x[i] = x[at];
         waiting.code[i] = code[at];
@@ -288,7 +296,8 @@ CURVKERN_SHARED void run_block(const Plan<T>& plan, const T* v, const T* x, T* c
     classify_block(plan, v, x, code, n, plan.bounds[scale != 0]);
     T* const target[3] = {out[0] + from, plan.outputs > 1 ? out[1] + from : nullptr,
                           plan.outputs > 2 ? out[2] + from : nullptr};
-    const int common = code[n / 2], alike = count_code(code, 0, n, common);
+    const std::uint8_t common = code[n / 2];
+    const int alike = count_code(code, n, common);
     if (!is_straight<T>(common) || n % step<T> != 0 || 4 * alike < 3 * n) {
         run_sorted<T>(plan, v, x, code, nullptr, target, n, scale);
         return;
@@ -306,7 +315,7 @@ CURVKERN_SHARED void run_points(const Plan<T>& plan, const T* v, const T* x, T* 
         const int count = n - from < block ? n - from : block;
         run_block(plan, v + from, x + from, out, from, count, scale, some);
         if (some.count > block || from + block >= n) {
-            run_sorted(plan, some.v, some.x, some.code, some.index, out, some.count, scale);
+            run_sorted(plan, some.v, some.x, some.code, some.place, out, some.count, scale);
             some.count = 0;
         }
     }

@@ -201,7 +201,12 @@ CURVKERN_HD void write_low_order_slopes(R v, R x, const LowOrder<R>& y, Scalar<R
         return;
     }
     Pair<R> exponent = two_sum(c<R>(-2) * x, y.exponent);
-    R k_over_e = c<R>(pi) * (exp(exponent.hi) * (c<R>(1) + exponent.lo)) / y.e_factor;
+    // K beside v/(2x): below its last digit it is dropped, as processors take a hundred cycles
+    // over the subnormal numbers that it ends in
+    auto lost = (exponent.hi < c<R>(is_double<R> ? -200.0 : -60.0)) &
+                (v > c<R>(is_double<R> ? 1e-60 : 1e-15));
+    R decay = exp(select(lost, c<R>(0), exponent.hi)) * (c<R>(1) + exponent.lo);
+    R k_over_e = select(lost, c<R>(0), c<R>(pi) * decay / y.e_factor);
     CosSin<R> turn = cos_sin_pi(v);
     R sine = turn.sin * c<R>(1 / pi);
     R over_i = c<R>(1) / (c<R>(1) - sine * k_over_e);

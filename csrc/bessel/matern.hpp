@@ -8,7 +8,7 @@
 //   matern_climb.hpp    matern_temme: z < 1.2; matern_fitted: above
 //   matern_product.hpp  second derivatives from z = 1.2 on; nu < 11 (5) in the Debye region
 //   matern_debye.hpp    the others
-// The largest error is 6 eps of max(1, |log M|).
+// The largest error is 10 eps of max(1, |log M|), near nu = 1/2 and z just below 1.2.
 #pragma once
 
 #include "taylor.hpp"

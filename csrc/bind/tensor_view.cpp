@@ -63,7 +63,9 @@ std::string shape_text(const TensorView& view) {
 }
 
 const char* dtype_text(Dtype dtype) {
-    return dtype == Dtype::float64 ? "float64" : "float32";
+    return dtype == Dtype::float64   ? "float64"
+           : dtype == Dtype::float32 ? "float32"
+                                     : "bfloat16";
 }
 
 bool is_contiguous(const dlpack::Tensor& tensor, std::int64_t size) {
@@ -79,7 +81,7 @@ bool is_contiguous(const dlpack::Tensor& tensor, std::int64_t size) {
 }  // namespace
 
 TensorView::TensorView(py::handle object, const char* op, const char* name,
-                       dlpack::DeviceType device)
+                       dlpack::DeviceType device, bool takes_bfloat16)
     : op_(op), name_(name) {
     if (const auto* api = exchange_api(Py_TYPE(object.ptr()))) {
         if (api->tensor_from_object(object.ptr(), &tensor_) != 0) throw py::error_already_set();
@@ -94,11 +96,15 @@ TensorView::TensorView(py::handle object, const char* op, const char* name,
     }
 
     const dlpack::DataType dtype = tensor_.dtype;
-    if (dtype.code != dlpack::code_float || dtype.lanes != 1 ||
-        (dtype.bits != 32 && dtype.bits != 64)) {
-        throw py::type_error(label() + " must be float32 or float64, got " + dtype_name(dtype));
+    const bool is_bfloat16 =
+        takes_bfloat16 && dtype.code == dlpack::code_bfloat && dtype.bits == 16;
+    if (dtype.lanes != 1 || (!is_bfloat16 && (dtype.code != dlpack::code_float ||
+                                              (dtype.bits != 32 && dtype.bits != 64)))) {
+        throw py::type_error(label() + " must be float32" +
+                             (takes_bfloat16 ? ", float64 or bfloat16" : " or float64") +
+                             ", got " + dtype_name(dtype));
     }
-    dtype_ = dtype.bits == 64 ? Dtype::float64 : Dtype::float32;
+    dtype_ = is_bfloat16 ? Dtype::bfloat16 : dtype.bits == 64 ? Dtype::float64 : Dtype::float32;
     const bool on_host = tensor_.device.type == dlpack::device_cpu ||
                          tensor_.device.type == dlpack::device_cuda_host;
     if (device == dlpack::device_cpu ? !on_host : tensor_.device.type != device) {

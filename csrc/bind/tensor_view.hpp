@@ -14,15 +14,15 @@ namespace curvkern {
 
 namespace py = pybind11;
 
-enum class Dtype { float32, float64 };
+enum class Dtype { float32, float64, bfloat16 };
 
-// A contiguous float32 or float64 tensor on the wanted device. Borrows memory and shape from
-// the Python object, which must outlive it.
+// A contiguous float32 or float64 tensor on the wanted device; bfloat16 where the operation
+// takes it. Borrows memory and shape from the Python object, which must outlive it.
 class TensorView {
   public:
     // `op` and `name` are what error messages call the operation and its argument.
     TensorView(py::handle object, const char* op, const char* name,
-               dlpack::DeviceType device = dlpack::device_cpu);
+               dlpack::DeviceType device = dlpack::device_cpu, bool takes_bfloat16 = false);
 
     Dtype dtype() const { return dtype_; }
     int device_id() const { return tensor_.device.id; }
@@ -35,11 +35,12 @@ class TensorView {
     void require_same_shape(const TensorView& other) const;
     void require_same_device(const TensorView& other) const;
 
+    void* data() const { return static_cast<char*>(tensor_.data) + tensor_.byte_offset; }
+
     // T must match dtype(); const T for an argument that is only read.
     template <class T>
     View<T> view() const {
-        auto* bytes = static_cast<char*>(tensor_.data) + tensor_.byte_offset;
-        return {reinterpret_cast<T*>(bytes), size_};
+        return {static_cast<T*>(data()), size_};
     }
 
   private:

@@ -14,5 +14,6 @@ from __future__ import annotations
 from ._hypergradient import hypergradient
 from ._influence import influence
 from ._pruning import obs_prune
+from ._window import SlidingWindowFisher
 
-__all__ = ["hypergradient", "influence", "obs_prune"]
+__all__ = ["SlidingWindowFisher", "hypergradient", "influence", "obs_prune"]

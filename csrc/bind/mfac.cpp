@@ -1,0 +1,202 @@
+// Passes over a window of gradients, and the factor of its Gram matrix.
+#include "mfac/mfac.hpp"
+
+#include <pybind11/stl.h>
+
+#include <vector>
+
+#include "bind/families.hpp"
+#include "bind/tensor_view.hpp"
+
+namespace curvkern {
+namespace mfac {
+namespace {
+
+bool interrupted() {
+    const py::gil_scoped_acquire acquire;
+    return PyErr_CheckSignals() != 0;
+}
+
+Storage storage_of(const TensorView& view) {
+    return view.dtype() == Dtype::float64   ? Storage::float64
+           : view.dtype() == Dtype::float32 ? Storage::float32
+                                            : Storage::bfloat16;
+}
+
+[[noreturn]] void refuse(const char* op, const std::string& what) {
+    throw py::value_error(std::string(op) + ": " + what);
+}
+
+void require_float64(const TensorView& view, const char* op, const char* name) {
+    if (view.dtype() == Dtype::float64) return;
+    throw py::type_error(std::string(op) + ": " + name + " must be float64");
+}
+
+// A matrix (m, d) and which of its rows take part, in their order.
+struct WindowArgument {
+    TensorView view;
+    std::vector<std::int64_t> slot;
+
+    WindowArgument(const char* op, py::handle window, std::vector<std::int64_t> slots)
+        : view(window, op, "window", dlpack::device_cpu, true), slot(std::move(slots)) {
+        if (view.ndim() != 2) {
+            refuse(op, "window must have 2 dimensions, got " + std::to_string(view.ndim()));
+        }
+        for (const std::int64_t row : slot) {
+            if (row < 0 || row >= view.shape(0)) {
+                refuse(op, "slot " + std::to_string(row) +
+                               " is not a row of window, which has " +
+                               std::to_string(view.shape(0)));
+            }
+        }
+    }
+    Window get() const {
+        return {view.data(), storage_of(view), view.shape(1), slot.data(),
+                static_cast<std::int64_t>(slot.size())};
+    }
+};
+
+// (k, d), float32 or float64
+Vectors vectors(const TensorView& view, std::int64_t d, const char* op, const char* name) {
+    if (view.ndim() != 2 || view.shape(1) != d) {
+        refuse(op, std::string(name) + " must have rows of " + std::to_string(d) + " elements");
+    }
+    return {view.data(), view.dtype() == Dtype::float32, view.shape(0)};
+}
+
+void require_rows(const TensorView& view, std::int64_t k, std::int64_t count, const char* op,
+                  const char* name) {
+    require_float64(view, op, name);
+    if (view.ndim() == 2 && view.shape(0) == k && view.shape(1) == count) return;
+    refuse(op, std::string(name) + " must have shape (" + std::to_string(k) + ", " +
+                   std::to_string(count) + ")");
+}
+
+void run_products(py::handle window, std::vector<std::int64_t> slots, py::handle v,
+                  py::handle out) {
+    constexpr const char* op = "mfac_products";
+    const WindowArgument rows(op, window, std::move(slots));
+    const TensorView v_view(v, op, "v"), out_view(out, op, "out");
+    const Vectors right = vectors(v_view, rows.view.shape(1), op, "v");
+    require_rows(out_view, right.k, rows.get().count, op, "out");
+    bool finished;
+    {
+        const py::gil_scoped_release release;
+        finished =
+            products(rows.get(), right, nullptr, 0, out_view.view<double>().data, interrupted);
+    }
+    if (!finished) throw py::error_already_set();
+}
+
+// Not interrupted: half a row would be left behind.
+void run_push(py::handle window, std::vector<std::int64_t> slots, std::int64_t into,
+              py::handle gradient, py::handle v, py::handle out) {
+    constexpr const char* op = "mfac_push";
+    const WindowArgument rows(op, window, std::move(slots));
+    const std::int64_t d = rows.view.shape(1);
+    const TensorView g_view(gradient, op, "gradient"), v_view(v, op, "v"),
+        out_view(out, op, "out");
+    const Vectors incoming = vectors(g_view, d, op, "gradient"),
+                  right = vectors(v_view, d, op, "v");
+    if (incoming.k != 1) refuse(op, "gradient must have one row");
+    if (into < 0 || into >= rows.get().count) refuse(op, "into must be the place of a slot");
+    require_rows(out_view, right.k + 1, rows.get().count, op, "out");
+    const py::gil_scoped_release release;
+    products(rows.get(), right, &incoming, into, out_view.view<double>().data,
+             [] { return false; });
+}
+
+void run_combine(py::handle window, std::vector<std::int64_t> slots, py::handle coefficient,
+                 double alpha, const py::object& v, py::handle out) {
+    constexpr const char* op = "mfac_combine";
+    const WindowArgument rows(op, window, std::move(slots));
+    const std::int64_t d = rows.view.shape(1);
+    const TensorView c_view(coefficient, op, "coefficient"), out_view(out, op, "out");
+    const Vectors target = vectors(out_view, d, op, "out");
+    require_rows(c_view, target.k, rows.get().count, op, "coefficient");
+    const TensorView v_view(v.is_none() ? out : py::handle(v), op, "v");
+    const Vectors given = vectors(v_view, d, op, "v");
+    if (given.k != target.k) refuse(op, "v and out have different numbers of rows");
+    bool finished;
+    {
+        const py::gil_scoped_release release;
+        finished = combine(rows.get(), c_view.view<const double>().data, alpha,
+                           v.is_none() ? nullptr : &given, target, interrupted);
+    }
+    if (!finished) throw py::error_already_set();
+}
+
+bool run_is_finite(py::handle window, py::handle gradient) {
+    constexpr const char* op = "mfac_is_finite";
+    const TensorView view(window, op, "window", dlpack::device_cpu, true);
+    const TensorView g_view(gradient, op, "gradient");
+    const Vectors v =
+        vectors(g_view, g_view.ndim() == 2 ? g_view.shape(1) : -1, op, "gradient");
+    const py::gil_scoped_release release;
+    return is_finite(v, g_view.shape(1), storage_of(view));
+}
+
+Factor factor_of(const TensorView& view, std::int64_t count, const char* op, bool grows) {
+    require_float64(view, op, "factor");
+    if (view.ndim() != 2 || view.shape(0) != view.shape(1) || count < 0 ||
+        count + (grows ? 1 : 0) > view.shape(0)) {
+        refuse(op, "factor must be square, with room for " + std::to_string(count) + " rows");
+    }
+    return {view.view<double>().data, view.shape(1), count};
+}
+
+void run_drop_first(py::handle factor, std::int64_t count) {
+    constexpr const char* op = "mfac_drop_first";
+    const TensorView view(factor, op, "factor");
+    const Factor f = factor_of(view, count, op, false);
+    const py::gil_scoped_release release;
+    if (count < 1) return;
+    std::vector<double> scratch(static_cast<std::size_t>(count));
+    drop_first(f, scratch.data());
+}
+
+void run_append(py::handle factor, std::int64_t count, py::handle column, double diagonal,
+                double least) {
+    constexpr const char* op = "mfac_append";
+    const TensorView view(factor, op, "factor"), column_view(column, op, "column");
+    const Factor f = factor_of(view, count, op, true);
+    require_float64(column_view, op, "column");
+    if (column_view.size() != count) refuse(op, "column must have an element for each row");
+    const py::gil_scoped_release release;
+    append(f, column_view.view<const double>().data, diagonal, least);
+}
+
+void run_solve(py::handle factor, std::int64_t count, py::handle b, bool only_first) {
+    constexpr const char* op = "mfac_solve";
+    const TensorView view(factor, op, "factor"), b_view(b, op, "b");
+    const Factor f = factor_of(view, count, op, false);
+    require_float64(b_view, op, "b");
+    if (b_view.ndim() != 2 || b_view.shape(1) != count) {
+        refuse(op, "b must have rows of " + std::to_string(count) + " elements");
+    }
+    const py::gil_scoped_release release;
+    for (std::int64_t r = 0; r < b_view.shape(0); ++r) {
+        solve(f, b_view.view<double>().data + r * count, only_first);
+    }
+}
+
+}  // namespace
+}  // namespace mfac
+
+void bind_mfac(py::module_& module) {
+    using py::arg;
+    module.def("mfac_products", mfac::run_products, arg("window"), arg("slots"), arg("v"),
+               arg("out"));
+    module.def("mfac_push", mfac::run_push, arg("window"), arg("slots"), arg("into"),
+               arg("gradient"), arg("v"), arg("out"));
+    module.def("mfac_combine", mfac::run_combine, arg("window"), arg("slots"),
+               arg("coefficient"), arg("alpha"), arg("v"), arg("out"));
+    module.def("mfac_is_finite", mfac::run_is_finite, arg("window"), arg("gradient"));
+    module.def("mfac_drop_first", mfac::run_drop_first, arg("factor"), arg("count"));
+    module.def("mfac_append", mfac::run_append, arg("factor"), arg("count"), arg("column"),
+               arg("diagonal"), arg("least"));
+    module.def("mfac_solve", mfac::run_solve, arg("factor"), arg("count"), arg("b"),
+               arg("only_first"));
+}
+
+}  // namespace curvkern

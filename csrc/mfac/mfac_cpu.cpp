@@ -1,0 +1,183 @@
+// The inner loops of M-FAC. Compiled once per instruction set; everything but kernels() has
+// internal linkage.
+#include "core/simd.hpp"
+#include "mfac/mfac.hpp"
+
+namespace curvkern::mfac {
+namespace {
+
+using V = VectorDouble;
+constexpr int width = Lanes<V>::width;
+constexpr int rows = 4;
+
+typedef float Floats __attribute__((vector_size(sizeof(V) / 2)));
+typedef std::uint32_t Words __attribute__((vector_size(sizeof(V) / 2)));
+typedef std::uint16_t Halves __attribute__((vector_size(sizeof(V) / 4)));
+
+struct Brain {  // bfloat16: the upper half of a float32
+    std::uint16_t bits;
+};
+
+template <class T>
+CURVKERN_HD T load_as(const void* source) {
+    T y;
+    __builtin_memcpy(&y, source, sizeof(T));
+    return y;
+}
+
+CURVKERN_HD V load(const double* source) {
+    return load_as<V>(source);
+}
+CURVKERN_HD V load(const float* source) {
+    return __builtin_convertvector(load_as<Floats>(source), V);
+}
+CURVKERN_HD V load(const Brain* source) {
+    const Words words = __builtin_convertvector(load_as<Halves>(source), Words) << 16;
+    return __builtin_convertvector(__builtin_bit_cast(Floats, words), V);
+}
+CURVKERN_HD void store(double* target, V y) {
+    __builtin_memcpy(target, &y, sizeof(V));
+}
+
+CURVKERN_HD double one(const double* source) {
+    return *source;
+}
+CURVKERN_HD double one(const float* source) {
+    return *source;
+}
+CURVKERN_HD double one(const Brain* source) {
+    return __builtin_bit_cast(float, std::uint32_t{source->bits} << 16);
+}
+
+CURVKERN_HD double total(V y) {
+    double sum = y[0];
+    for (int lane = 1; lane < width; ++lane) sum += y[lane];
+    return sum;
+}
+
+CURVKERN_HD void round_to(double x, double* target) {
+    *target = x;
+}
+CURVKERN_HD void round_to(double x, float* target) {
+    *target = static_cast<float>(x);
+}
+// To nearest, ties to even. x comes from float32 or is rounded to it first, as torch does.
+CURVKERN_HD void round_to(double x, Brain* target) {
+    const std::uint32_t word = __builtin_bit_cast(std::uint32_t, static_cast<float>(x));
+    target->bits = static_cast<std::uint16_t>((word + 0x7fff + (word >> 16 & 1)) >> 16);
+}
+
+// Four rows at a time: a register of v serves them all, and their sums are independent.
+template <class S, int K>
+void dot_block(const S* const* row, std::int64_t size, const double* v, std::int64_t stride,
+               double* const* out) {
+    V sum[rows][K] = {};
+    std::int64_t j = 0;
+    for (; j + width <= size; j += width) {
+        V x[K];
+        for (int r = 0; r < K; ++r) x[r] = load(v + r * stride + j);
+        for (int i = 0; i < rows; ++i) {
+            const V g = load(row[i] + j);
+            for (int r = 0; r < K; ++r) sum[i][r] += g * x[r];
+        }
+    }
+    for (int i = 0; i < rows; ++i) {
+        for (int r = 0; r < K; ++r) {
+            double rest = total(sum[i][r]);
+            for (std::int64_t at = j; at < size; ++at) {
+                rest += one(row[i] + at) * v[r * stride + at];
+            }
+            out[i][r] += rest;
+        }
+    }
+}
+
+template <class S>
+void dot(const void* const* row, std::int64_t size, const double* v, std::int64_t stride,
+         std::int64_t k, double* const* out) {
+    const S* const row_of[rows] = {static_cast<const S*>(row[0]), static_cast<const S*>(row[1]),
+                                   static_cast<const S*>(row[2]),
+                                   static_cast<const S*>(row[3])};
+    std::int64_t r = 0;
+    double* target[rows];
+    for (; r < k; r += k - r > 1 ? 2 : 1) {
+        for (int i = 0; i < rows; ++i) target[i] = out[i] + r;
+        if (k - r > 1) {
+            dot_block<S, 2>(row_of, size, v + r * stride, stride, target);
+        } else {
+            dot_block<S, 1>(row_of, size, v + r * stride, stride, target);
+        }
+    }
+}
+
+template <class S>
+void add(const void* const* row, std::int64_t size, const double* coefficient, double* sum) {
+    const S* const row_of[rows] = {static_cast<const S*>(row[0]), static_cast<const S*>(row[1]),
+                                   static_cast<const S*>(row[2]),
+                                   static_cast<const S*>(row[3])};
+    V c_of[rows];
+    for (int i = 0; i < rows; ++i) c_of[i] = c<V>(coefficient[i]);
+    std::int64_t j = 0;
+    for (; j + width <= size; j += width) {
+        V y = load(sum + j);
+        for (int i = 0; i < rows; ++i) y += c_of[i] * load(row_of[i] + j);
+        store(sum + j, y);
+    }
+    for (; j < size; ++j) {
+        for (int i = 0; i < rows; ++i) sum[j] += coefficient[i] * one(row_of[i] + j);
+    }
+}
+
+template <class S>
+void widen(const void* from, double* to, std::int64_t size) {
+    const S* source = static_cast<const S*>(from);
+    for (std::int64_t j = 0; j < size; ++j) to[j] = one(source + j);
+}
+
+template <class S>
+void narrow(const double* from, void* to, std::int64_t size) {
+    S* target = static_cast<S*>(to);
+    for (std::int64_t j = 0; j < size; ++j) round_to(from[j], target + j);
+}
+
+void axpy(double a, const double* x, double* y, std::int64_t size) {
+    for (std::int64_t j = 0; j < size; ++j) y[j] += a * x[j];
+}
+
+double inner(const double* x, const double* y, std::int64_t size) {
+    V sum = {}, other = {};
+    std::int64_t j = 0;
+    for (; j + 2 * width <= size; j += 2 * width) {
+        sum += load(x + j) * load(y + j);
+        other += load(x + j + width) * load(y + j + width);
+    }
+    double rest = total(sum + other);
+    for (; j < size; ++j) rest += x[j] * y[j];
+    return rest;
+}
+
+void rotate(double cosine, double sine, double* x, double* y, double* to, std::int64_t size) {
+    const double inverse = 1 / cosine;
+    for (std::int64_t j = 0; j < size; ++j) {
+        const double turned = (x[j] + sine * y[j]) * inverse;
+        y[j] = cosine * y[j] - sine * turned;
+        to[j] = turned;
+    }
+}
+
+}  // namespace
+
+namespace CURVKERN_ISA_NAMESPACE {
+const Kernels& kernels() {
+    static const Kernels table = {{dot<double>, dot<float>, dot<Brain>},
+                                  {add<double>, add<float>, add<Brain>},
+                                  {widen<double>, widen<float>, widen<Brain>},
+                                  {narrow<double>, narrow<float>, narrow<Brain>},
+                                  axpy,
+                                  inner,
+                                  rotate};
+    return table;
+}
+}  // namespace CURVKERN_ISA_NAMESPACE
+
+}  // namespace curvkern::mfac

@@ -1,0 +1,194 @@
+"""Operations of the M-FAC family: ``torch.ops.curvkern.mfac_*``.
+
+A window is a matrix (m, d) in float64, float32 or bfloat16, of which the rows ``slots`` take part,
+in their order. Vectors are rows of float64 or float32; sums are float64. The CPU has compiled
+passes; on another device they are products of tiles of columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _operands, _runtime
+from ._ops import _contiguous, define
+
+STORAGES = (torch.float64, torch.float32, torch.bfloat16)
+TILE = 1 << 14  # columns that are float64 at a time where nothing is compiled
+
+
+def _check(op: str, window: Tensor, slots: Sequence[int], **rows: Tensor) -> None:
+    if window.dtype not in STORAGES:
+        dtype = str(window.dtype).removeprefix("torch.")
+        raise TypeError(f"{op}: window must be float32, float64 or bfloat16, got {dtype}")
+    if window.dim() != 2:
+        raise ValueError(f"{op}: window must have 2 dimensions, got {window.dim()}")
+    for slot in slots:
+        if not 0 <= slot < window.shape[0]:
+            raise ValueError(
+                f"{op}: slot {slot} is not a row of window, which has {window.shape[0]}"
+            )
+    for name, tensor in rows.items():
+        _operands.floating(op, name, tensor)
+    for name, tensor in rows.items():
+        if tensor.dim() != 2 or tensor.shape[1] != window.shape[1]:
+            raise ValueError(f"{op}: {name} must have rows of {window.shape[1]} elements")
+
+
+def _tiles(d: int) -> Iterator[slice]:
+    return (slice(start, min(start + TILE, d)) for start in range(0, d, TILE))
+
+
+def _float64(window: Tensor, slots: Sequence[int], columns: slice) -> Tensor:
+    return window[:, columns][list(slots)].double()
+
+
+def _products_out(window: Tensor, slots: Sequence[int], v: Tensor, more: int = 0) -> Tensor:
+    return window.new_zeros(v.shape[0] + more, len(slots), dtype=torch.float64)
+
+
+def _define_products() -> None:
+    def cpu(window: Tensor, slots: Sequence[int], v: Tensor) -> Tensor:
+        torch.get_num_threads()  # hands the setting to a new thread
+        _check("mfac_products", window, slots, v=v)
+        out = _products_out(window, slots, v)
+        _runtime.cpu_module().mfac_products(_contiguous(window), slots, _contiguous(v), out)
+        return out
+
+    def cuda(window: Tensor, slots: Sequence[int], v: Tensor) -> Tensor:
+        _check("mfac_products", window, slots, v=v)
+        out = _products_out(window, slots, v)
+        for columns in _tiles(window.shape[1]):
+            out += v[:, columns].double() @ _float64(window, slots, columns).T
+        return out
+
+    def fake(window: Tensor, slots: Sequence[int], v: Tensor) -> Tensor:
+        _check("mfac_products", window, slots, v=v)
+        return _products_out(window, slots, v)
+
+    schema = "mfac_products(Tensor window, int[] slots, Tensor v) -> Tensor"
+    define(schema, cpu=cpu, cuda=cuda, fake=fake)
+
+
+def _define_push() -> None:
+    def check(
+        window: Tensor, slots: Sequence[int], into: int, gradient: Tensor, v: Tensor
+    ) -> None:
+        _check("mfac_push", window, slots, gradient=gradient, v=v)
+        if gradient.shape[0] != 1:
+            raise ValueError("mfac_push: gradient must have one row")
+        if not 0 <= into < len(slots):
+            raise ValueError("mfac_push: into must be the place of a slot")
+
+    def cpu(
+        window: Tensor, slots: Sequence[int], into: int, gradient: Tensor, v: Tensor
+    ) -> Tensor:
+        torch.get_num_threads()
+        check(window, slots, into, gradient, v)
+        out = _products_out(window, slots, v, 1)
+        _runtime.cpu_module().mfac_push(
+            window, slots, into, _contiguous(gradient), _contiguous(v), out
+        )
+        return out
+
+    def cuda(
+        window: Tensor, slots: Sequence[int], into: int, gradient: Tensor, v: Tensor
+    ) -> Tensor:
+        check(window, slots, into, gradient, v)
+        row = window[slots[into]]
+        row.copy_(gradient[0])
+        out = _products_out(window, slots, v, 1)
+        for columns in _tiles(window.shape[1]):
+            rows = torch.cat([row[None, columns].double(), v[:, columns].double()])
+            out += rows @ _float64(window, slots, columns).T
+        return out
+
+    def fake(
+        window: Tensor, slots: Sequence[int], into: int, gradient: Tensor, v: Tensor
+    ) -> Tensor:
+        check(window, slots, into, gradient, v)
+        return _products_out(window, slots, v, 1)
+
+    schema = (
+        "mfac_push(Tensor(a!) window, int[] slots, int into, Tensor gradient, Tensor v) "
+        "-> Tensor"
+    )
+    define(schema, cpu=cpu, cuda=cuda, fake=fake)
+
+
+def _define_combine() -> None:
+    op = "mfac_combine"
+
+    def allocate(
+        window: Tensor,
+        slots: Sequence[int],
+        coefficient: Tensor,
+        alpha: float,
+        v: Tensor | None,
+        wide: bool,
+    ) -> Tensor:
+        _check(op, window, slots, **({} if v is None else {"v": v}))
+        _operands.float64(op, "coefficient", coefficient)
+        k = coefficient.shape[0] if coefficient.dim() == 2 else 0
+        if tuple(coefficient.shape) != (k, len(slots)):
+            raise ValueError(f"{op}: coefficient must have shape ({k}, {len(slots)})")
+        if v is not None and v.shape[0] != k:
+            raise ValueError(f"{op}: v and out have different numbers of rows")
+        dtype = torch.float64 if wide else torch.float32
+        return window.new_empty(k, window.shape[1], dtype=dtype)
+
+    def cpu(
+        window: Tensor,
+        slots: Sequence[int],
+        coefficient: Tensor,
+        alpha: float,
+        v: Tensor | None,
+        wide: bool,
+    ) -> Tensor:
+        torch.get_num_threads()
+        out = allocate(window, slots, coefficient, alpha, v, wide)
+        _runtime.cpu_module().mfac_combine(
+            _contiguous(window), slots, _contiguous(coefficient), alpha,
+            None if v is None else _contiguous(v), out,
+        )  # fmt: skip
+        return out
+
+    def cuda(
+        window: Tensor,
+        slots: Sequence[int],
+        coefficient: Tensor,
+        alpha: float,
+        v: Tensor | None,
+        wide: bool,
+    ) -> Tensor:
+        out = allocate(window, slots, coefficient, alpha, v, wide)
+        for columns in _tiles(window.shape[1]):
+            part = coefficient @ _float64(window, slots, columns)
+            out[:, columns] = part if v is None else part + alpha * v[:, columns].double()
+        return out
+
+    schema = (
+        "mfac_combine(Tensor window, int[] slots, Tensor coefficient, float alpha, Tensor? v, "
+        "bool wide) -> Tensor"
+    )
+    define(schema, cpu=cpu, cuda=cuda, fake=allocate)
+
+
+def is_finite(window: Tensor, gradient: Tensor) -> bool:
+    """Whether every element of a row is finite, also once rounded to the window's storage."""
+    if window.device.type == "cpu":
+        return bool(_runtime.cpu_module().mfac_is_finite(window, gradient))
+    return bool(torch.isfinite(gradient.to(window.dtype)).all())
+
+
+_define_products()
+_define_push()
+_define_combine()
+
+
+def native() -> Any:
+    """The compiled small algebra: factors are float64 on the CPU, whatever the window's device."""
+    return _runtime.cpu_module()

@@ -1,0 +1,86 @@
+"""What the Fisher objects refuse."""
+
+from __future__ import annotations
+
+import numbers
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import _mfac
+from .._arguments import check_layout, to_float
+
+HALVES = (torch.float16, torch.bfloat16)
+
+
+def positive(function: str, name: str, value: Any) -> float:
+    """A positive finite number."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{function}: {name} must be a real number, got {type(value).__name__}")
+    number = to_float(function, name, value)
+    if not 0 < number < float("inf"):
+        raise ValueError(f"{function}: {name} must be positive and finite, got {number}")
+    return number
+
+
+def count(function: str, name: str, value: Any, least: int = 1) -> int:
+    """An integer of at least so much."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{function}: {name} must be an integer, got {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"{function}: {name} must be at least {least}, got {value}")
+    return int(value)
+
+
+def index(function: str, name: str, value: Any, size: int) -> int:
+    """An index below a size; IndexError for another."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{function}: {name} must be an integer, got {type(value).__name__}")
+    if not 0 <= value < size:
+        raise IndexError(f"{function}: {name} must be in [0, {size}), got {value}")
+    return int(value)
+
+
+def storage(function: str, dtype: Any) -> torch.dtype:
+    """A dtype that a window can have."""
+    if dtype not in _mfac.STORAGES:
+        raise TypeError(
+            f"{function}: dtype must be torch.float32, float64 or bfloat16, got {dtype}"
+        )
+    kind: torch.dtype = dtype
+    return kind
+
+
+def vector(function: str, name: str, value: Any, d: int, device: torch.device) -> Tensor:
+    """A real tensor (d,) or (k, d) on the window's device; arrays become tensors."""
+    if isinstance(value, np.ndarray):
+        value = torch.from_numpy(np.ascontiguousarray(value))
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"{function}: {name} must be a tensor or a NumPy array, got {type(value).__name__}"
+        )
+    check_layout(function, name, value)
+    if not value.dtype.is_floating_point or value.dtype.itemsize == 1:
+        raise TypeError(
+            f"{function}: {name} must be float64, float32, float16 or bfloat16, "
+            f"got {value.dtype}"
+        )
+    if value.ndim not in (1, 2) or value.shape[-1] != d:
+        raise ValueError(
+            f"{function}: {name} has shape {tuple(value.shape)}, expected ({d},) or (k, {d})"
+        )
+    if value.device != device:
+        raise ValueError(f"{function}: {name} is on {value.device} but the window on {device}")
+    return value
+
+
+def wide(v: Tensor) -> Tensor:
+    """float32 for a half, else as it is."""
+    return v.float() if v.dtype in HALVES else v
+
+
+def finite(window: Tensor, row: Tensor) -> bool:
+    """Whether a row (1, d) is finite, also once rounded to the window's storage."""
+    return _mfac.is_finite(window, row)

@@ -1,0 +1,68 @@
+"""The Cholesky factor of ``shift I + K``, K the Gram matrix of a window's rows.
+
+It lies on the CPU in float64, upper triangular: m = 1024 takes 8 MB. A window that slides updates
+it in O(m^2): the first row and column go by a rank-1 update, never a downdate, and the last
+come by one solve. Pivots cannot fall below the square root of the shift but by rounding, so
+there they are held.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import _mfac
+
+
+class Factor:
+    """U with U'U = shift I + K for the rows of a window, oldest first."""
+
+    def __init__(self, capacity: int) -> None:
+        self.matrix = torch.zeros(capacity, capacity, dtype=torch.float64)
+        self.count = 0
+        self.shift: float | None = None  # None: does not belong to the present rows
+
+    def start(self, shift: float) -> None:
+        """No rows as yet."""
+        self.count, self.shift = 0, shift
+
+    def forget(self) -> None:
+        """The rows or the shift have changed otherwise than by sliding."""
+        self.shift = None
+
+    def slide(self, column: Tensor, shift: float, full: bool) -> None:
+        """Append the newest row's products with all rows, itself last; drop the oldest if full."""
+        if self.shift != shift:
+            self.shift = None
+            return
+        if full:
+            _mfac.native().mfac_drop_first(self.matrix, self.count)
+            self.count -= 1
+        head = column[:-1].contiguous()
+        diagonal = float(column[-1]) + shift
+        _mfac.native().mfac_append(self.matrix, self.count, head, diagonal, shift)
+        self.count += 1
+
+    def build(self, gram: Tensor, shift: float) -> None:
+        """From all of K."""
+        count = len(gram)
+        system = gram.clone()
+        system.diagonal().add_(shift)
+        upper, info = torch.linalg.cholesky_ex(system, upper=True)
+        self.matrix[:count, :count] = upper
+        if int(info):  # rounding has left a pivot below zero: one row after the other
+            self.matrix.zero_()
+            for i, row in enumerate(system):
+                head = row[:i].contiguous()
+                _mfac.native().mfac_append(self.matrix, i, head, float(row[i]), shift)
+        self.count, self.shift = count, shift
+
+    def solve(self, b: Tensor, *, half: bool = False) -> Tensor:
+        """(shift I + K)^-1 for each row of b, or U'^-1 alone."""
+        x = b.to("cpu", copy=True)
+        _mfac.native().mfac_solve(self.matrix, self.count, x, half)
+        return x.to(b.device)
+
+    def half_logdet(self) -> float:
+        """sum log U_kk."""
+        return float(self.matrix.diagonal()[: self.count].log().sum())

@@ -1,0 +1,302 @@
+"""The inverse Fisher matrix of the newest gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._arguments import memory_error
+from . import _checks, _sharding, _state
+from ._base import Fisher, guarded
+
+NORMALIZATIONS = ("capacity", "filled")
+
+
+class SlidingWindowFisher(Fisher):
+    r"""Inverse products with the Fisher matrix of the last m gradients.
+
+    .. math:: F = \lambda I + \frac{1}{n} \sum_i g_i g_i^\top
+
+    over the window, whose oldest gradient leaves when an (m+1)-th comes. The Gram matrix
+    :math:`K = G G^\top` and a Cholesky factor of :math:`n \lambda I + K` are kept in float64, so
+    a push costs one pass over the window and :math:`O(m^2)`, and a product two passes, at any
+    damping.
+
+    Parameters
+    ----------
+    d : int
+        Length of a gradient; with a process group, of this rank's part.
+    m : int
+        How many gradients the window holds at most.
+    damping : float
+        :math:`\lambda > 0`.
+    dtype : torch.dtype
+        How gradients are stored, float32, float64 or bfloat16. Sums are float64. What is
+        rounded to bfloat16 must be preconditioned as it was rounded: leave ``v`` out of
+        :meth:`push_ihvp`.
+    device : torch.device or str
+        Where the window lies.
+    normalize : {"capacity", "filled"}
+        n is m, as in the paper's code, or the number of gradients held.
+    block_size : int, optional
+        Keep only blocks of so many consecutive columns on the diagonal of F.
+    process_group : torch.distributed.ProcessGroup, optional
+        The ranks that share the columns. One m-vector is exchanged for each push.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For sizes below 1, a damping that is not positive, an unknown dtype or normalization.
+    MemoryError
+        Where the window does not fit.
+
+    References
+    ----------
+    .. [1] E. Frantar, E. Kurtic, D. Alistarh, "M-FAC: Efficient Matrix-Free Approximations of
+       Second-Order Information", NeurIPS 2021, arXiv:2107.03356.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from curvkern.fisher import SlidingWindowFisher
+    >>> fisher = SlidingWindowFisher(d=3, m=2, damping=0.5, dtype=torch.float64)
+    >>> fisher.push(torch.tensor([1.0, 0.0, 0.0]))
+    >>> fisher.push_ihvp(torch.tensor([0.0, 2.0, 0.0]))  # F = diag(1, 2.5, 0.5)
+    tensor([0.0000, 0.8000, 0.0000])
+    >>> fisher.ihvp(torch.ones(3))
+    tensor([1.0000, 0.4000, 2.0000])
+    """
+
+    def __new__(cls, d: int, m: int, damping: float, **options: Any) -> SlidingWindowFisher:
+        if cls is SlidingWindowFisher and options.get("block_size") is not None:
+            from ._blocks import BlockWindowFisher
+
+            return object.__new__(BlockWindowFisher)
+        return object.__new__(cls)
+
+    def __init__(
+        self,
+        d: int,
+        m: int,
+        damping: float,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: Any = "cpu",
+        normalize: str = "capacity",
+        block_size: int | None = None,
+        process_group: Any = None,
+    ) -> None:
+        name = "SlidingWindowFisher"
+        d, m = _checks.count(name, "d", d), _checks.count(name, "m", m)
+        damping = _checks.positive(name, "damping", damping)
+        if normalize not in NORMALIZATIONS:
+            raise ValueError(
+                f"{name}: normalize must be one of {', '.join(NORMALIZATIONS)}, "
+                f"got {normalize!r}"
+            )
+        dtype = _checks.storage(name, dtype)
+        try:
+            window = torch.empty(m, d, dtype=dtype, device=device)
+        except RuntimeError as error:
+            raise memory_error(name, (m, d), error) from None
+        super().__init__(d, damping, window, m, process_group)
+        self.capacity = m
+        self.normalize = normalize
+        self.block_size = block_size
+        self._order: list[int] = []  # slots, oldest first
+        self._products_of = torch.zeros(m, m, dtype=torch.float64)  # K, by slots
+
+    def __repr__(self) -> str:
+        return (
+            f"SlidingWindowFisher(d={self.d}, m={self.capacity}, damping={self._damping}, "
+            f"dtype={self._window.dtype}, len={len(self)})"
+        )
+
+    @guarded
+    def push(self, grad: Any) -> None:
+        """Store a gradient (d,), which must be finite; the oldest leaves a full window."""
+        self._push("push", grad, None)
+
+    @guarded
+    def push_ihvp(self, grad: Any, v: Any = None) -> Tensor:
+        r"""Push a gradient and return :math:`F^{-1} v` in the same two passes.
+
+        Without v that of the gradient itself, as it was stored, by
+        :math:`F^{-1} g_j = n G^\top (n \lambda I + K)^{-1} e_j`, whose terms do not cancel
+        however small the damping is.
+
+        Parameters
+        ----------
+        grad : Tensor or numpy.ndarray
+            Shape (d,).
+        v : Tensor or numpy.ndarray, optional
+            Shape (d,) or (k, d).
+
+        Returns
+        -------
+        Tensor
+            Of the shape and dtype of v, or of grad. Not differentiable: use :meth:`ihvp`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As :meth:`push` and :meth:`ihvp`; the window is then unchanged.
+        """
+        if v is None:
+            given, _ = self._push("push_ihvp", grad, None)
+            newest = torch.zeros(1, len(self), dtype=torch.float64)
+            newest[0, -1] = self._norm()
+            c = self._factored(self._damping).solve(newest).to(self.device)
+            x = self._combined_alone(c, given)
+            return x[0].to(given.dtype)
+        wanted = _checks.vector("push_ihvp", "v", v, self.d, self.device).detach()
+        many = _checks.wide(wanted).reshape(-1, self.d)
+        _, b = self._push("push_ihvp", grad, many)
+        c = self._factored(self._damping).solve(b)
+        x = self._combined(c / -self._damping, 1 / self._damping, many)
+        return x.reshape(wanted.shape).to(wanted.dtype)
+
+    @guarded
+    def replace(self, i: int, grad: Any) -> None:
+        """Put a gradient in the place of the i-th oldest; the factor is computed anew."""
+        i = _checks.index("replace", "i", i, len(self))
+        _, row = self._row("replace", grad)
+        self._store(self._order, i, row, row[:0])
+        self._factor.forget()
+
+    @guarded
+    def remove(self, i: int) -> None:
+        """Drop the i-th oldest gradient; n stays m under normalize="capacity"."""
+        i = _checks.index("remove", "i", i, len(self))
+        self._order = [*self._order[:i], *self._order[i + 1 :]]
+        self._factor.forget()
+        self._version += 1
+
+    @guarded
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the process group; loading it continues bit for bit."""
+        count = len(self)
+        is_factored = self._factor.shift == self._norm() * self._damping and count > 0
+        factor = self._factor.matrix[:count, :count].clone() if is_factored else None
+        return {
+            **self._configuration(),
+            "damping": self._damping,
+            "head": 0,
+            "count": count,
+            "window": self._window[self._order].clone(),
+            "gram": self._products_of[self._order][:, self._order],
+            "factor": factor,
+        }
+
+    @guarded
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore a state of a window with the same sizes.
+
+        ``window`` and ``gram`` have their rows in the order of a ring whose oldest is ``head``.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For a state that does not fit or cannot be true; the window is then unchanged.
+        """
+        state = _state.checked(state, self._configuration())
+        count, head = state["count"], state["head"]
+        self._order = [(head + k) % max(count, 1) for k in range(count)]
+        self._window[:count] = state["window"].to(self.device)
+        self._products_of[:count, :count] = state["gram"].cpu()
+        self._damping = state["damping"]
+        self._factor.forget()
+        if state["factor"] is not None:
+            self._factor.matrix[:count, :count] = state["factor"].cpu()
+            self._factor.count = count
+            self._factor.shift = self._norm() * self._damping
+        self._version += 1
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SlidingWindowFisher:
+        copy = type(self)(
+            self.d,
+            self.capacity,
+            self._damping,
+            dtype=self._window.dtype,
+            device=self.device,
+            normalize=self.normalize,
+            block_size=self.block_size,
+            process_group=self._group,
+        )
+        copy.load_state_dict(self.state_dict())
+        memo[id(self)] = copy
+        return copy
+
+    def __reduce__(self) -> Any:
+        raise TypeError("SlidingWindowFisher: not to be pickled; save its state_dict()")
+
+    # Inside --------------------------------------------------------------------------------
+
+    def _configuration(self) -> dict[str, Any]:
+        return {
+            "d": self.d,
+            "capacity": self.capacity,
+            "normalize": self.normalize,
+            "dtype": str(self._window.dtype),
+            "block_size": self.block_size,
+        }
+
+    def _slots(self) -> Sequence[int]:
+        return self._order
+
+    def _norm(self) -> int:
+        return self.capacity if self.normalize == "capacity" else max(1, len(self))
+
+    def _gram(self) -> Tensor:
+        return self._products_of[self._order][:, self._order]
+
+    def _row(self, function: str, grad: Any) -> tuple[Tensor, Tensor]:
+        """A gradient as given and as a row (1, d), if it can be stored."""
+        given = _checks.vector(function, "grad", grad, self.d, self.device).detach()
+        if given.ndim != 1:
+            raise ValueError(
+                f"{function}: grad has shape {tuple(given.shape)}, expected ({self.d},)"
+            )
+        row = _checks.wide(given)[None].contiguous()
+        finite = _sharding.all_agree(_checks.finite(self._window, row), self._group)
+        if not finite:
+            raise ValueError(
+                f"{function}: grad must be finite, and stay so in {self._window.dtype}; the "
+                "window is unchanged"
+            )
+        return given, row
+
+    def _push(self, function: str, grad: Any, v: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The gradient as given, and the products of v with all rows, the newest last."""
+        given, row = self._row(function, grad)
+        shift, full = self._norm() * self._damping, len(self) == self.capacity
+        if full:
+            order = [*self._order[1:], self._order[0]]
+        else:
+            taken = set(self._order)
+            order = [*self._order, next(k for k in range(self.capacity) if k not in taken)]
+        if not self._order:
+            self._factor.start(shift)
+        products = self._store(order, len(order) - 1, row, row[:0] if v is None else v)
+        self._factor.slide(products[0].cpu(), self._norm() * self._damping, full)
+        return given, products[1:]
+
+    def _store(self, order: list[int], into: int, row: Tensor, v: Tensor) -> Tensor:
+        """Write a row; its products with all rows, then those of v."""
+        found = torch.ops.curvkern.mfac_push(self._window, order, into, row, v)
+        found = _sharding.summed(found, self._group)
+        self._order = order
+        slots, slot = torch.tensor(order), order[into]
+        self._products_of[slot, slots] = self._products_of[slots, slot] = found[0].cpu()
+        self._version += 1
+        return found
+
+    def _combined_alone(self, c: Tensor, like: Tensor) -> Tensor:
+        wide = like.dtype is torch.float64
+        result: Tensor = torch.ops.curvkern.mfac_combine(
+            self._window, self._order, c, 0.0, None, wide
+        )
+        return result

@@ -1,0 +1,461 @@
+"""SlidingWindowFisher against truths in 100 digits, its plain twin, and dense solves."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+import threading
+from typing import Any
+
+import flint
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from curvkern.fisher import SlidingWindowFisher
+from curvkern.reference import mfac
+from mfac_truth import Problem, check_ring, check_static, error, problems
+
+dtypes = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+WIDE = torch.float64
+
+
+def filled(problem: Problem, dtype: torch.dtype) -> SlidingWindowFisher:
+    """A window with the problem's gradients."""
+    G = problem.tensor("G", dtype)
+    fisher = SlidingWindowFisher(
+        G.shape[1],
+        problem["n"],
+        problem["damping"],
+        dtype=dtype,
+        block_size=problem["block"] or None,
+    )
+    for g in G:
+        fisher.push(g)
+    return fisher
+
+
+def pushed(count: int, d: int = 40, m: int = 6, damping: float = 1e-3, **options: Any) -> Any:
+    fisher = SlidingWindowFisher(d, m, damping, **{"dtype": WIDE, **options})
+    for _ in range(count):
+        fisher.push(torch.randn(d, dtype=fisher._window.dtype))
+    return fisher
+
+
+def dense(G: Tensor, n: int, damping: float) -> Tensor:
+    return damping * torch.eye(G.shape[1], dtype=WIDE) + G.double().T @ G.double() / n
+
+
+@dtypes
+@problems("static")
+def test_queries(problem: Problem, dtype: torch.dtype) -> None:
+    fisher = filled(problem, dtype)
+    check_static(fisher, problem, dtype)
+    check_static(copy.deepcopy(fisher), problem, dtype)
+
+
+@dtypes
+@problems("ring")
+def test_ring(problem: Problem, dtype: torch.dtype) -> None:
+    check_ring(SlidingWindowFisher, problem, dtype)
+
+
+@problems("ring")
+def test_bfloat16_preconditions_the_rounded_gradient(problem: Problem) -> None:
+    sequence = problem.tensor("sequence", torch.float32)
+    options = {"dtype": torch.bfloat16, "normalize": problem["normalize"]}
+    size = (sequence.shape[1], problem["capacity"], problem["damping"])
+    fisher, twin = (
+        SlidingWindowFisher(*size, **options),
+        mfac.SlidingWindowFisher(*size, **options),
+    )
+    for g in sequence:
+        rounded = g.bfloat16().double()
+        found, wanted = fisher.push_ihvp(g), twin.push_ihvp(g)
+        assert found.dtype is torch.float32
+        assert error(found, wanted) <= 1e-6
+        assert (
+            error(fisher.ihvp(rounded), wanted) <= 1e-14 * float(problem["condition"]) + 1e-12
+        )
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (5, 3), (33, 40), (70, 2100), (129, 1)])
+@pytest.mark.parametrize("storage", [WIDE, torch.float32, torch.bfloat16], ids=str)
+def test_sizes_against_the_twin(shape: tuple[int, int], storage: torch.dtype) -> None:
+    m, d = shape
+    fisher = SlidingWindowFisher(d, m, 0.1, dtype=storage)
+    twin = mfac.SlidingWindowFisher(d, m, 0.1, dtype=storage)
+    v = torch.randn(3, d, dtype=WIDE)
+    for k in range(m + 3):
+        g = torch.randn(d)
+        fisher.push(g)
+        twin.push(g)
+        if k % 7 == 0 or k > m - 2:
+            assert error(fisher.ihvp(v), twin.ihvp(v)) <= 1e-11
+    assert_close(fisher.gram(), twin.gram(), rtol=1e-12, atol=1e-12)
+    assert error(fisher.diag_inverse(), twin.diag_inverse()) <= 1e-11
+    assert math.isclose(fisher.logdet(), float(twin.logdet()), rel_tol=1e-11, abs_tol=1e-11)
+
+
+def test_zero_rows_duplicates_and_zero_vectors() -> None:
+    fisher = SlidingWindowFisher(5, 8, 1e-6, dtype=WIDE)
+    g = torch.randn(5, dtype=WIDE)
+    G = torch.stack([g, torch.zeros(5, dtype=WIDE), g, g * (1 + 1e-15), torch.zeros(5).to(g)])
+    for row in G:
+        fisher.push(row)
+    F = dense(G, 8, 1e-6)
+    v = torch.randn(5, dtype=WIDE)
+    assert error(fisher.ihvp(v), torch.linalg.solve(F, v)) <= 1e-8
+    assert torch.equal(fisher.ihvp(torch.zeros(5)), torch.zeros(5))
+    assert torch.equal(fisher.push_ihvp(torch.zeros(5)), torch.zeros(5))
+
+
+def test_no_drift_over_three_thousand_pushes() -> None:
+    """Scales from 1e-2 to 1e2 and rows that nearly repeat, float32, a tiny damping."""
+    d, m, damping = 60, 24, 1e-8
+    fisher = SlidingWindowFisher(d, m, damping)
+    last: list[Tensor] = []
+    for k in range(3000):
+        g = torch.randn(d) * 10 ** (4 * torch.rand(()).item() - 2)
+        if k % 3 == 2:
+            g = last[-1] * (1 + 1e-6 * torch.randn(d))
+        last = [*last[-(m - 1) :], g]
+        fisher.push(g)
+    probe = torch.randn(d)
+    condition = torch.linalg.cond(dense(torch.stack(last), m, damping))
+    assert condition > 1e9  # where the bar of a float32 window is 1e-4
+    assert error(fisher.ihvp(probe), exact(last, m, damping, probe)) <= 1e-4
+    newest = last[0]
+    last = [*last[1:], newest]
+    assert error(fisher.push_ihvp(newest), exact(last, m, damping, newest)) <= 1e-4
+    G = torch.stack(last).double()
+    assert error(fisher.gram(), G @ G.T) <= 1e-12
+
+
+def exact(rows: list[Tensor], n: int, damping: float, v: Tensor) -> Tensor:
+    """F^-1 v of the dense F, in balls of 400 bits."""
+    before, flint.ctx.prec = flint.ctx.prec, 400
+    try:
+        G = flint.arb_mat([row.tolist() for row in rows])
+        F = G.transpose() * G / n
+        for k in range(F.nrows()):
+            F[k, k] += damping
+        x = F.solve(flint.arb_mat([[value] for value in v.tolist()]))
+        return torch.tensor([float(x[k, 0]) for k in range(F.nrows())], dtype=WIDE)
+    finally:
+        flint.ctx.prec = before
+
+
+def test_replace_remove_and_damping() -> None:
+    fisher = pushed(9)
+    rows = [fisher._window[k].clone() for k in fisher._order]
+    v = torch.randn(2, 40, dtype=WIDE)
+
+    def check(damping: float) -> None:
+        F = dense(torch.stack(rows), 6, damping)
+        assert error(fisher.ihvp(v), torch.linalg.solve(F, v.T).T) <= 1e-11
+
+    rows[2] = torch.randn(40, dtype=WIDE)
+    fisher.replace(2, rows[2])
+    check(1e-3)
+    del rows[4], rows[0]
+    fisher.remove(4)
+    fisher.remove(0)
+    check(1e-3)
+    fisher.set_damping(0.7)
+    check(0.7)
+    F = dense(torch.stack(rows), 6, 0.05)
+    assert error(fisher.ihvp(v, damping=0.05), torch.linalg.solve(F, v.T).T) <= 1e-11
+    check(0.7)
+    for _ in range(5):
+        g = torch.randn(40, dtype=WIDE)
+        fisher.push(g)
+        rows = [*rows, g][-6:]
+        check(0.7)
+
+
+def test_empty_window() -> None:
+    for options in ({}, {"block_size": 3}):
+        fisher = SlidingWindowFisher(7, 4, 0.5, dtype=WIDE, **options)
+        v = torch.randn(7, dtype=WIDE)
+        assert_close(fisher.ihvp(v), v / 0.5)
+        assert_close(fisher.diag_inverse(), torch.full((7,), 2.0, dtype=WIDE))
+        assert_close(fisher.quad_form(v), v @ v / 0.5)
+        assert math.isclose(fisher.logdet(), 7 * math.log(0.5))
+        assert fisher.element(2, 2) == 2
+        assert fisher.element(2, 3) == 0
+        assert len(fisher) == 0
+        assert fisher.ihvp(torch.zeros(0, 7)).shape == (0, 7)
+
+
+@pytest.mark.parametrize("block_size", [1, 3, 10, 39, 40, 100])
+def test_blocks(block_size: int) -> None:
+    fisher = pushed(6, block_size=block_size)
+    G = fisher._window[fisher._order]
+    F = dense(G, 6, 1e-3)
+    index = torch.arange(40) // block_size
+    F[index[:, None] != index[None, :]] = 0
+    inverse = torch.linalg.inv(F)
+    v = torch.randn(2, 40, dtype=WIDE)
+    assert error(fisher.ihvp(v), v @ inverse) <= 1e-10
+    assert error(fisher.diag_inverse(), inverse.diagonal()) <= 1e-10
+    assert error(fisher.elements(torch.arange(40)[:, None], torch.arange(40)), inverse) <= 1e-10
+    assert error(fisher.push_ihvp(G[0]), mfac_push(G, block_size)) <= 1e-10
+    assert math.isclose(pushed(0, block_size=block_size).logdet(), 40 * math.log(1e-3))
+
+
+def mfac_push(G: Tensor, block_size: int) -> Tensor:
+    twin = mfac.SlidingWindowFisher(40, 6, 1e-3, dtype=WIDE, block_size=block_size)
+    for g in G:
+        twin.push(g)
+    result: Tensor = twin.push_ihvp(G[0])
+    return result
+
+
+# Derivatives ---------------------------------------------------------------------------------
+
+
+def test_derivatives_of_every_kind() -> None:
+    fisher = pushed(4, d=7, damping=0.3)
+    v = torch.randn(2, 7, dtype=WIDE, requires_grad=True)
+    assert torch.autograd.gradcheck(fisher.ihvp, v, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(fisher.ihvp, v)
+    inverse = fisher.ihvp(torch.eye(7, dtype=WIDE))
+    x = torch.randn(7, dtype=WIDE)
+    assert_close(torch.func.jacrev(fisher.ihvp)(x), inverse)
+    assert_close(torch.func.jacfwd(fisher.ihvp)(x), inverse)
+    energy = torch.func.hessian(lambda t: t @ fisher.ihvp(t) / 2)
+    assert_close(energy(x), inverse)
+    batch = torch.randn(3, 5, 7, dtype=WIDE)
+    assert_close(torch.vmap(fisher.ihvp)(batch), batch @ inverse)
+    assert_close(torch.vmap(fisher.ihvp, in_dims=1)(batch), batch.transpose(0, 1) @ inverse)
+    compiled = torch.compile(fisher.ihvp, fullgraph=True, backend="aot_eager")
+    assert_close(compiled(x), inverse @ x)
+
+
+def test_backward_refuses_a_changed_window() -> None:
+    fisher = pushed(3)
+    v = torch.randn(40, dtype=WIDE, requires_grad=True)
+    y = fisher.ihvp(v).sum()
+    fisher.push(torch.randn(40))
+    with pytest.raises(RuntimeError, match="before the next push"):
+        y.backward()
+
+
+def test_no_graph_under_no_grad() -> None:
+    v = torch.randn(40, dtype=WIDE, requires_grad=True)
+    fisher = pushed(2)
+    with torch.no_grad():
+        assert not fisher.ihvp(v).requires_grad
+    with torch.inference_mode():
+        assert not fisher.ihvp(v).requires_grad
+    assert not fisher.push_ihvp(v).requires_grad
+
+
+# Forms of inputs ------------------------------------------------------------------------------
+
+
+def test_forms_of_vectors() -> None:
+    fisher = pushed(5)
+    v = torch.randn(40, dtype=WIDE)
+    wanted = fisher.ihvp(v)
+    padded = torch.full((40, 3), math.nan, dtype=WIDE)
+    padded[:, 1] = v
+    assert_close(fisher.ihvp(padded[:, 1]), wanted, rtol=0, atol=0)
+    negated = torch.complex(torch.zeros_like(v), -v).conj().imag  # a negative-bit view of v
+    assert negated.is_neg()
+    assert_close(fisher.ihvp(negated), wanted, rtol=0, atol=0)
+    assert_close(fisher.ihvp(v.expand(3, 40)), wanted.expand(3, 40), rtol=0, atol=0)
+    backwards = v.numpy()[::-1].copy()[::-1]
+    result = fisher.ihvp(backwards)
+    assert isinstance(result, np.ndarray)
+    assert_close(torch.from_numpy(result), wanted, rtol=0, atol=0)
+    out = torch.empty(40, dtype=WIDE)
+    assert fisher.ihvp(v, out=out) is out
+    assert_close(out, wanted, rtol=0, atol=0)
+    for half in (torch.float16, torch.bfloat16):
+        found = fisher.ihvp(v.to(half) * 1e-3)
+        assert found.dtype is half
+        assert torch.isfinite(found).all()
+    x, info = fisher.ihvp(v.expand(3, 40), return_info=True)
+    assert x.shape == (3, 40)
+    assert info["residual"].shape == (3,)
+    assert (info["residual"] < 1e-12).all()
+
+
+def test_as_linear_operator() -> None:
+    fisher = pushed(5)
+    operator = fisher.as_linear_operator()
+    x = np.random.default_rng(0).standard_normal((40, 3))
+    inverse = np.linalg.inv(dense(fisher._window[fisher._order], 6, 1e-3).numpy())
+    np.testing.assert_allclose(operator @ x, inverse @ x, rtol=1e-10)
+    np.testing.assert_allclose(operator.T @ x[:, 0], inverse @ x[:, 0], rtol=1e-10)
+
+
+REFUSED = [
+    (ValueError, "d must be at least 1, got 0", lambda: SlidingWindowFisher(0, 1, 1.0)),
+    (ValueError, "m must be at least 1, got -2", lambda: SlidingWindowFisher(1, -2, 1.0)),
+    (TypeError, "m must be an integer", lambda: SlidingWindowFisher(1, 2.0, 1.0)),  # type: ignore[arg-type]
+    (ValueError, "damping must be positive", lambda: SlidingWindowFisher(1, 1, 0.0)),
+    (ValueError, "damping must be positive", lambda: SlidingWindowFisher(1, 1, math.nan)),
+    (TypeError, "damping must be a real", lambda: SlidingWindowFisher(1, 1, "1")),  # type: ignore[arg-type]
+    (TypeError, "dtype must be", lambda: SlidingWindowFisher(1, 1, 1.0, dtype=torch.float16)),
+    (ValueError, "capacity, filled", lambda: SlidingWindowFisher(1, 1, 1.0, normalize="full")),
+    (MemoryError, "too large", lambda: SlidingWindowFisher(2**62, 2**10, 1.0)),
+    (MemoryError, "too large", lambda: SlidingWindowFisher(10**13, 1024, 1.0)),
+    (ValueError, r"\(3,\), expected \(40,\)", lambda: pushed(1).push(torch.zeros(3))),
+    (ValueError, r"\(3,\), expected \(40,\)", lambda: pushed(1).ihvp(torch.zeros(3))),
+    (ValueError, r"expected \(40,\)", lambda: pushed(1).push(torch.zeros(2, 40))),
+    (TypeError, "complex64", lambda: pushed(1).ihvp(torch.zeros(40, dtype=torch.complex64))),
+    (TypeError, "int64", lambda: pushed(1).push(torch.zeros(40, dtype=torch.int64))),
+    (TypeError, "bool", lambda: pushed(1).push(torch.zeros(40, dtype=torch.bool))),
+    (TypeError, "layout", lambda: pushed(1).push(torch.zeros(40).to_sparse())),
+    (TypeError, "list", lambda: pushed(1).push([0.0] * 40)),
+    (TypeError, "NoneType", lambda: pushed(1).ihvp(None)),
+    (ValueError, "is on meta", lambda: pushed(1).ihvp(torch.zeros(40, device="meta"))),
+    (ValueError, "damping", lambda: pushed(1).ihvp(torch.zeros(40), damping=-1.0)),
+    (ValueError, "damping", lambda: pushed(1).set_damping(math.inf)),
+    (IndexError, r"\[0, 1\), got 1", lambda: pushed(1).remove(1)),
+    (IndexError, r"\[0, 1\), got -1", lambda: pushed(1).replace(-1, torch.zeros(40))),
+    (IndexError, r"\[0, 40\), got 40", lambda: pushed(1).element(0, 40)),
+    (ValueError, "block_size must be", lambda: SlidingWindowFisher(1, 1, 1.0, block_size=0)),
+]
+
+
+@pytest.mark.parametrize(("kind", "text", "call"), REFUSED, ids=[t for _, t, _ in REFUSED])
+def test_refusals(kind: type[Exception], text: str, call: Any) -> None:
+    with pytest.raises(kind, match=text):
+        call()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_not_finite_leaves_the_window_as_it_was(bad: float) -> None:
+    fisher = pushed(9)
+    before = fisher.state_dict()
+    g = torch.randn(40)
+    g[17] = bad
+    for call in (fisher.push, fisher.push_ihvp, lambda row: fisher.replace(1, row)):
+        with pytest.raises(ValueError, match="finite"):
+            call(g)
+    after = fisher.state_dict()
+    for name, value in before.items():
+        assert torch.equal(value, after[name]) if isinstance(value, Tensor) else True
+
+
+def test_overflow_of_the_storage_is_refused() -> None:
+    fisher = SlidingWindowFisher(3, 2, 1.0, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="bfloat16"):
+        fisher.push(torch.tensor([0.0, 3.4e38, 0.0]))
+    narrow = SlidingWindowFisher(3, 2, 1.0)
+    with pytest.raises(ValueError, match="float32"):
+        narrow.push(torch.tensor([0.0, 1e300, 0.0], dtype=WIDE))
+
+
+# State ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("storage", [WIDE, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("count", [0, 3, 11])
+def test_state_continues_bit_for_bit(storage: torch.dtype, count: int) -> None:
+    fisher = pushed(count, dtype=storage)
+    file = io.BytesIO()
+    torch.save(fisher.state_dict(), file)
+    file.seek(0)
+    again = SlidingWindowFisher(40, 6, 123.0, dtype=storage)
+    again.load_state_dict(torch.load(file, weights_only=True))
+    both = (fisher, again, copy.deepcopy(fisher))
+    for _ in range(8):
+        g, v = torch.randn(40), torch.randn(40)
+        results = [(one.push_ihvp(g), one.push_ihvp(v, g), one.ihvp(v)) for one in both]
+        for other in results[1:]:
+            assert all(map(torch.equal, results[0], other))
+
+
+HOSTILE = {
+    "head far": {"head": 10**9},
+    "head negative": {"head": -5},
+    "count": {"count": 7},
+    "count of another kind": {"count": "3"},
+    "window": {"window": torch.zeros(2, 40, dtype=WIDE)},
+    "window dtype": {"window": torch.zeros(6, 40)},
+    "window NaN": {"window": torch.full((6, 40), math.nan, dtype=WIDE)},
+    "gram": {"gram": torch.zeros(3, 3, dtype=WIDE)},
+    "factor": {"factor": torch.zeros(6, 6)},
+    "damping": {"damping": -1.0},
+    "d": {"d": 41},
+    "dtype": {"dtype": "torch.float32"},
+}
+
+
+@pytest.mark.parametrize("change", HOSTILE.values(), ids=HOSTILE)
+def test_hostile_states_are_refused(change: dict[str, Any]) -> None:
+    fisher = pushed(9)
+    state = fisher.state_dict()
+    v = torch.randn(40, dtype=WIDE)
+    before = fisher.ihvp(v)
+    with pytest.raises(ValueError, match=next(iter(change))):
+        fisher.load_state_dict({**state, **change})
+    for name in state:
+        with pytest.raises(ValueError, match=f"lacks {name}"):
+            fisher.load_state_dict({key: value for key, value in state.items() if key != name})
+    with pytest.raises(TypeError, match="dict"):
+        fisher.load_state_dict(None)  # type: ignore[arg-type]
+    assert torch.equal(fisher.ihvp(v), before)
+
+
+def test_a_ring_with_a_head() -> None:
+    fisher = pushed(9)
+    state = fisher.state_dict()
+    turned = {
+        **state,
+        "head": 2,
+        "window": state["window"].roll(2, 0),
+        "gram": state["gram"].roll((2, 2), (0, 1)),
+    }
+    again = pushed(0)
+    again.load_state_dict(turned)
+    g = torch.randn(40, dtype=WIDE)
+    assert torch.equal(fisher.push_ihvp(g), again.push_ihvp(g))
+
+
+# Threads --------------------------------------------------------------------------------------
+
+
+def test_thread_counts_and_repetition(thread_counts: Any) -> None:
+    g, v = torch.randn(2, 30_000)
+    results = []
+    for threads in (1, 2, 2, 1):
+        thread_counts(threads)
+        torch.manual_seed(1)
+        fisher = pushed(8, d=30_000, dtype=torch.float32)
+        results.append((fisher.push_ihvp(g), fisher.push_ihvp(g, v), fisher.ihvp(v)))
+    for other in results[1:]:
+        assert all(map(torch.equal, results[0], other))
+
+
+def test_four_threads_on_one_window() -> None:
+    fisher = SlidingWindowFisher(500, 16, 0.1)
+    errors: list[Exception] = []
+
+    def work(seed: int) -> None:
+        rows = torch.randn(40, 500, generator=torch.Generator().manual_seed(seed))
+        try:
+            for row in rows:
+                assert torch.isfinite(fisher.push_ihvp(row)).all()
+                assert torch.isfinite(fisher.ihvp(row)).all()
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    G = fisher._window[fisher._order].double()
+    assert_close(fisher.gram(), G @ G.T)
+    v = torch.randn(500, dtype=WIDE)
+    assert error(fisher.ihvp(v), torch.linalg.solve(dense(G, 16, 0.1), v)) <= 1e-11
