@@ -38,8 +38,9 @@ def obs_prune(
         Weights, any shape of d elements, floating.
     fisher
         An object that has ``ihvp`` and ``diag_inverse``: a :class:`SlidingWindowFisher`, a
-        :class:`StaticFisher`, or another inverse of shape (d, d). What it has as ``elements``
-        is used where that is cheaper.
+        :class:`StaticFisher`, or another inverse of shape (d, d). Of an
+        object that also has ``inverse_block`` and ``elements`` no whole columns are needed
+        under "joint" and ``block``.
     sparsity
         The share of all d weights that is to be zero afterwards, in [0, 1], those of ``mask``
         included. Either this or ``n``.
