@@ -2,11 +2,11 @@
 
     python docs/examples/mislabelled_digits.py [--wrong 0.1] [--out PLOT.png]
 
-A tenth of the training labels of scikit-learn's digits is replaced by wrong ones, and a network
-learns them. Two scores of fisher.influence put the examples in the order in which someone
-should look at them: what an example does for its own loss, the more the less others support it;
-and what it does for the loss of a small clean set, where wrong labels do harm. Beside them stand
-the loss of the example and the norm of its gradient.
+A tenth of the training labels of scikit-learn's digits is replaced by wrong ones, and a
+network learns them. Two scores put the examples in the order in which someone should look at
+them: what an example does for its own loss, the more the less others support it; and what
+fisher.influence says that it does for the loss of a small clean set, where wrong labels do
+harm. Beside them stand the loss of the example and the norm of its gradient.
 """
 
 from __future__ import annotations

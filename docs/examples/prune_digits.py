@@ -92,7 +92,7 @@ def pruned(task: Task, method: str, damping: float) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--hidden", type=int, default=24)
+    parser.add_argument("--hidden", type=int, default=32)
     parser.add_argument("--damping", type=float, default=1e-2)
     parser.add_argument("--starts", type=int, default=2)
     parser.add_argument("--out", default="prune_digits.png")

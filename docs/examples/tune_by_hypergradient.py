@@ -1,10 +1,10 @@
 """Tune hundreds of example weights and the weight decay by the gradient of a validation loss.
 
-    python docs/examples/tune_by_hypergradient.py [--steps 20] [--out PLOT.png]
+    python docs/examples/tune_by_hypergradient.py [--steps 15] [--out PLOT.png]
 
 Four in ten training labels of scikit-learn's digits are wrong, and 200 digits have labels that
-were checked. Softmax regression is trained with a weight for each training digit, in (0, 1), and
-a weight decay; the loss on the checked digits decides all of these. fisher.hypergradient
+were checked. Softmax regression is trained with a weight for each training digit, in (0, 1),
+and a weight decay; the loss on the checked digits decides all of these. fisher.hypergradient
 differentiates it through the optimum of training, with a product by the inverse of the training
 loss's Hessian. For that stands in the Fisher matrix of the training gradients, whose damping is
 the weight decay; beside it, the exact Hessian.
@@ -112,7 +112,7 @@ def tuned(data: Data, steps: int, exact: bool):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--starts", type=int, default=2)
     parser.add_argument("--out", default="tune_by_hypergradient.png")
     args = parser.parse_args()
