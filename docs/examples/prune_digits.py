@@ -92,11 +92,12 @@ def pruned(task: Task, method: str, damping: float) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--hidden", type=int, default=32)
+    parser.add_argument("--hidden", type=int, default=24)
     parser.add_argument("--damping", type=float, default=1e-2)
     parser.add_argument("--starts", type=int, default=2)
     parser.add_argument("--out", default="prune_digits.png")
     args = parser.parse_args()
+    torch.set_num_threads(1)  # matrices are too small for more
     tasks = [Task(seed, args.hidden) for seed in range(args.starts)]
     dense = sum(task.accuracy(task.w) for task in tasks) / len(tasks)
     print(

@@ -116,6 +116,7 @@ def main() -> None:
     parser.add_argument("--starts", type=int, default=2)
     parser.add_argument("--out", default="tune_by_hypergradient.png")
     args = parser.parse_args()
+    torch.set_num_threads(1)  # matrices are too small for more
     torch.set_default_dtype(torch.float64)
     table: dict[str, list[list[float]]] = {}
     curves: dict[str, list[list[list[float]]]] = {}
