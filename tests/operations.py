@@ -13,8 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from curvkern import _ops, special
-from curvkern.ot import _gradients  # noqa: F401  (defines its operations)
+from curvkern import (
+    _mfac,  # noqa: F401  (defines its operations)
+    _ops,
+    special,
+)
+from curvkern.ot import _gradients  # noqa: F401  (these too)
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,9 @@ def _operands() -> dict[str, tuple[Any, ...]]:
     columns = (b[..., None], a[..., None])
     return {
         **dict.fromkeys(elementwise, (ones, ones)),
+        "mfac_products": (ones, [1, 0], ones),
+        "mfac_push": (ones.clone(), [1, 0], 1, ones[:1], ones),
+        "mfac_combine": (ones, [1, 0], torch.ones(2, 2, **wide), 0.5, ones, False),
         "sparsemax": (ones, torch.ones(2, **wide), 2),
         "sparsemax_jacobian": (ones, ones),
         "sinkhorn_dense": (a, b, cost, eps, *options),

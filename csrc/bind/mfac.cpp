@@ -44,9 +44,8 @@ struct WindowArgument {
         }
         for (const std::int64_t row : slot) {
             if (row < 0 || row >= view.shape(0)) {
-                refuse(op, "slot " + std::to_string(row) +
-                               " is not a row of window, which has " +
-                               std::to_string(view.shape(0)));
+                refuse(op, "slots must be rows of window, which has " +
+                               std::to_string(view.shape(0)) + ", got " + std::to_string(row));
             }
         }
     }
@@ -116,7 +115,10 @@ void run_combine(py::handle window, std::vector<std::int64_t> slots, py::handle 
     require_rows(c_view, target.k, rows.get().count, op, "coefficient");
     const TensorView v_view(v.is_none() ? out : py::handle(v), op, "v");
     const Vectors given = vectors(v_view, d, op, "v");
-    if (given.k != target.k) refuse(op, "v and out have different numbers of rows");
+    if (given.k != target.k) {
+        refuse(op, "v has " + std::to_string(given.k) + " rows but coefficient has " +
+                       std::to_string(target.k));
+    }
     bool finished;
     {
         const py::gil_scoped_release release;

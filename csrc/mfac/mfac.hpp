@@ -70,7 +70,8 @@ void solve(const Factor& factor, double* b, bool only_first);
 
 // What is compiled once per instruction set. `v` is a tile in float64.
 struct Kernels {
-    // out[r] += v_r . row over `size` columns, for four rows; v_r at a stride
+    // out[r] += v_r . row over `size` columns, for four rows, which four follow that come next;
+    // v_r at a stride
     void (*dot[3])(const void* const* row, std::int64_t size, const double* v,
                    std::int64_t stride, std::int64_t k, double* const* out);
     // sum += c_0 row_0 + .. c_3 row_3

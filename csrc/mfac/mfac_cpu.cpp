@@ -32,8 +32,18 @@ CURVKERN_HD V load(const float* source) {
     return __builtin_convertvector(load_as<Floats>(source), V);
 }
 CURVKERN_HD V load(const Brain* source) {
+#if defined(__AVX512F__)
+    const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(source));
+    const __m256i words = _mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16);
+    return (V)_mm512_cvtps_pd(_mm256_castsi256_ps(words));
+#elif defined(__AVX2__)
+    const __m128i halves = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(source));
+    const __m128i words = _mm_slli_epi32(_mm_cvtepu16_epi32(halves), 16);
+    return (V)_mm256_cvtps_pd(_mm_castsi128_ps(words));
+#else
     const Words words = __builtin_convertvector(load_as<Halves>(source), Words) << 16;
     return __builtin_convertvector(__builtin_bit_cast(Floats, words), V);
+#endif
 }
 CURVKERN_HD void store(double* target, V y) {
     __builtin_memcpy(target, &y, sizeof(V));
@@ -67,13 +77,24 @@ CURVKERN_HD void round_to(double x, Brain* target) {
     target->bits = static_cast<std::uint16_t>((word + 0x7fff + (word >> 16 & 1)) >> 16);
 }
 
+// The lines of the rows that come next, while those before are worked on: each row begins a
+// page that no hardware prefetcher has seen.
+template <class S>
+CURVKERN_HD void prefetch(const S* const* ahead, std::int64_t j) {
+    constexpr std::int64_t line = 64 / sizeof(S);
+    if (j % line < width) {
+        for (int i = 0; i < rows; ++i) __builtin_prefetch(ahead[i] + j, 0, 2);
+    }
+}
+
 // Four rows at a time: a register of v serves them all, and their sums are independent.
 template <class S, int K>
-void dot_block(const S* const* row, std::int64_t size, const double* v, std::int64_t stride,
-               double* const* out) {
+void dot_block(const S* const* row, const S* const* ahead, std::int64_t size, const double* v,
+               std::int64_t stride, double* const* out) {
     V sum[rows][K] = {};
     std::int64_t j = 0;
     for (; j + width <= size; j += width) {
+        prefetch(ahead, j);
         V x[K];
         for (int r = 0; r < K; ++r) x[r] = load(v + r * stride + j);
         for (int i = 0; i < rows; ++i) {
@@ -93,38 +114,43 @@ void dot_block(const S* const* row, std::int64_t size, const double* v, std::int
 }
 
 template <class S>
+struct Rows {
+    const S* row[rows];
+    explicit Rows(const void* const* source) {
+        for (int i = 0; i < rows; ++i) row[i] = static_cast<const S*>(source[i]);
+    }
+};
+
+template <class S>
 void dot(const void* const* row, std::int64_t size, const double* v, std::int64_t stride,
          std::int64_t k, double* const* out) {
-    const S* const row_of[rows] = {static_cast<const S*>(row[0]), static_cast<const S*>(row[1]),
-                                   static_cast<const S*>(row[2]),
-                                   static_cast<const S*>(row[3])};
+    const Rows<S> now(row), ahead(row + rows);
     std::int64_t r = 0;
     double* target[rows];
     for (; r < k; r += k - r > 1 ? 2 : 1) {
         for (int i = 0; i < rows; ++i) target[i] = out[i] + r;
         if (k - r > 1) {
-            dot_block<S, 2>(row_of, size, v + r * stride, stride, target);
+            dot_block<S, 2>(now.row, ahead.row, size, v + r * stride, stride, target);
         } else {
-            dot_block<S, 1>(row_of, size, v + r * stride, stride, target);
+            dot_block<S, 1>(now.row, ahead.row, size, v + r * stride, stride, target);
         }
     }
 }
 
 template <class S>
 void add(const void* const* row, std::int64_t size, const double* coefficient, double* sum) {
-    const S* const row_of[rows] = {static_cast<const S*>(row[0]), static_cast<const S*>(row[1]),
-                                   static_cast<const S*>(row[2]),
-                                   static_cast<const S*>(row[3])};
+    const Rows<S> now(row), ahead(row + rows);
     V c_of[rows];
     for (int i = 0; i < rows; ++i) c_of[i] = c<V>(coefficient[i]);
     std::int64_t j = 0;
     for (; j + width <= size; j += width) {
+        prefetch(ahead.row, j);
         V y = load(sum + j);
-        for (int i = 0; i < rows; ++i) y += c_of[i] * load(row_of[i] + j);
+        for (int i = 0; i < rows; ++i) y += c_of[i] * load(now.row[i] + j);
         store(sum + j, y);
     }
     for (; j < size; ++j) {
-        for (int i = 0; i < rows; ++i) sum[j] += coefficient[i] * one(row_of[i] + j);
+        for (int i = 0; i < rows; ++i) sum[j] += coefficient[i] * one(now.row[i] + j);
     }
 }
 

@@ -36,14 +36,26 @@ char* element(const Vectors& v, std::int64_t d, std::int64_t r, std::int64_t col
     return static_cast<char*>(v.data) + (r * d + column) * (v.is_float32 ? 4 : 8);
 }
 
-// The rows i .. i + 3 of the window from a column on; beyond the last one it is repeated.
+// Windows up to this size lie in a cache, where fetching ahead costs more than it saves.
+constexpr std::int64_t cached = std::int64_t{32} << 20;
+
+// The rows i .. i + 3 of the window from a column on, beyond the last one that again, and the
+// four that are read next: the following ones, or the first ones from column `then` on.
 struct Four {
-    const void* row[rows];
+    const void* row[2 * rows];
     int valid;
-    Four(const Window& window, std::int64_t i, std::int64_t column) {
+    Four(const Window& window, std::int64_t i, std::int64_t column, std::int64_t then) {
+        const bool is_last = i + rows >= window.count;
+        const bool is_cached = window.count * window.d * bytes(window.storage) <= cached;
         valid = static_cast<int>(std::min<std::int64_t>(rows, window.count - i));
         for (int at = 0; at < rows; ++at) {
-            row[at] = element(window, window.slot[i + std::min(at, valid - 1)], column);
+            const std::int64_t now = i + std::min(at, valid - 1);
+            const std::int64_t next =
+                std::min<std::int64_t>(is_last ? at : i + rows + at, window.count - 1);
+            row[at] = element(window, window.slot[now], column);
+            row[rows + at] = is_cached
+                                 ? row[at]
+                                 : element(window, window.slot[next], is_last ? then : column);
         }
     }
 };
@@ -81,7 +93,7 @@ bool products(const Window& window, const Vectors& v, const Vectors* incoming,
                                             vector.data() + (r + first) * tile, width);
                 }
                 for (std::int64_t i = 0; i < count; i += rows) {
-                    const Four four(window, i, j);
+                    const Four four(window, i, j, j + tile < d ? j + tile : j);
                     for (std::int64_t r = 0; r < k; r += 64) {
                         double* target[rows];
                         for (int at = 0; at < rows; ++at) {
@@ -126,7 +138,7 @@ bool combine(const Window& window, const double* coefficient, double alpha, cons
                 }
             }
             for (std::int64_t i = 0; i < count; i += rows) {
-                const Four four(window, i, j);
+                const Four four(window, i, j, j >= tile ? j - tile : j);
                 for (std::int64_t r = 0; r < out.k; ++r) {
                     double c[rows] = {};
                     std::copy_n(coefficient + r * count + i, four.valid, c);

@@ -29,7 +29,7 @@ def _check(op: str, window: Tensor, slots: Sequence[int], **rows: Tensor) -> Non
     for slot in slots:
         if not 0 <= slot < window.shape[0]:
             raise ValueError(
-                f"{op}: slot {slot} is not a row of window, which has {window.shape[0]}"
+                f"{op}: slots must be rows of window, which has {window.shape[0]}, got {slot}"
             )
     for name, tensor in rows.items():
         _operands.floating(op, name, tensor)
@@ -136,7 +136,7 @@ def _define_combine() -> None:
         if tuple(coefficient.shape) != (k, len(slots)):
             raise ValueError(f"{op}: coefficient must have shape ({k}, {len(slots)})")
         if v is not None and v.shape[0] != k:
-            raise ValueError(f"{op}: v and out have different numbers of rows")
+            raise ValueError(f"{op}: v has {v.shape[0]} rows but coefficient has {k}")
         dtype = torch.float64 if wide else torch.float32
         return window.new_empty(k, window.shape[1], dtype=dtype)
 
