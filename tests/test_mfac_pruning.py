@@ -215,3 +215,16 @@ def test_refusals(change: dict[str, Any], kind: type[Exception], words: str) -> 
     arguments = {"w": w, "fisher": fisher, "n": 3, **change}
     with pytest.raises(kind, match=words):
         obs_prune(arguments.pop("w"), arguments.pop("fisher"), **arguments)
+
+
+@pytest.mark.parametrize("mode", ["joint", "greedy"])
+def test_an_inverse_that_rounding_has_spoilt(mode: str) -> None:
+    class Spoilt:
+        def ihvp(self, v: Tensor) -> Tensor:
+            return v @ torch.tensor([[1.0, 2.0], [2.0, 1.0]], dtype=torch.float64)
+
+        def diag_inverse(self) -> Tensor:
+            return torch.ones(2)
+
+    with pytest.raises(ValueError, match="obs_prune: fisher's inverse must be positive def"):
+        obs_prune(torch.ones(2), Spoilt(), n=2, mode=mode)
