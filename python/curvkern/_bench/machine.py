@@ -103,7 +103,9 @@ def _limits() -> dict[str, float]:
 def floor_ns(case_bytes: float, flops: float, dtype: str, found: dict) -> tuple[float, str]:
     """The least time per element by the measured limits, and which one binds."""
     memory = case_bytes / found["copy_GBps"]
-    compute = flops / found[f"matmul_GFLOPS_{dtype}"]
+    # No case computes in a narrower dtype than float32.
+    wide = dtype if dtype == "float64" else "float32"
+    compute = flops / found[f"matmul_GFLOPS_{wide}"]
     return (memory, "memory") if memory > compute else (compute, "compute")
 
 
