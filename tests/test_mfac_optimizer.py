@@ -162,6 +162,39 @@ def test_settings_of_groups_and_schedules() -> None:
         optimizer.param_groups[1]["damping"] = dense[1].o["damping"] = 0.05
 
 
+@pytest.mark.parametrize("grouping", ["global", "per_param"])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_in_backward(name: str, grouping: str) -> None:
+    """The same steps, also where gradients are accumulated, clipped, replaced or missing."""
+    options = {"lr": 1e-2, "damping": 1e-2, "window": 4, "grouping": grouping, **SETTINGS[name]}
+    options.setdefault("window_dtype", torch.float64)
+    model, twin = network(), network()
+    one = MFAC(model.parameters(), in_backward=True, **options)
+    two = MFAC(twin.parameters(), **options)
+    met = []
+    for t, x in enumerate(batches(9)):
+        for m in (model, twin):
+            backward(m, x)
+            if t == 3:
+                (m(x).sum()).backward()
+            elif t == 4:
+                torch.nn.utils.clip_grad_norm_(m.parameters(), 1e-2)
+            elif t == 5:
+                m[0].bias.grad = torch.ones(4, dtype=torch.float64)
+            elif t == 6:
+                m[0].bias.grad = None
+            elif t == 7:
+                with torch.no_grad():
+                    m[2].weight.mul_(0.9)
+        met.append([sum(p is not None for p in w._products) for w in one._windows])
+        one.step()
+        two.step()
+        bar = 1e-2 if name == "bfloat16" else 1e-9
+        torch.testing.assert_close(values(model), values(twin), rtol=bar, atol=bar)
+    # From the second step on backward has met all parameters.
+    assert met[1:] == [[4] if grouping == "global" else [1] * 4] * 8
+
+
 def test_no_gradient_is_zero() -> None:
     """Bit for bit, and without decay: a frozen parameter stays what it is."""
     model, twin = network(), network()
@@ -262,10 +295,12 @@ def test_non_finite_gradient(bad: float, grouping: str) -> None:
     optimizer.step()
 
 
+@pytest.mark.parametrize("in_backward", [False, True])
 @pytest.mark.parametrize("steps", [0, 2, 7])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-def test_resume_bit_by_bit(steps: int, dtype: torch.dtype) -> None:
-    options = {"window": 4, "window_dtype": dtype, "weight_decay": 0.01, "warmup": 5}
+def test_resume_bit_by_bit(steps: int, dtype: torch.dtype, in_backward: bool) -> None:
+    options: dict[str, Any] = {"in_backward": in_backward}
+    options |= {"window": 4, "window_dtype": dtype, "weight_decay": 0.01, "warmup": 5}
     data = batches(steps + 6)
 
     def make(model: torch.nn.Module) -> MFAC:
@@ -372,6 +407,7 @@ def test_hostile_states(change: str) -> None:
         ({"window": 2.0}, TypeError, "window must be an int, got float"),
         ({"warmup": -1}, ValueError, "warmup must be at least 0, got -1"),
         ({"grouping": "layer"}, ValueError, "one of global, per_group, per_param, got 'layer'"),
+        ({"in_backward": 1}, TypeError, "in_backward must be a bool, got int"),
         ({"maximize": 1}, TypeError, "maximize must be a bool"),
         ({"window_dtype": torch.int32}, TypeError, "window_dtype must be"),
         ({"params": [torch.ones(2, dtype=torch.complex64)]}, TypeError, "complex64"),

@@ -118,6 +118,12 @@ def worker(rank: int, folder: str) -> None:
                 for window in optimizer.state_dict()["windows"]
             )
             found[f"{way}/{grouping}"] = full(model)
+            model, group = wrapped(way)
+            hooked = MFAC(
+                model.parameters(), grouping=grouping, in_backward=True, **OPTIONS, **group
+            )
+            train(model, hooked, part, range(STEPS))
+            found[f"{way}/{grouping}/in backward"] = full(model)
             found[f"{way}/{grouping}/columns"] = held
             found[f"{way}/{grouping}/resumed"] = resumed(way, grouping, part)
         found[f"{way}/refused"] = refused(way)
@@ -145,8 +151,9 @@ def test_as_one_process(way: str, grouping: str, found: list[dict[str, Any]]) ->
     optimizer = MFAC(model.parameters(), grouping=grouping, **OPTIONS)
     train(model, optimizer, slice(None), range(STEPS))
     for rank in range(RANKS):
-        for got, wanted in zip(found[rank][f"{way}/{grouping}"], full(model), strict=True):
-            torch.testing.assert_close(got, wanted, rtol=1e-6, atol=1e-6)
+        for suffix in ("", "/in backward"):
+            got = found[rank][f"{way}/{grouping}{suffix}"]
+            torch.testing.assert_close(got, full(model), rtol=1e-6, atol=1e-6)
         assert found[rank][f"{way}/{grouping}/resumed"]
     columns = [found[rank][f"{way}/{grouping}/columns"] for rank in range(RANKS)]
     d = sum(p.numel() for p in model.parameters())

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from curvkern.fisher import obs_prune
+from curvkern.fisher import SlidingWindowFisher, obs_prune
 from curvkern.reference.mfac import StaticFisher
 from mfac_truth import Problem, error, problems
 
@@ -16,7 +16,7 @@ MODES = ("simultaneous", "joint", "greedy")
 
 
 class Plain:
-    """Any inverse will do: no ``elements``, no ``d``."""
+    """Any inverse will do: nothing but the two methods."""
 
     def __init__(self, fisher: StaticFisher) -> None:
         self.ihvp, self.diag_inverse = fisher.ihvp, fisher.diag_inverse
@@ -24,6 +24,17 @@ class Plain:
 
 def static(problem: Problem) -> StaticFisher:
     return StaticFisher.from_gradients(problem.tensor("G"), problem["damping"])
+
+
+def window(fisher: StaticFisher) -> SlidingWindowFisher:
+    """The same Fisher matrix as a window."""
+    rows = fisher.G
+    native = SlidingWindowFisher(
+        fisher.d, len(rows), fisher.damping, dtype=torch.float64, block_size=fisher.block_size
+    )
+    for g in rows:
+        native.push(g)
+    return native
 
 
 def random(d: int, rows: int, damping: float = 1e-3, **options: Any):
@@ -40,7 +51,7 @@ def constrained(w: Tensor, F: Tensor, zero: Tensor) -> Tensor:
     return x
 
 
-@pytest.mark.parametrize("wrap", [lambda f: f, Plain], ids=["elements", "columns"])
+@pytest.mark.parametrize("wrap", [lambda f: f, Plain, window], ids=["twin", "plain", "window"])
 @problems("prune")
 def test_truth(problem: Problem, wrap: Any) -> None:
     w, fisher, k = problem.tensor("w"), wrap(static(problem)), problem["k"]
@@ -78,12 +89,13 @@ def test_order_of_losses(block: int | None) -> None:
     assert loss["joint"] <= loss["simultaneous"]
 
 
+@pytest.mark.parametrize("wrap", [lambda f: f, Plain, window], ids=["twin", "plain", "window"])
 @pytest.mark.parametrize("mode", MODES)
-def test_block(mode: str) -> None:
+def test_block(mode: str, wrap: Any) -> None:
     """The saliency of a group is the least loss of dropping it."""
     w, fisher = random(20, 9)
+    F, fisher = fisher.matrix(), wrap(fisher)
     new, mask, saliency = obs_prune(w, fisher, n=4, mode=mode, block=4)
-    F = fisher.matrix()
     for i, value in enumerate(saliency):
         zero = torch.zeros(20, dtype=torch.bool)
         zero[4 * i : 4 * i + 4] = True
@@ -130,11 +142,12 @@ def test_greedy_in_steps_and_everything(mode: str) -> None:
         assert torch.equal(two[1], one[1])
 
 
+@pytest.mark.parametrize("wrap", [lambda f: f, window], ids=["twin", "window"])
 @pytest.mark.parametrize("mode", MODES)
-def test_block_diagonal_fisher(mode: str) -> None:
+def test_block_diagonal_fisher(mode: str, wrap: Any) -> None:
     """Each block of the Fisher answers for itself."""
     G, w = torch.randn(9, 23), torch.randn(23, dtype=torch.float64)
-    fisher = StaticFisher.from_gradients(G, 1e-2, block_size=8)
+    fisher = wrap(StaticFisher.from_gradients(G, 1e-2, block_size=8))
     new, mask, _ = obs_prune(w, fisher, n=10, mode=mode)
     for at in (slice(0, 8), slice(8, 16), slice(16, 23)):
         alone = StaticFisher.from_gradients(G[:, at], 1e-2)
@@ -202,3 +215,16 @@ def test_refusals(change: dict[str, Any], kind: type[Exception], words: str) -> 
     arguments = {"w": w, "fisher": fisher, "n": 3, **change}
     with pytest.raises(kind, match=words):
         obs_prune(arguments.pop("w"), arguments.pop("fisher"), **arguments)
+
+
+@pytest.mark.parametrize("mode", ["joint", "greedy"])
+def test_an_inverse_that_rounding_has_spoilt(mode: str) -> None:
+    class Spoilt:
+        def ihvp(self, v: Tensor) -> Tensor:
+            return v @ torch.tensor([[1.0, 2.0], [2.0, 1.0]], dtype=torch.float64)
+
+        def diag_inverse(self) -> Tensor:
+            return torch.ones(2)
+
+    with pytest.raises(ValueError, match="obs_prune: fisher's inverse must be positive def"):
+        obs_prune(torch.ones(2), Spoilt(), n=2, mode=mode)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import _mfac, _runtime
+from .. import _runtime
 from .._autograd import derivative_wanted
 from . import _checks, _sharding
 from ._factor import Factor
@@ -185,6 +185,16 @@ class Fisher:
             W = self._factored(self._damping).solve(columns.T.contiguous().cpu(), half=True)
             result = result - (W[at_i] * W[at_j]).sum(-1)
         return result / self._damping
+
+    @guarded
+    def inverse_block(self, index: Tensor) -> Tensor:
+        """``F^-1`` of k rows and columns, (k, k), float64, in O(k m (k + m))."""
+        block = torch.eye(len(index), dtype=torch.float64, device=self.device)
+        if len(self):
+            columns = self._window[:, index.to(self.device)][list(self._slots())].double()
+            W = self._factored(self._damping).solve(columns.T.contiguous().cpu(), half=True)
+            block -= (W @ W.T).to(self.device)
+        return block / self._damping
 
     @guarded
     def logdet(self) -> float:

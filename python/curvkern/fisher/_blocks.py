@@ -160,6 +160,11 @@ class BlockWindowFisher(SlidingWindowFisher):
         return self._at().elements(i, j)
 
     @guarded
+    def inverse_block(self, index: Tensor) -> Tensor:
+        """``F^-1`` of k rows and columns, (k, k), float64."""
+        return self.elements(index[:, None], index[None, :])
+
+    @guarded
     def logdet(self) -> float:
         """log det F."""
         return self._at().logdet() if len(self) else self.d * math.log(self._damping)

@@ -38,8 +38,9 @@ def obs_prune(
         Weights, any shape of d elements, floating.
     fisher
         An object that has ``ihvp`` and ``diag_inverse``: a :class:`SlidingWindowFisher`, a
-        :class:`StaticFisher`, or another inverse of shape (d, d). What it has as ``elements``
-        is used where that is cheaper.
+        :class:`StaticFisher`, or another inverse of shape (d, d). Of an
+        object that also has ``inverse_block`` and ``elements`` no whole columns are needed
+        under "joint" and ``block``.
     sparsity
         The share of all d weights that is to be zero afterwards, in [0, 1], those of ``mask``
         included. Either this or ``n``.
@@ -76,7 +77,8 @@ def obs_prune(
         w or mask is of another kind or dtype.
     ValueError
         A shape does not fit the Fisher's, w is not finite, the number to drop is out of range,
-        both or none of sparsity and n are given, or the mode is unknown.
+        both or none of sparsity and n are given, the mode is unknown, or the inverse is not
+        positive definite to rounding.
 
     References
     ----------
@@ -139,7 +141,7 @@ def _solved(blocks: Tensor, w: Tensor) -> Tensor:
     """Rows of w, (g, b), times the inverses of blocks, (g, b, b)."""
     if blocks.shape[1] == 1:
         return w / blocks[:, :, 0]
-    return torch.cholesky_solve(w[:, :, None], torch.linalg.cholesky(blocks))[:, :, 0]
+    return torch.cholesky_solve(w[:, :, None], _factor(blocks))[:, :, 0]
 
 
 def _joint_change(w: Tensor, kept: Tensor, fisher: Any, members: Tensor) -> Tensor:
@@ -147,7 +149,7 @@ def _joint_change(w: Tensor, kept: Tensor, fisher: Any, members: Tensor) -> Tens
     S = torch.cat([members, (~kept).nonzero()[:, 0]])
     if not len(S):
         return torch.zeros_like(w)
-    factor = torch.linalg.cholesky(inverse_block(fisher, S).to(w))
+    factor = _factor(inverse_block(fisher, S).to(w))
     share = torch.zeros_like(w)
     share[S] = torch.cholesky_solve(w[S, None], factor)[:, 0]
     return fisher.ihvp(share).to(w)
@@ -202,9 +204,20 @@ def _greedy(
     return w, torch.tensor(order, dtype=torch.int64, device=w.device), record
 
 
+def _factor(block: Tensor) -> Tensor:
+    """Lower Cholesky factor of parts of F^-1, which rounding may have spoilt."""
+    try:
+        return torch.linalg.cholesky(block)
+    except torch.linalg.LinAlgError:
+        raise ValueError(
+            "obs_prune: fisher's inverse must be positive definite, but rounding has left a "
+            "part of it that is not; a larger damping or a float64 window helps"
+        ) from None
+
+
 def _whitened(rows: Tensor, pivot: Tensor) -> Tensor:
     """L^-1 times rows, with L L' the pivot."""
-    L = torch.linalg.cholesky((pivot + pivot.T) / 2)
+    L = _factor((pivot + pivot.T) / 2)
     return torch.linalg.solve_triangular(L, rows, upper=False)
 
 

@@ -35,10 +35,10 @@ def columns(fisher: Any, index: Tensor) -> Tensor:
 def inverse_block(fisher: Any, index: Tensor) -> Tensor:
     """F^-1 of some rows and columns, (k, k), symmetric.
 
-    An object that has ``elements`` answers in O(k^2 m); columns take O(k d m).
+    An object that has such a method answers in O(k^2 m); columns take O(k d m).
     """
-    if hasattr(fisher, "elements"):
-        block = fisher.elements(index[:, None], index[None, :]).double()
+    if hasattr(fisher, "inverse_block"):
+        block = fisher.inverse_block(index).double()
     else:
         parts = [columns(fisher, some)[:, index] for some in index.split(CHUNK)]
         block = torch.cat(parts) if parts else torch.zeros(0, 0, dtype=torch.float64)
@@ -51,8 +51,10 @@ def diagonal_blocks(fisher: Any, b: int) -> Tensor:
         return fisher.diag_inverse().double()[:, None, None]
     d = size("diagonal_blocks", fisher)
     if hasattr(fisher, "elements"):
-        index = torch.arange(d).view(-1, b)
-        return fisher.elements(index[:, :, None], index[:, None, :]).double()
+        parts = torch.arange(d).view(-1, b).split(4 * CHUNK)
+        return torch.cat(
+            [fisher.elements(i[:, :, None], i[:, None, :]).double() for i in parts]
+        )
     blocks = []
     step = max(1, CHUNK // b)
     for groups in torch.arange(d).view(-1, b).split(step):

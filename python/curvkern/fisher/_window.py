@@ -147,11 +147,7 @@ class SlidingWindowFisher(Fisher):
         """
         if v is None:
             given, _ = self._push("push_ihvp", grad, None)
-            newest = torch.zeros(1, len(self), dtype=torch.float64)
-            newest[0, -1] = self._norm()
-            c = self._factored(self._damping).solve(newest).to(self.device)
-            x = self._combined_alone(c, given)
-            return x[0].to(given.dtype)
+            return self._newest(given)
         wanted = _checks.vector("push_ihvp", "v", v, self.d, self.device).detach()
         many = _checks.wide(wanted).reshape(-1, self.d)
         _, b = self._push("push_ihvp", grad, many)
@@ -272,17 +268,39 @@ class SlidingWindowFisher(Fisher):
     def _push(self, function: str, grad: Any, v: Tensor | None) -> tuple[Tensor, Tensor]:
         """The gradient as given, and the products of v with all rows, the newest last."""
         given, row = self._row(function, grad)
-        shift, full = self._norm() * self._damping, len(self) == self.capacity
-        if full:
-            order = [*self._order[1:], self._order[0]]
-        else:
-            taken = set(self._order)
-            order = [*self._order, next(k for k in range(self.capacity) if k not in taken)]
-        if not self._order:
-            self._factor.start(shift)
+        order, full = self._next_order()
         products = self._store(order, len(order) - 1, row, row[:0] if v is None else v)
         self._factor.slide(products[0].cpu(), self._norm() * self._damping, full)
         return given, products[1:]
+
+    def _next_order(self) -> tuple[list[int], bool]:
+        """The slots once another row is pushed, and whether the oldest goes."""
+        full = len(self) == self.capacity
+        if not self._order:
+            self._factor.start(self._norm() * self._damping)
+        if full:
+            return [*self._order[1:], self._order[0]], full
+        taken = set(self._order)
+        return [*self._order, next(k for k in range(self.capacity) if k not in taken)], full
+
+    def _push_known(self, row: Tensor, products: Tensor) -> Tensor:
+        """As push_ihvp(row), of which the products with all rows and itself are known."""
+        order, full = self._next_order()
+        products = products[-len(order) :]
+        self._window[order[-1]].copy_(row)
+        self._order = order
+        slots = torch.tensor(order)
+        self._products_of[order[-1], slots] = self._products_of[slots, order[-1]] = products
+        self._version += 1
+        self._factor.slide(products, self._norm() * self._damping, full)
+        return self._newest(row)
+
+    def _newest(self, given: Tensor) -> Tensor:
+        """F^-1 times the newest row, in a dtype given."""
+        newest = torch.zeros(1, len(self), dtype=torch.float64)
+        newest[0, -1] = self._norm()
+        c = self._factored(self._damping).solve(newest).to(self.device)
+        return self._combined_alone(c, given)[0].to(given.dtype)
 
     def _store(self, order: list[int], into: int, row: Tensor, v: Tensor) -> Tensor:
         """Write a row; its products with all rows, then those of v."""

@@ -62,6 +62,11 @@ class MFAC(Optimizer):
         numbers are exchanged; of parameters that all ranks hold, as under
         ``DistributedDataParallel``, each keeps the columns of an equal share, and the updates
         are gathered. Without it each rank under DDP has a whole window.
+    in_backward
+        Multiply the gradient of each parameter with its columns of the window as soon as
+        backward has it, by a hook, not in the step. The result is the same but for rounding;
+        gradients that change between backward and step are multiplied again. In one stream
+        this saves no time, as the columns are read all the same and by plain PyTorch.
 
     Raises
     ------
@@ -125,13 +130,19 @@ class MFAC(Optimizer):
         maximize: bool = False,
         *,
         process_group: Any = None,
+        in_backward: bool = False,
     ) -> None:
+        if not isinstance(in_backward, bool):
+            raise TypeError(
+                f"MFAC: in_backward must be a bool, got {type(in_backward).__name__}"
+            )
         if grouping not in GROUPINGS:
             raise ValueError(
                 f"MFAC: grouping must be one of {', '.join(GROUPINGS)}, got {grouping!r}"
             )
         self._grouping = grouping
         self._process_group = process_group
+        self._in_backward = in_backward
         self._windows: list[Window] = []
         defaults = {
             "lr": lr,
@@ -226,16 +237,14 @@ class MFAC(Optimizer):
             for p in params:
                 self._check_state(p)
             settings = [s for _, s in self._everyone()]
-            self._windows = [
-                _loaded(entry, params, settings, self._process_group) for entry in saved
-            ]
+            self._windows = [self._loaded(entry, params, settings) for entry in saved]
         except Exception:
             self.__setstate__(before)
             raise
 
     def __getstate__(self) -> dict[str, Any]:
         # Optimizer's keeps three attributes, whatever else there is.
-        own = ("_grouping", "_process_group", "_windows")
+        own = ("_grouping", "_in_backward", "_process_group", "_windows")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
     def _check_state(self, p: Tensor) -> None:
@@ -267,14 +276,16 @@ class MFAC(Optimizer):
             parts = [[one] for one in fresh]
         else:
             parts = [[one for one in fresh if one[1] is group] for group in self.param_groups]
-        return [Window(part, self._process_group) for part in parts if part]
+        return [self._window(part) for part in parts if part]
 
+    def _window(self, params: list[tuple[Tensor, Settings]]) -> Window:
+        return Window(params, self._process_group, self._in_backward)
 
-def _loaded(entry: Any, params: list[Tensor], settings: list[Settings], group: Any) -> Window:
-    window = Window([(params[i], settings[i]) for i in entry["params"]], group)
-    window.steps = entry["steps"]
-    window.fisher.load_state_dict(entry["fisher"])
-    return window
+    def _loaded(self, entry: Any, params: list[Tensor], settings: list[Settings]) -> Window:
+        window = self._window([(params[i], settings[i]) for i in entry["params"]])
+        window.steps = entry["steps"]
+        window.fisher.load_state_dict(entry["fisher"])
+        return window
 
 
 def _check_entry(entry: Any, count: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..reference.mfac import SlidingWindowFisher
+from ..fisher import SlidingWindowFisher
+from ..fisher._partial import partial_products, push_known
 
 Settings = Mapping[str, Any]  # the param group that a parameter is in
 
@@ -25,6 +27,7 @@ class Window:
         self,
         params: Sequence[tuple[Tensor, Settings]],
         process_group: Any = None,
+        in_backward: bool = False,
     ) -> None:
         self.steps = 0
         self.group = process_group
@@ -35,6 +38,7 @@ class Window:
             raise ValueError("MFAC: parameters are sharded: pass their process_group")
         self.params = sharded + whole
         self.sizes = [local(p).numel() for p, _ in self.params]
+        self._starts = [sum(self.sizes[:k]) for k in range(len(self.sizes))]
         self._own = sum(self.sizes[: len(sharded)])
         total = sum(self.sizes[len(sharded) :])
         self._share = -(-total // self.ranks)
@@ -51,13 +55,44 @@ class Window:
         self.fisher = SlidingWindowFisher(
             self.d, m, self.damping, dtype=dtype, device=device, process_group=process_group
         )
+        # A share of a whole parameter is cut anywhere, so its columns wait for the step.
+        self.in_backward = in_backward and not (whole and self.ranks > 1)
+        self._products: list[Tensor | None] = [None] * len(self.params)
+        self._stamps: list[Any] = [None] * len(self.params)
+        if self.in_backward:
+            for index, (p, _) in enumerate(self.params):
+                _watch(p, self, index)
 
     def read(self) -> Tensor:
         """The gradient row of this rank, (d,), in the window's dtype; None is zero."""
         self._wanted_damping = _agreed(self.params, "damping")
-        for (p, settings), part in zip(self.params, self._parts(self._flat), strict=True):
-            write_gradient(p, settings, part)
+        for index, (p, settings) in enumerate(self.params):
+            if self._products[index] is None or not self._stamps[index].holds(p, settings):
+                self._products[index] = None
+                write_gradient(p, settings, self._part(index))
         return self._mine(self._flat)
+
+    @torch.no_grad()
+    def meet(self, index: int) -> None:
+        """The products of a parameter's columns with its gradient, which is complete."""
+        p, settings = self.params[index]
+        write_gradient(p, settings, self._part(index))
+        self._stamps[index] = Stamp(p, settings)
+        self._products[index] = self._columns_products(index)
+
+    def _columns_products(self, index: int) -> Tensor:
+        return partial_products(self.fisher, self._starts[index], self._part(index))
+
+    def _solved(self, row: Tensor) -> Tensor:
+        """F^-1 times the row, which is pushed first."""
+        if not self.in_backward:
+            return self.fisher.push_ihvp(row)
+        total = torch.zeros(len(self.fisher), dtype=torch.float64, device=row.device)
+        for index, known in enumerate(self._products):
+            total += self._columns_products(index) if known is None else known
+            # They were those of the rows before this one.
+            self._products[index] = self._stamps[index] = None
+        return push_known(self.fisher, row, total)
 
     def not_finite(self, row: Tensor) -> Tensor:
         """How many elements are not, of all ranks."""
@@ -71,15 +106,17 @@ class Window:
         if self._wanted_damping != self.damping:
             self.fisher.set_damping(self._wanted_damping)
             self.damping = self._wanted_damping
-        update = self.fisher.push_ihvp(row)
+        update = self._solved(row)
         self.steps += 1
         if self.ranks > 1 and self._share:
             mine = update[self._own : self._own + self._share].contiguous()
             whole = mine.new_empty(self._share * self.ranks)
             dist.all_gather_into_tensor(whole, mine, group=self.group)
             update = torch.cat([update[: self._own], whole])
-        for (p, settings), part in zip(self.params, self._parts(update), strict=True):
-            yield p, settings, part
+        for (p, settings), start, size in zip(
+            self.params, self._starts, self.sizes, strict=True
+        ):
+            yield p, settings, update[start : start + size]
 
     def _mine(self, flat: Tensor) -> Tensor:
         if self.d > len(flat):
@@ -89,11 +126,40 @@ class Window:
         start = self._own + self._share * dist.get_rank(self.group)
         return torch.cat([flat[: self._own], flat[start : start + self._share]])
 
-    def _parts(self, flat: Tensor) -> Iterator[Tensor]:
-        start = 0
-        for size in self.sizes:
-            yield flat[start : start + size]
-            start += size
+    def _part(self, index: int) -> Tensor:
+        start = self._starts[index]
+        return self._flat[start : start + self.sizes[index]]
+
+
+def _watch(p: Tensor, window: Window, index: int) -> None:
+    """Call ``window.meet`` after each backward, for as long as the window lives."""
+    if not p.requires_grad:
+        return
+    known = weakref.ref(window)
+
+    def meet(_: Tensor) -> None:
+        alive = known()
+        if alive is not None:
+            alive.meet(index)
+
+    p.register_post_accumulate_grad_hook(meet)
+
+
+class Stamp:
+    """What a part of the row was made of, to know whether that has changed since."""
+
+    def __init__(self, p: Tensor, settings: Settings) -> None:
+        self.grad = p.grad  # held, so that no other tensor is taken for it
+        self.state = self._state(p, settings)
+
+    def holds(self, p: Tensor, settings: Settings) -> bool:
+        return p.grad is self.grad and self._state(p, settings) == self.state
+
+    @staticmethod
+    def _state(p: Tensor, settings: Settings) -> tuple[Any, ...]:
+        names = ("maximize", "weight_decay", "decoupled_weight_decay")
+        versions = [None if t is None else local(t)._version for t in (p, p.grad)]
+        return (*versions, *(settings[name] for name in names))
 
 
 def is_sharded(p: Tensor) -> bool:

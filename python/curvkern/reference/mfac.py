@@ -311,6 +311,7 @@ class StaticFisher(_Fisher):
     ) -> None:
         super().__init__(G.shape[1], damping, block_size, method, process_group)
         self.G = G.detach().double()
+        self._factors: dict[tuple[int, int, float], Tensor] = {}
 
     @classmethod
     def from_gradients(cls, G: Tensor, damping: float, **options: Any) -> StaticFisher:
@@ -321,6 +322,12 @@ class StaticFisher(_Fisher):
 
     def _rows(self) -> Tensor:
         return self.G
+
+    def _system(self, G: Tensor, damping: float) -> Tensor:
+        key = int(G.storage_offset()), int(G.shape[1]), damping
+        if key not in self._factors:
+            self._factors[key] = super()._system(G, damping)
+        return self._factors[key]
 
     def _norm(self) -> int:
         return max(1, len(self.G))
