@@ -331,6 +331,15 @@ def test_result_does_not_depend_on_neighbours(name: str, dtype: torch.dtype) -> 
     assert torch.equal(function(name)(v[order], x[order]), together[order])
     alone = [function(name)(v[k : k + 1], x[k : k + 1]) for k in range(200)]
     assert torch.equal(torch.cat(alone), together[:200])
+    v, x = (torch.rand(20_000, generator=generator).to(dtype) for _ in range(2))
+    v, x = torch.where(v < 0.5, 2 * v, 60 * (v - 0.5)), 50 * x
+    order = torch.randperm(len(v), generator=generator)
+    for suffix in ("_grad", "_hess"):
+        operation = getattr(torch.ops.curvkern, name + suffix)
+        for some, all_of_them in zip(
+            operation(v[order], x[order]), operation(v, x), strict=True
+        ):
+            assert torch.equal(some, all_of_them[order])
 
 
 # Identities (R12) ---------------------------------------------------------------------------

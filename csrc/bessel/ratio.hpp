@@ -16,28 +16,34 @@ struct Ratio {
     R dx;              // its derivative in x, where N > 0
 };
 
+// Steps that a point needs, a whole number in each lane: a lane begins when its own first step
+// has come, as a result must not depend on its neighbours.
 template <class R>
-CURVKERN_HD int fraction_steps(R x) {
-    return (is_double<R> ? 12 : 6) + static_cast<int>(largest(x));
+CURVKERN_HD R fraction_steps(R x) {
+    const R magic = c<R>(Float<R>::round_magic);
+    return c<R>(is_double<R> ? 12 : 6) + ((x + magic) - magic);
 }
 
 template <int N, class R>
 CURVKERN_SHARED Ratio<R, N> iv_ratio_fraction(R v, R x) {
-    const int steps = fraction_steps(x);
-    R w = v + c<R>(steps + 0.5);
+    const R steps = fraction_steps(x);
+    R w = v + (steps + c<R>(0.5));
     R root = sqrt(w * w + x * x);
     auto rho = Taylor<R, N>::constant(x / (w + root));
     if constexpr (N > 0) rho.d[1] = -rho.d[0] / root;
     if constexpr (N > 1) rho.d[2] = (rho.d[0] - rho.d[1] * w) / (root * root);
     R rho_x = (w / root) * (rho.d[0] / x);
     auto order = Taylor<R, N>::variable(v);
-    for (int k = steps; k >= 1; --k) {
+    for (int k = static_cast<int>(largest(steps)); k >= 1; --k) {
+        auto begun = c<R>(k) <= steps;
         R following = rho.d[0];
         auto over_x = reciprocal(c<R>(2) * (order + c<R>(k)) + x * rho);
-        rho = x * over_x;
+        auto next = x * over_x;
+        for (int i = 0; i <= N; ++i) rho.d[i] = select(begun, next.d[i], rho.d[i]);
         if constexpr (N > 0) {
-            R now = rho.d[0];
-            rho_x = over_x.d[0] * (c<R>(1) - now * following) - now * now * rho_x;
+            R now = next.d[0];
+            R slope = over_x.d[0] * (c<R>(1) - now * following) - now * now * rho_x;
+            rho_x = select(begun, slope, rho_x);
         }
     }
     return {rho, rho_x};
@@ -48,12 +54,16 @@ CURVKERN_SHARED Ratio<R, N> iv_ratio_fraction(R v, R x) {
 template <class R>
 CURVKERN_SHARED Jet<R> iv_ratio_jet(R v, R x) {
     using J = Jet<R>;
-    const int steps = fraction_steps(x) + 4;
-    R w = v + c<R>(steps + 0.5);
+    const R steps = fraction_steps(x) + c<R>(4);
+    R w = v + (steps + c<R>(0.5));
     J rho{}, order = J::order(v), argument = J::argument(x);
     rho.f = x / (w + sqrt(w * w + x * x));
-    for (int k = steps; k >= 1; --k) {
-        rho = argument * reciprocal(c<R>(2) * (order + c<R>(k)) + argument * rho);
+    for (int k = static_cast<int>(largest(steps)); k >= 1; --k) {
+        auto begun = c<R>(k) <= steps;
+        J next = argument * reciprocal(c<R>(2) * (order + c<R>(k)) + argument * rho);
+        rho = {select(begun, next.f, rho.f),   select(begun, next.v, rho.v),
+               select(begun, next.x, rho.x),   select(begun, next.vv, rho.vv),
+               select(begun, next.vx, rho.vx), select(begun, next.xx, rho.xx)};
     }
     return rho;
 }

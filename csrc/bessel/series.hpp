@@ -109,13 +109,13 @@ CURVKERN_HD R log_iv_series(R v, R x, bool near_zero, Scalar<R> scale) {
 // term by term: I^2 ~ sum b_k, b_k/b_{k-1} = (v+k-1/2) x^2 / ((v+k)(2v+k) k), weights v/(v+k).
 template <class R>
 CURVKERN_SHARED R mixed_derivative(R v, R x) {
-    const int terms = is_double<R> ? 16 + static_cast<int>(largest(x) * Scalar<R>(2.9))
-                                   : 10 + static_cast<int>(largest(x) * Scalar<R>(2.7));
+    // what each lane needs, whatever its neighbours do
+    const R terms = c<R>(is_double<R> ? 16 : 10) + x * c<R>(is_double<R> ? 2.9 : 2.7);
     R term = c<R>(1), sum = c<R>(1), part = c<R>(1);
-    for (int k = 1; k <= terms; ++k) {
+    for (int k = 1; k <= static_cast<int>(largest(terms)); ++k) {
         R up = v + c<R>(k - 0.5), down = v + c<R>(k);
         R ratio = (x * x) * up / (down * (c<R>(2) * v + c<R>(k)) * c<R>(k));
-        term = term * ratio;
+        term = select(c<R>(k) <= terms, term * ratio, c<R>(0));
         sum = sum + term;
         part = part + term * (v / down);
     }

@@ -174,4 +174,7 @@ def _broadcast(function: str, v: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
             f"{function}: v has shape {tuple(v.shape)} but x has shape {tuple(x.shape)}; "
             "they do not broadcast"
         ) from None
-    return v.expand(shape), x.expand(shape)
+    try:
+        return v.expand(shape), x.expand(shape)
+    except RuntimeError as error:
+        raise memory_error(function, shape, error) from None

@@ -57,11 +57,11 @@ def matern(r: Any, nu: Any, lengthscale: Any = 1.0) -> Any:
     Native in float64 and float32; halves are computed in float32. Outside the domain the value
     is NaN, and so are all derivatives. All three arguments have gradients, twice.
 
-    Relative errors, in eps of max(1, abs(log M)), were at most 9.8 for the value among 98 000
+    Relative errors, in eps of max(1, abs(log M)), were at most 9.8 for the value among 68 000
     points against Arb, most of them where the formulas are worst, and 4.3 among 1200 spread
     over all orders; 11.1 for the derivative in r, and 31 in nu, relative to the larger of it
     and M: it loses digits where nu > 1 and r / l is tiny. Second derivatives in r were right to
-    11.7 eps of 2 nu M, mixed ones to 51 of dM/dr, those in nu to 158 of the larger of M and
+    11.7 eps of 2 nu M, mixed ones to 51 of dM/dr, those in nu to 156 of the larger of M and
     dM/dnu / nu, or of themselves where they are larger. The largest errors stand next to
     nu = 1/2 and 3/2 where z is near 1.2; docs/accuracy.md has them by range.
 

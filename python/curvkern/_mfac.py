@@ -1,7 +1,7 @@
 """Operations of the M-FAC family: ``torch.ops.curvkern.mfac_*``.
 
-A window is a matrix (m, d) in float64, float32 or bfloat16, of which the rows ``slots`` take part,
-in their order. Vectors are rows of float64 or float32; sums are float64. The CPU has compiled
+A window is a matrix (m, d) in float64, float32 or bfloat16, of which the rows ``slots`` take
+part, in their order. Vectors are rows of float64 or float32; sums are float64. The CPU has compiled
 passes; on another device they are products of tiles of columns.
 """
 
@@ -190,5 +190,5 @@ _define_combine()
 
 
 def native() -> Any:
-    """The compiled small algebra: factors are float64 on the CPU, whatever the window's device."""
+    """The compiled small algebra; factors lie on the CPU, whatever the window's device."""
     return _runtime.cpu_module()

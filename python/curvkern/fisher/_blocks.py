@@ -18,7 +18,7 @@ from ._window import SlidingWindowFisher
 
 
 class Blocks:
-    """F^-1 for rows G (c, d) in float64, by blocks of columns; the last is filled with zeros."""
+    """F^-1 for rows G (c, d) in float64, by blocks of columns; zeros fill up the last."""
 
     def __init__(self, G: Tensor, block_size: int, norm: int, damping: float) -> None:
         self.rows, self.d = G.shape

@@ -1,7 +1,7 @@
 """The Cholesky factor of ``shift I + K``, K the Gram matrix of a window's rows.
 
-It lies on the CPU in float64, upper triangular: m = 1024 takes 8 MB. A window that slides updates
-it in O(m^2): the first row and column go by a rank-1 update, never a downdate, and the last
+It lies on the CPU in float64, upper triangular: m = 1024 takes 8 MB. A window that slides
+updates it in O(m^2): the first row and column go by a rank-1 update, never a downdate, and the last
 come by one solve. Pivots cannot fall below the square root of the shift but by rounding, so
 there they are held.
 """
@@ -31,7 +31,7 @@ class Factor:
         self.shift = None
 
     def slide(self, column: Tensor, shift: float, full: bool) -> None:
-        """Append the newest row's products with all rows, itself last; drop the oldest if full."""
+        """Append the newest row's products with all rows; drop the oldest if full."""
         if self.shift != shift:
             self.shift = None
             return

@@ -1,4 +1,4 @@
-"""F^-1 v as a differentiable function of v: linear and symmetric, so its derivative is itself."""
+"""F^-1 v, differentiable in v: linear and symmetric, it is its own derivative."""
 
 from __future__ import annotations
 

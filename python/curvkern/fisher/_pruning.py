@@ -208,7 +208,7 @@ def _factor(block: Tensor) -> Tensor:
     """Lower Cholesky factor of parts of F^-1, which rounding may have spoilt."""
     try:
         return torch.linalg.cholesky(block)
-    except torch.linalg.LinAlgError:
+    except RuntimeError:  # torch.linalg.LinAlgError is one
         raise ValueError(
             "obs_prune: fisher's inverse must be positive definite, but rounding has left a "
             "part of it that is not; a larger damping or a float64 window helps"

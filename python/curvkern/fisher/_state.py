@@ -24,7 +24,8 @@ def checked(state: Any, configuration: Mapping[str, Any]) -> dict[str, Any]:
     for name in CONFIGURATION:
         if state[name] != configuration[name]:
             raise ValueError(
-                f"{FUNCTION}: {name} is {state[name]!r} but the window's {configuration[name]!r}"
+                f"{FUNCTION}: {name} is {state[name]!r} but the window's is "
+                f"{configuration[name]!r}"
             )
     d, capacity = configuration["d"], configuration["capacity"]
     count = _integer(state, "count", 0, capacity)

@@ -21,9 +21,9 @@ class SlidingWindowFisher(Fisher):
     .. math:: F = \lambda I + \frac{1}{n} \sum_i g_i g_i^\top
 
     over the window, whose oldest gradient leaves when an (m+1)-th comes. The Gram matrix
-    :math:`K = G G^\top` and a Cholesky factor of :math:`n \lambda I + K` are kept in float64, so
-    a push costs one pass over the window and :math:`O(m^2)`, and a product two passes, at any
-    damping.
+    :math:`K = G G^\top` and a Cholesky factor of :math:`n \lambda I + K` are kept in float64,
+    so a push costs one pass over the window and :math:`O(m^2)`, and a product two passes, at
+    any damping.
 
     Parameters
     ----------
