@@ -3,9 +3,9 @@
 All functions take the order ``v`` first, as SciPy does, and share these conventions:
 
 * ``v`` and ``x`` broadcast against each other and promote as in PyTorch; integers become the
-  default floating dtype. float64 and float32 are computed in their own precision (float32 by way
-  of float64 where a formula is rarely used); float16 and bfloat16 are computed in float32 and
-  rounded once.
+  default floating dtype. float64 and float32 are computed in their own precision (float32 by
+  way of float64 where a formula is rarely used); float16 and bfloat16 are computed in float32
+  and rounded once.
 * NumPy arrays and plain numbers give NumPy results, with integers taken as float64.
 * Derivatives in ``v`` and in ``x``, first and second, backward and forward mode, under
   ``torch.func`` and ``torch.compile``. A third derivative raises ``RuntimeError``.
@@ -34,11 +34,11 @@ evaluated in forms that do not cancel. Those in ``v`` have no closed form; they 
 the same accuracy, not by differences.
 
 Accuracy, in units of the eps of the dtype computed in: values within 2 eps, relative to
-max(1, abs(log)) for the logarithms (log_hyp0f1 within 3); first derivatives of log_iv and log_kv
-within 8 eps, relative, those of the scaled functions too except where the slope is a small
-difference; those of the ratios within 80, the largest just below radius 22.5; second derivatives
-in float64 to a thousand eps except next to their zeros. docs/accuracy.md has them by region. A
-result does not depend on the elements that share the call.
+max(1, abs(log)) for the logarithms (log_hyp0f1 within 3); first derivatives of log_iv and
+log_kv within 8 eps, relative, those of the scaled functions too except where the slope is a
+small difference; those of the ratios within 80, the largest just below radius 22.5; second
+derivatives in float64 within a thousand eps except next to their zeros. docs/accuracy.md has
+them by region. A result does not depend on the elements that share the call.
 
 :func:`matern` states its own accuracy.
 
