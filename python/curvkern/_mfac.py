@@ -1,8 +1,8 @@
 """Operations of the M-FAC family: ``torch.ops.curvkern.mfac_*``.
 
 A window is a matrix (m, d) in float64, float32 or bfloat16, of which the rows ``slots`` take
-part, in their order. Vectors are rows of float64 or float32; sums are float64. The CPU has compiled
-passes; on another device they are products of tiles of columns.
+part, in their order. Vectors are rows of float64 or float32; sums are float64. The CPU has
+compiled passes; on another device they are products of tiles of columns.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The Cholesky factor of ``shift I + K``, K the Gram matrix of a window's rows.
 
 It lies on the CPU in float64, upper triangular: m = 1024 takes 8 MB. A window that slides
-updates it in O(m^2): the first row and column go by a rank-1 update, never a downdate, and the last
-come by one solve. Pivots cannot fall below the square root of the shift but by rounding, so
-there they are held.
+updates it in O(m^2): the first row and column go by a rank-1 update, never a downdate, and
+the last come by one solve. Pivots cannot fall below the square root of the shift but by
+rounding, so there they are held.
 """
 
 from __future__ import annotations
