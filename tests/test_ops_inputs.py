@@ -93,7 +93,7 @@ def test_empty_and_0d(op: Elementwise, dtype: torch.dtype) -> None:
 
 
 @every_operation
-@pytest.mark.parametrize("size", [1, 2047, 2048, 2049, 3 * 2048 + 5])
+@pytest.mark.parametrize("size", [1, 511, 2049, 4095, 4096, 4097, 3 * 4096 + 5])
 def test_position_does_not_matter(op: Elementwise, size: int) -> None:
     """Chunks and vector tails: every element equals the one computed alone, to rounding."""
     v, x = op.sample(size)
