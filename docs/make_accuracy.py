@@ -34,7 +34,7 @@ from bessel_truth import (  # noqa: E402
     points,
     relative_error,
 )
-from curvkern import special  # noqa: E402
+from curvkern import _runtime, special  # noqa: E402
 from curvkern._check.matern import QUANTITIES, errors  # noqa: E402
 from matern_truth import balls, evaluate  # noqa: E402
 from matern_truth import points as matern_points  # noqa: E402
@@ -237,7 +237,8 @@ def page() -> Iterator[str]:
     yield (
         "Made by `python docs/make_accuracy.py`; do not edit. "
         f"curvkern {curvkern.__version__}, torch {torch.__version__}, "
-        f"SciPy {scipy.__version__}, mpmath {mpmath.__version__}.\n"
+        f"SciPy {scipy.__version__}, mpmath {mpmath.__version__}; instruction set "
+        f"{_runtime.isa()}.\n"
     )
     yield (
         "Errors are in units of the dtype's eps (2.2e-16 for float64, 1.2e-7 for float32). "
