@@ -60,6 +60,44 @@ def test_the_debiased_barycenter_is_not_blurred() -> None:
     assert np.abs(sharp - a[0]).sum() < 0.1 * np.abs(blurred - a[0]).sum()
 
 
+def test_barycenter_between_points() -> None:
+    a = torch.tensor(histograms())
+    x = torch.tensor(GRID)[:, None]
+    y = torch.linspace(-0.1, 1.1, 7, dtype=torch.float64)[:, None]
+    assert_close(ot.barycenter(a, None, 0.05, x=x), ot.barycenter(a, (x - x.T) ** 2, 0.05))
+    both = torch.stack([x, 2 * x])
+    for kind, power in (("l1", 1), ("euclidean", 1), ("half_sqeuclidean", 2)):
+        b = ot.barycenter(a, None, 0.05, x=both, y=y, cost=kind)
+        for found, points in zip(b, both, strict=True):
+            C = (points - y.T).abs() ** power / power
+            assert_close(found, ot.barycenter(a, C, 0.05))
+    sharp = ot.barycenter(a, None, 0.05, x=x, debiased=True)
+    assert_close(sharp, ot.barycenter(a, (x - x.T) ** 2, 0.05, debiased=True))
+
+    def mean(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return ot.barycenter(a, None, 0.2, x=x, y=y, tol=1e-13) @ y
+
+    assert torch.autograd.gradcheck(mean, (x.requires_grad_(), y.requires_grad_()))
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({}, "expected C, or points x, got neither"),
+        ({"C": COSTS, "x": GRID[:, None]}, "got both"),
+        ({"x": GRID[1:, None]}, "x has 11 points but a histograms of 12 bins"),
+        ({"x": GRID[:, None], "y": np.zeros((3, 2))}, "1 coordinates but y of 2"),
+        ({"x": GRID[:, None], "cost": "cosine"}, "cost must be one of"),
+        ({"x": GRID[:, None], "y": GRID[:, None], "debiased": True}, "expected no y"),
+        ({"x": np.full((12, 1), np.nan)}, "the cost between x and y must be finite, got nan"),
+    ],
+)
+def test_barycenter_refuses_points(options: dict, text: str) -> None:
+    options = {"C": None, **options}
+    with pytest.raises(ValueError, match=text):
+        ot.barycenter(histograms(), options.pop("C"), 0.05, **options)
+
+
 def test_barycenter_gradients() -> None:
     logits = torch.tensor(histograms(2))[:, :5].log().requires_grad_()
     costs = torch.tensor(8 * COSTS[:5, :4]).requires_grad_()

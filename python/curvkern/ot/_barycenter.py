@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from .._arguments import memory_error
-from ._arguments import Arguments, check_count, check_number
+from ..reference.costs import cost_matrix
+from ._arguments import Arguments, check_choice, check_count, check_number
 from ._checks import check_finite, check_positive, check_weights
 from ._fixed_point import fixed_point
-from ._kernel import LARGEST_EXPONENT
+from ._kernel import KINDS, LARGEST_EXPONENT
 from ._solving import warn
 
 TOL = 1e-9
@@ -31,6 +32,9 @@ def barycenter(
     C: Any,
     eps: Any,
     *,
+    x: Any = None,
+    y: Any = None,
+    cost: str = "sqeuclidean",
     weights: Any = None,
     debiased: bool = False,
     max_iter: int = 10_000,
@@ -51,10 +55,17 @@ def barycenter(
     ----------
     a : Tensor or ndarray, shape (K, n) or (B, K, n)
         The histograms, >= 0, of equal masses.
-    C : Tensor or ndarray, shape (n, m), (K, n, m) or (B, K, n, m)
+    C : Tensor or ndarray, shape (n, m), (K, n, m) or (B, K, n, m); None
         Costs from their bins to those of the barycenter, finite. Debiased: (n, n), symmetric.
+        None if points take its place.
     eps : float, or Tensor of shape () or (B,)
         Regularisation, > 0, in units of the cost.
+    x : Tensor or ndarray, shape (n, d) or (B, n, d), optional
+        Points at which the histograms' bins lie.
+    y : Tensor or ndarray, shape (m, d) or (B, m, d), optional
+        Those of the barycenter; x unless given, and always x debiased.
+    cost : {"sqeuclidean", "half_sqeuclidean", "euclidean", "l1"}
+        The cost between points. They are held as a matrix.
     weights : Tensor or ndarray, shape (K,) or (B, K), optional
         Weights w of the histograms, >= 0, taken relative to their sum; None for equal ones.
     debiased : bool
@@ -85,10 +96,11 @@ def barycenter(
 
     Notes
     -----
-    Differentiable in a, C, eps and weights, any number of times, in reverse mode. ``vmap``,
-    forward mode (both ``NotImplementedError``) and ``torch.compile(fullgraph=True)`` are
-    refused; a batch takes the place of the first. The derivatives of the debiased barycenter
-    are as exact as its convergence: a small ``tol`` helps them.
+    Differentiable in a, C or the points, eps and weights, any number of times, in reverse
+    mode. ``vmap``, forward mode (both ``NotImplementedError``) and
+    ``torch.compile(fullgraph=True)`` are refused; a batch takes the place of the first. The
+    derivatives of the debiased barycenter are as exact as its convergence: a small ``tol``
+    helps them.
 
     References
     ----------
@@ -113,7 +125,12 @@ def barycenter(
     function = "barycenter"
     arguments = Arguments(function, "a", a)
     a = arguments.tensor("a", a, (2, 3), "(K, n) or (B, K, n)")
-    C = _costs(arguments, a, C, debiased)
+    if C is None:
+        C = _between(arguments, a, x, y, cost, debiased)
+    elif x is not None or y is not None:
+        raise ValueError(f"{function}: expected C or points x, got both")
+    else:
+        C = _costs(arguments, a, C, debiased)
     K = a.shape[-2]
     if weights is not None:
         weights = arguments.tensor("weights", weights, (1, 2), "(K,) or (B, K)")
@@ -129,7 +146,8 @@ def barycenter(
     check_every = check_count(function, "check_every", check_every)
     if not isinstance(debiased, bool):
         raise TypeError(f"{function}: debiased must be a bool, got {type(debiased).__name__}")
-    options = _Options(debiased, max_iter, tol, check_every)
+    costs = "C" if x is None else "the cost between x and y"
+    options = _Options(debiased, max_iter, tol, check_every, costs)
     try:
         b = _barycenter(
             arguments.batched(a, 2).to(torch.float64),
@@ -165,11 +183,36 @@ def _costs(arguments: Arguments, a: Tensor, C: Any, debiased: bool) -> Tensor:
     return C[(None,) * (4 - C.dim())]
 
 
+def _between(
+    arguments: Arguments, a: Tensor, x: Any, y: Any, cost: str, debiased: bool
+) -> Tensor:
+    """The costs between points, (B or 1, 1, n, m)."""
+    function = arguments.function
+    kind = check_choice(function, "cost", cost, KINDS)
+    if x is None:
+        raise ValueError(f"{function}: expected C, or points x, got neither")
+    if debiased and y is not None:
+        raise ValueError(f"{function}: debiased, the barycenter lies at x; expected no y")
+    x = arguments.tensor("x", x, (2, 3), "(n, d) or (B, n, d)")
+    y = x if y is None else arguments.tensor("y", y, (2, 3), "(m, d) or (B, m, d)")
+    if x.shape[-2] != a.shape[-1]:
+        raise ValueError(
+            f"{function}: x has {x.shape[-2]} points but a histograms of {a.shape[-1]} bins"
+        )
+    if x.shape[-1] != y.shape[-1]:
+        raise ValueError(
+            f"{function}: x has points of {x.shape[-1]} coordinates but y of {y.shape[-1]}"
+        )
+    x, y = (t if t.dim() == 3 else t[None] for t in (x, y))
+    return cost_matrix(x, y, kind)[:, None]
+
+
 class _Options(NamedTuple):
     debiased: bool
     max_iter: int
     tol: float
     check_every: int
+    costs: str  # what they are called
 
 
 def _barycenter(
@@ -180,7 +223,7 @@ def _barycenter(
     def solve(a: Tensor, C: Tensor, eps: Tensor, w: Tensor) -> Tensor:
         if a.is_meta:
             return a.new_empty(len(a), a.shape[1] + 1, C.shape[-1])
-        _check_values(a, C, eps, w, mass_tol)
+        _check_values(a, C, eps, w, mass_tol, options.costs)
         if options.debiased:
             _check_symmetric(C, mass_tol)
         return _solved(a, C, eps, w, options)
@@ -219,12 +262,14 @@ def _solved(a: Tensor, C: Tensor, eps: Tensor, w: Tensor, options: _Options) -> 
     return state
 
 
-def _check_values(a: Tensor, C: Tensor, eps: Tensor, w: Tensor, mass_tol: float) -> None:
+def _check_values(
+    a: Tensor, C: Tensor, eps: Tensor, w: Tensor, mass_tol: float, costs: str
+) -> None:
     function = "barycenter"
     check_positive(function, "eps", eps, finite=True)
     check_weights(function, "a", a.flatten(0, 1))
     check_weights(function, "weights", w)
-    check_finite(function, "C", C)
+    check_finite(function, costs, C)
     sums = a.sum(2)
     if bool(((sums - sums[:, :1]).abs() > mass_tol * sums[:, :1]).any()):
         raise ValueError(
