@@ -15,6 +15,7 @@ from torch import Tensor
 
 from curvkern import (
     _mfac,  # noqa: F401  (defines its operations)
+    _mfac_static,  # noqa: F401
     _ops,
     special,
 )
@@ -72,6 +73,8 @@ def _operands() -> dict[str, tuple[Any, ...]]:
         "mfac_products": (ones, [1, 0], ones),
         "mfac_push": (ones.clone(), [1, 0], 1, ones[:1], ones),
         "mfac_combine": (ones, [1, 0], torch.ones(2, 2, **wide), 0.5, ones, False),
+        "mfac_gram": (ones, [1, 0]),
+        "mfac_whitened_squares": (ones, [1, 0], torch.ones(2, 2, **wide)),
         "sparsemax": (ones, torch.ones(2, **wide), 2),
         "sparsemax_jacobian": (ones, ones),
         "sinkhorn_dense": (a, b, cost, eps, *options),

@@ -7,6 +7,7 @@
 
 #include "bind/families.hpp"
 #include "bind/tensor_view.hpp"
+#include "mfac/columns.hpp"
 
 namespace curvkern {
 namespace mfac {
@@ -138,6 +139,53 @@ bool run_is_finite(py::handle window, py::handle gradient) {
     return is_finite(v, g_view.shape(1), storage_of(view));
 }
 
+void run_gram(py::handle window, std::vector<std::int64_t> slots, py::handle out) {
+    constexpr const char* op = "mfac_gram";
+    const WindowArgument rows(op, window, std::move(slots));
+    const TensorView out_view(out, op, "out");
+    require_rows(out_view, rows.get().count, rows.get().count, op, "out");
+    bool finished;
+    {
+        const py::gil_scoped_release release;
+        finished = gram(rows.get(), out_view.view<double>().data, interrupted);
+    }
+    if (!finished) throw py::error_already_set();
+}
+
+void run_whitened_squares(py::handle window, std::vector<std::int64_t> slots, py::handle root,
+                          py::handle out) {
+    constexpr const char* op = "mfac_whitened_squares";
+    const WindowArgument rows(op, window, std::move(slots));
+    const TensorView root_view(root, op, "root"), out_view(out, op, "out");
+    require_rows(root_view, rows.get().count, rows.get().count, op, "root");
+    require_float64(out_view, op, "out");
+    if (out_view.size() != rows.get().d) refuse(op, "out must have an element for each column");
+    bool finished;
+    {
+        const py::gil_scoped_release release;
+        finished = whitened_squares(rows.get(), root_view.view<const double>().data,
+                                    out_view.view<double>().data, interrupted);
+    }
+    if (!finished) throw py::error_already_set();
+}
+
+void run_block_diagonal(py::handle window, std::vector<std::int64_t> slots, std::int64_t block,
+                        double damping, double norm, py::handle out) {
+    constexpr const char* op = "mfac_block_diagonal";
+    const WindowArgument rows(op, window, std::move(slots));
+    const TensorView out_view(out, op, "out");
+    require_float64(out_view, op, "out");
+    if (out_view.size() != rows.get().d) refuse(op, "out must have an element for each column");
+    if (block < 1) refuse(op, "block must be at least 1, got " + std::to_string(block));
+    bool finished;
+    {
+        const py::gil_scoped_release release;
+        finished = block_diagonal(rows.get(), block, damping, norm,
+                                  out_view.view<double>().data, interrupted);
+    }
+    if (!finished) throw py::error_already_set();
+}
+
 Factor factor_of(const TensorView& view, std::int64_t count, const char* op, bool grows) {
     require_float64(view, op, "factor");
     if (view.ndim() != 2 || view.shape(0) != view.shape(1) || count < 0 ||
@@ -145,6 +193,18 @@ Factor factor_of(const TensorView& view, std::int64_t count, const char* op, boo
         refuse(op, "factor must be square, with room for " + std::to_string(count) + " rows");
     }
     return {view.view<double>().data, view.shape(1), count};
+}
+
+void run_factorize(py::handle factor, std::int64_t count, double least,
+                   const py::object& root) {
+    constexpr const char* op = "mfac_factorize";
+    const TensorView view(factor, op, "factor");
+    const Factor f = factor_of(view, count, op, false);
+    const TensorView root_view(root.is_none() ? factor : py::handle(root), op, "root");
+    if (!root.is_none()) require_rows(root_view, count, count, op, "root");
+    const py::gil_scoped_release release;
+    factorize(f.data, f.stride, count, least,
+              root.is_none() ? nullptr : root_view.view<double>().data);
 }
 
 void run_drop_first(py::handle factor, std::int64_t count) {
@@ -194,6 +254,13 @@ void bind_mfac(py::module_& module) {
     module.def("mfac_combine", mfac::run_combine, arg("window"), arg("slots"),
                arg("coefficient"), arg("alpha"), arg("v"), arg("out"));
     module.def("mfac_is_finite", mfac::run_is_finite, arg("window"), arg("gradient"));
+    module.def("mfac_gram", mfac::run_gram, arg("window"), arg("slots"), arg("out"));
+    module.def("mfac_whitened_squares", mfac::run_whitened_squares, arg("window"), arg("slots"),
+               arg("root"), arg("out"));
+    module.def("mfac_block_diagonal", mfac::run_block_diagonal, arg("window"), arg("slots"),
+               arg("block"), arg("damping"), arg("norm"), arg("out"));
+    module.def("mfac_factorize", mfac::run_factorize, arg("factor"), arg("count"), arg("least"),
+               arg("root"));
     module.def("mfac_drop_first", mfac::run_drop_first, arg("factor"), arg("count"));
     module.def("mfac_append", mfac::run_append, arg("factor"), arg("count"), arg("column"),
                arg("diagonal"), arg("least"));

@@ -14,6 +14,7 @@ from __future__ import annotations
 from ._hypergradient import hypergradient
 from ._influence import influence
 from ._pruning import obs_prune
+from ._static import StaticFisher
 from ._window import SlidingWindowFisher
 
-__all__ = ["SlidingWindowFisher", "hypergradient", "influence", "obs_prune"]
+__all__ = ["SlidingWindowFisher", "StaticFisher", "hypergradient", "influence", "obs_prune"]

@@ -18,14 +18,24 @@ from ._window import SlidingWindowFisher
 
 
 class Blocks:
-    """F^-1 for rows G (c, d) in float64, by blocks of columns; zeros fill up the last."""
+    """F^-1 for rows G (c, d) in float64, by blocks of columns; the last is filled up."""
 
-    def __init__(self, G: Tensor, block_size: int, norm: int, damping: float) -> None:
+    def __init__(
+        self,
+        G: Tensor,
+        block_size: int,
+        norm: int,
+        damping: float,
+        lower: Tensor | None = None,  # what was found before
+    ) -> None:
         self.rows, self.d = G.shape
         self.size, self.norm, self.damping = block_size, norm, damping
         self.count = -(-self.d // block_size)
         self.X = self._split(G)  # (blocks, c, B)
         self.is_small = block_size <= self.rows
+        if lower is not None:
+            self.lower = lower
+            return
         if self.is_small:
             system = self.X.mT @ self.X / norm
             system.diagonal(dim1=1, dim2=2).add_(damping)
@@ -39,7 +49,7 @@ class Blocks:
         return padded.view(len(v), self.count, self.size).transpose(0, 1)
 
     def _join(self, v: Tensor) -> Tensor:
-        return v.transpose(0, 1).reshape(v.shape[1], -1)[:, : self.d]
+        return v.transpose(0, 1).flatten(1)[:, : self.d]
 
     def solve(self, v: Tensor) -> Tensor:
         """F^-1 v for v of shape (k, d)."""

@@ -46,15 +46,9 @@ class Factor:
     def build(self, gram: Tensor, shift: float) -> None:
         """From all of K."""
         count = len(gram)
-        system = gram.clone()
-        system.diagonal().add_(shift)
-        upper, info = torch.linalg.cholesky_ex(system, upper=True)
-        self.matrix[:count, :count] = upper
-        if int(info):  # rounding has left a pivot below zero: one row after the other
-            self.matrix.zero_()
-            for i, row in enumerate(system):
-                head = row[:i].contiguous()
-                _mfac.native().mfac_append(self.matrix, i, head, float(row[i]), shift)
+        system = self.matrix[:count, :count]
+        system.copy_(gram).diagonal().add_(shift)
+        _mfac.native().mfac_factorize(self.matrix, count, shift, None)
         self.count, self.shift = count, shift
 
     def solve(self, b: Tensor, *, half: bool = False) -> Tensor:
@@ -66,3 +60,11 @@ class Factor:
     def half_logdet(self) -> float:
         """sum log U_kk."""
         return float(self.matrix.diagonal()[: self.count].log().sum())
+
+
+def inverse_root(gram: Tensor, shift: float) -> Tensor:
+    """U'^-1, lower triangular, without U."""
+    system, root = gram.clone(), torch.empty_like(gram)
+    system.diagonal().add_(shift)
+    _mfac.native().mfac_factorize(system, len(gram), shift, root)
+    return root

@@ -1,0 +1,148 @@
+// The inner loops over panels. Compiled once per instruction set; everything but
+// column_kernels() has internal linkage.
+#include "mfac/columns.hpp"
+#include "mfac/storage.hpp"
+
+namespace curvkern::mfac {
+namespace {
+
+// A block of sums that fills the registers beside one step's numbers of b and one of a: 8 x 16
+// of 32 registers with AVX-512, 4 x 12 of 16 with AVX2, 3 x 6 with SSE2.
+constexpr int vectors = sizeof(V) == 64 ? 2 : 3;
+constexpr int block_rows = sizeof(V) == 64 ? 8 : sizeof(V) == 32 ? 4 : 3;
+constexpr int columns = vectors * width;
+static_assert(columns % block_rows == 0);
+
+struct Sums {
+    V at[block_rows][vectors];
+};
+
+CURVKERN_HD Sums product(std::int64_t size, const double* a, std::int64_t a_stride,
+                         const double* b) {
+    Sums sum = {};
+    for (std::int64_t k = 0; k < size; ++k) {
+        V y[vectors];
+        CURVKERN_UNROLL
+        for (int p = 0; p < vectors; ++p) y[p] = load(b + k * columns + p * width);
+        CURVKERN_UNROLL
+        for (int r = 0; r < block_rows; ++r) {
+            const double x = a[k * a_stride + r];
+            CURVKERN_UNROLL
+            for (int p = 0; p < vectors; ++p) sum.at[r][p] += x * y[p];
+        }
+    }
+    return sum;
+}
+
+void multiply(std::int64_t size, const double* a, std::int64_t a_stride, const double* b,
+              double* out, std::int64_t stride, std::int64_t r_end, std::int64_t c_end) {
+    const Sums sum = product(size, a, a_stride, b);
+    if (r_end == block_rows && c_end == columns) {
+        CURVKERN_UNROLL
+        for (int r = 0; r < block_rows; ++r) {
+            CURVKERN_UNROLL
+            for (int p = 0; p < vectors; ++p) {
+                double* target = out + r * stride + p * width;
+                store(target, load(target) + sum.at[r][p]);
+            }
+        }
+        return;
+    }
+    double flat[block_rows][columns];
+    __builtin_memcpy(flat, &sum, sizeof(flat));
+    for (std::int64_t r = 0; r < r_end; ++r) {
+        for (std::int64_t j = 0; j < c_end; ++j) out[r * stride + j] += flat[r][j];
+    }
+}
+
+void squares(std::int64_t size, const double* a, const double* b, double* out) {
+    const Sums sum = product(size, a, block_rows, b);
+    CURVKERN_UNROLL
+    for (int p = 0; p < vectors; ++p) {
+        V y = load(out + p * width);
+        CURVKERN_UNROLL
+        for (int r = 0; r < block_rows; ++r) y += sum.at[r][p] * sum.at[r][p];
+        store(out + p * width, y);
+    }
+}
+
+// `width` registers become their transpose: bit after bit of the index of a register changes
+// places with that of a lane.
+template <int bit>
+CURVKERN_HD void transpose_bits(V* x) {
+    if constexpr (bit < width) {
+        Bits<V> low, high;
+        for (int lane = 0; lane < width; ++lane) {
+            low[lane] = (lane & bit) == 0 ? lane : width + lane - bit;
+            high[lane] = (lane & bit) == 0 ? lane + bit : width + lane;
+        }
+        CURVKERN_UNROLL
+        for (int i = 0; i < width; ++i) {
+            if ((i & bit) != 0) continue;
+            const V first = x[i], second = x[i + bit];
+            x[i] = __builtin_shuffle(first, second, low);
+            x[i + bit] = __builtin_shuffle(first, second, high);
+        }
+        transpose_bits<2 * bit>(x);
+    }
+}
+
+template <class S>
+void pack_rows(const void* const* row, std::int64_t count, std::int64_t size, double* to) {
+    for (std::int64_t first = 0; first < columns; first += width) {
+        std::int64_t k = 0;
+        if (first + width <= count) {
+            for (; k + width <= size; k += width) {
+                V x[width];
+                CURVKERN_UNROLL
+                for (int r = 0; r < width; ++r) {
+                    x[r] = load(static_cast<const S*>(row[first + r]) + k);
+                }
+                transpose_bits<1>(x);
+                CURVKERN_UNROLL
+                for (int r = 0; r < width; ++r) store(to + (k + r) * columns + first, x[r]);
+            }
+        }
+        for (; k < size; ++k) {
+            for (std::int64_t r = first; r < first + width; ++r) {
+                to[k * columns + r] = r < count ? one(static_cast<const S*>(row[r]) + k) : 0.0;
+            }
+        }
+    }
+}
+
+template <class S>
+void pack_columns(const void* const* row, std::int64_t count, std::int64_t size, double* to) {
+    for (std::int64_t k = 0; k < count; ++k) {
+        const S* source = static_cast<const S*>(row[k]);
+        double* target = to + k * columns;
+        std::int64_t j = 0;
+        for (; j + columns <= size; j += columns, target += count * columns) {
+            CURVKERN_UNROLL
+            for (int p = 0; p < vectors; ++p) {
+                store(target + p * width, load(source + j + p * width));
+            }
+        }
+        if (j == size) continue;
+        for (int at = 0; at < columns; ++at) {
+            target[at] = j + at < size ? one(source + j + at) : 0.0;
+        }
+    }
+}
+
+}  // namespace
+
+namespace CURVKERN_ISA_NAMESPACE {
+const ColumnKernels& column_kernels() {
+    static const ColumnKernels table = {
+        block_rows,
+        columns,
+        {pack_rows<double>, pack_rows<float>, pack_rows<Brain>},
+        {pack_columns<double>, pack_columns<float>, pack_columns<Brain>},
+        multiply,
+        squares};
+    return table;
+}
+}  // namespace CURVKERN_ISA_NAMESPACE
+
+}  // namespace curvkern::mfac
