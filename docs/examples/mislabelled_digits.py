@@ -20,8 +20,7 @@ from sklearn.datasets import load_digits
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
-from curvkern.fisher import influence
-from curvkern.reference.mfac import StaticFisher
+from curvkern.fisher import StaticFisher, influence
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

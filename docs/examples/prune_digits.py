@@ -21,8 +21,7 @@ from sklearn.datasets import load_digits
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
-from curvkern.fisher import obs_prune
-from curvkern.reference.mfac import StaticFisher
+from curvkern.fisher import StaticFisher, obs_prune
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -21,8 +21,7 @@ from sklearn.datasets import load_digits
 from torch.func import grad, hessian, vmap
 from torch.nn import functional as F
 
-from curvkern.fisher import hypergradient
-from curvkern.reference.mfac import StaticFisher
+from curvkern.fisher import StaticFisher, hypergradient
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

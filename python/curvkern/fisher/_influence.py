@@ -52,7 +52,7 @@ def influence(test_grads: Tensor, train_grads: Tensor, fisher: Any) -> Tensor:
     --------
     >>> import torch
     >>> from curvkern.fisher import influence
-    >>> from curvkern.reference.mfac import StaticFisher
+    >>> from curvkern.fisher import StaticFisher
     >>> G = torch.tensor([[2.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
     >>> influence(G[:1], G, StaticFisher.from_gradients(G, 0.1))
     tensor([[-2.4665,  0.5362, -0.6971]])

@@ -91,7 +91,7 @@ def obs_prune(
     --------
     >>> import torch
     >>> from curvkern.fisher import obs_prune
-    >>> from curvkern.reference.mfac import StaticFisher
+    >>> from curvkern.fisher import StaticFisher
     >>> G = torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 3.0]])
     >>> w, mask, saliency = obs_prune(
     ...     torch.tensor([0.9, 1.0, 0.2]), StaticFisher.from_gradients(G, 0.01), n=1
