@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import signal
 import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -14,9 +16,11 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from curvkern import _runtime
 from curvkern.fisher import StaticFisher, influence, obs_prune
 from curvkern.reference import mfac
 from mfac_truth import Problem, check_static, error, problems
+from test_memory import Guarded
 
 dtypes = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 STORAGES = [torch.float64, torch.float32, torch.bfloat16]
@@ -342,3 +346,101 @@ def test_what_is_built_on_it() -> None:
             assert_close(one, other)
     tests = torch.randn(3, 24, dtype=WIDE)
     assert_close(influence(tests, G, fisher), influence(tests, G, twin))
+
+
+# Kernels --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("isa", _runtime.cpu_module().build_info()["isas"])
+def test_every_instruction_set(isa: str, run_python: Any) -> None:
+    """Panels and blocks of registers differ in size: all against torch in float64."""
+    run_python(
+        """
+        import torch
+        from curvkern.fisher import StaticFisher
+        from curvkern._runtime import isa
+
+        assert isa() == %r
+        torch.manual_seed(0)
+        for m, d in ((1, 5), (7, 300), (19, 133), (50, 40), (101, 700)):
+            for dtype in (torch.float64, torch.float32, torch.bfloat16):
+                G = torch.randn(m, d).to(dtype)
+                wide = G.double()
+                F = 0.1 * torch.eye(d, dtype=torch.float64) + wide.T @ wide / m
+                fisher = StaticFisher.from_gradients(G, 0.1)
+                torch.testing.assert_close(fisher.gram(), wide @ wide.T, rtol=1e-12, atol=1e-12)
+                torch.testing.assert_close(fisher.diag_inverse(), torch.linalg.inv(F).diagonal())
+                for size in (1, 5, 17, 50, 130):
+                    index = torch.arange(d) // size
+                    blocks = torch.where(index[:, None] == index, F, 0)
+                    found = StaticFisher.from_gradients(G, 0.1, block_size=size).diag_inverse()
+                    torch.testing.assert_close(found, torch.linalg.inv(blocks).diagonal())
+        """
+        % isa,
+        environment={"CURVKERN_ISA": isa},
+    )
+
+
+@pytest.mark.parametrize("storage", STORAGES, ids=str)
+@pytest.mark.parametrize("end", ["front", "back"])
+def test_no_access_beyond_the_ends(storage: torch.dtype, end: str) -> None:
+    """R54: gradients and results lie against a page that is inaccessible."""
+    memory, target = Guarded(), Guarded()
+    native = _runtime.cpu_module()
+    for m, d in ((1, 1), (3, 17), (9, 33), (17, 40), (2, 140), (5, 129)):
+        values = torch.randn(m, d).to(storage)
+        G = memory.tensor(m * d, storage, end).view(m, d)
+        G.copy_(values)
+        slots, root = list(range(m)), torch.eye(m, dtype=WIDE)
+        K = target.tensor(m * m, WIDE, end).view(m, m)
+        native.mfac_gram(G, slots, K)
+        assert_close(K, values.double() @ values.double().T, rtol=1e-13, atol=1e-13)
+        out = target.tensor(d, WIDE, end)
+        native.mfac_whitened_squares(G, slots, root, out)
+        assert_close(out, values.double().square().sum(0), rtol=1e-13, atol=1e-13)
+        for size in (1, 5, 16, d):
+            native.mfac_block_diagonal(G, slots, size, 1.0, m, out)
+            blocks = StaticFisher.from_gradients(values, 1.0, block_size=size)
+            assert_close(out, blocks.elements(torch.arange(d), torch.arange(d)))
+
+
+@pytest.mark.parametrize("m", [1, 2, 47, 48, 49, 96, 150])
+def test_factor_and_its_inverse(m: int) -> None:
+    """U'U = A and R = U'^-1, in a larger matrix, beside LAPACK's."""
+    X = torch.randn(m, m + 5, dtype=WIDE)
+    A = X @ X.T
+    native, root = _runtime.cpu_module(), torch.empty(m, m, dtype=WIDE)
+    held = torch.full((m + 3, m + 3), math.nan, dtype=WIDE)
+    held[:m, :m] = A
+    native.mfac_factorize(held, m, 1e-300, root)
+    U = held[:m, :m]
+    assert held[m:].isnan().all()
+    assert held[:, m:].isnan().all()
+    assert torch.equal(U, U.triu())
+    assert torch.equal(root, root.tril())
+    assert error(U, torch.linalg.cholesky(A, upper=True)) <= 1e-12
+    assert_close(root @ U.T, torch.eye(m, dtype=WIDE), rtol=0, atol=1e-10)
+    singular = torch.ones(m, m, dtype=WIDE)
+    native.mfac_factorize(singular, m, 1e-8, None)
+    assert torch.isfinite(singular).all()
+    assert float(singular.diagonal().min()) >= 1e-4 * (1 - 1e-12)
+
+
+def test_an_interrupt_ends_a_long_call() -> None:
+    """R43: a diagonal that would take many seconds."""
+    G = torch.randn(1500, 40_000)
+    fisher = StaticFisher.from_gradients(G[:1], 1.0)
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    ident = threading.main_thread().ident
+    timer = threading.Timer(0.3, signal.pthread_kill, (ident, signal.SIGINT))
+    try:
+        timer.start()
+        started = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            for _ in range(50):
+                StaticFisher.from_gradients(G, 1.0)
+        assert time.monotonic() - started < 2.5
+    finally:
+        timer.cancel()
+        signal.signal(signal.SIGINT, previous)
+    assert torch.isfinite(fisher.diag_inverse()).all()

@@ -1,6 +1,7 @@
 #include "mfac/columns.hpp"
 
 #include <algorithm>
+#include <chrono>
 #include <vector>
 
 namespace curvkern::mfac {
@@ -113,7 +114,14 @@ bool gram_by_panels(const Gram& work, std::int64_t m, double* out, InterruptChec
     const std::int64_t panels = work.panels();
     Numbers packed(static_cast<std::size_t>(together * work.tile_size()));
     std::fill_n(out, m * m, 0.0);
+    // Regions are too short to ask by themselves.
+    using Clock = std::chrono::steady_clock;
+    Clock::time_point asked = Clock::now();
     for (std::int64_t first = 0; first < work.tiles(); first += together) {
+        if (Clock::now() - asked > std::chrono::milliseconds(50)) {
+            if (interrupted()) return false;
+            asked = Clock::now();
+        }
         const std::int64_t count = std::min(together, work.tiles() - first);
         const auto place = [&](std::int64_t tile) {
             return packed.data() + (tile - first) * work.tile_size();
@@ -236,11 +244,12 @@ class Block {
           is_small_(block <= window.count),
           rows_(static_cast<std::size_t>(window.count)) {
         const std::int64_t side = is_small_ ? block : window.count;
+        stride_ = divided(side, 8) * 8;
         const std::int64_t wide = kernels_.columns;
         packed_.resize(static_cast<std::size_t>(is_small_
                                                     ? divided(block, wide) * wide * window.count
                                                     : Gram(window, 0, block).tile_size()));
-        system_.resize(static_cast<std::size_t>(side * side));
+        system_.resize(static_cast<std::size_t>(side * stride_));
         root_.resize(system_.size());
     }
 
@@ -259,18 +268,18 @@ class Block {
         for (std::int64_t j = 0; j < size; j += wide) {
             for (std::int64_t i = 0; i < std::min(size, j + wide); i += kernels_.rows) {
                 kernels_.multiply(m, packed_.data() + i / wide * wide * m + i % wide, wide,
-                                  packed_.data() + j * m, F + i * size + j, size,
+                                  packed_.data() + j * m, F + i * stride_ + j, stride_,
                                   std::min<std::int64_t>(kernels_.rows, size - i),
                                   std::min(wide, size - j));
             }
         }
-        for (std::int64_t at = 0; at < size * size; ++at) F[at] /= norm_;
-        for (std::int64_t j = 0; j < size; ++j) F[j * size + j] += damping_;
-        factorize(F, size, size, damping_, root_.data());
+        const double shift = norm_ * damping_;
+        for (std::int64_t j = 0; j < size; ++j) F[j * stride_ + j] += shift;
+        factorize(F, stride_, size, shift, root_.data(), true);
         std::fill_n(out, size, 0.0);
         for (std::int64_t k = 0; k < size; ++k) {
-            const double* row = root_.data() + k * size;
-            for (std::int64_t j = 0; j <= k; ++j) out[j] += row[j] * row[j];
+            const double* row = root_.data() + k * stride_;
+            for (std::int64_t j = 0; j <= k; ++j) out[j] += norm_ * (row[j] * row[j]);
         }
     }
 
@@ -301,6 +310,7 @@ class Block {
     const ColumnKernels& kernels_ = column_table();
     const Window& window_;
     double damping_, norm_;
+    std::int64_t stride_;
     bool is_small_;
     std::vector<const void*> rows_;
     Numbers packed_, system_, root_;

@@ -37,8 +37,11 @@ bool block_diagonal(const Window& window, std::int64_t block, double damping, do
 
 // a (m, m), of which the upper triangle counts, becomes the factor U of a = U'U. Where a root
 // is wanted it becomes U'^-1, (m, m): what U'^-1 does to a it does to the identity. No pivot's
-// square falls below `least`, the smallest eigenvalue that a can have.
-void factorize(double* a, std::int64_t stride, std::int64_t m, double least, double* root);
+// square falls below `least`, the smallest eigenvalue that a can have. Rows of both have
+// `stride` elements if `is_padded`, and are worked on to their ends, which stay zero; else the
+// root has m.
+void factorize(double* a, std::int64_t stride, std::int64_t m, double least, double* root,
+               bool is_padded = false);
 
 // Panels are matrices (length, columns) in float64, one step's `columns` numbers after the
 // other, filled with zeros. The register block is (rows, columns).
@@ -56,6 +59,10 @@ struct ColumnKernels {
                      double* out, std::int64_t stride, std::int64_t r_end, std::int64_t c_end);
     // out[c] += sum_r (sum_k a[k rows + r] b[k columns + c])^2
     void (*squares)(std::int64_t size, const double* a, const double* b, double* out);
+    // Row k of a and of the root, divided by the pivot and taken from the rows up to `end` so
+    // often that their column k is zero
+    void (*reduce)(double* a, std::int64_t stride, double* root, std::int64_t root_stride,
+                   std::int64_t k, std::int64_t end, std::int64_t size, std::int64_t root_size);
 };
 
 #define CURVKERN_DECLARE(isa)              \

@@ -66,6 +66,27 @@ void squares(std::int64_t size, const double* a, const double* b, double* out) {
     }
 }
 
+// y[begin .. end) -= f x[begin .. end), from the register on in which it begins.
+CURVKERN_HD void subtract(double f, const double* x, double* y, std::int64_t begin,
+                          std::int64_t end) {
+    std::int64_t j = begin / width * width;
+    for (; j + width <= end; j += width) store(y + j, load(y + j) - f * load(x + j));
+    for (; j < end; ++j) y[j] -= f * x[j];
+}
+
+void reduce(double* a, std::int64_t stride, double* root, std::int64_t root_stride,
+            std::int64_t k, std::int64_t end, std::int64_t size, std::int64_t root_size) {
+    const double pivot = a[k * stride + k], inverse = 1 / pivot;
+    double *row = a + k * stride, *root_row = root + k * root_stride;
+    for (std::int64_t j = k + 1; j < size; ++j) row[j] *= inverse;
+    for (std::int64_t j = 0; j < root_size; ++j) root_row[j] *= inverse;
+    for (std::int64_t i = k + 1; i < end; ++i) {
+        subtract(row[i], row, a + i * stride, i, size);
+        subtract(row[i], root_row, root + i * root_stride, 0, root_size);
+    }
+    for (std::int64_t j = 0; j < k; ++j) row[j] = 0;
+}
+
 // `width` registers become their transpose: bit after bit of the index of a register changes
 // places with that of a lane.
 template <int bit>
@@ -113,8 +134,11 @@ void pack_rows(const void* const* row, std::int64_t count, std::int64_t size, do
 
 template <class S>
 void pack_columns(const void* const* row, std::int64_t count, std::int64_t size, double* to) {
+    // Each row is a page of its own: what comes next of it is fetched along.
+    constexpr std::int64_t line = 64 / sizeof(S);
     for (std::int64_t k = 0; k < count; ++k) {
         const S* source = static_cast<const S*>(row[k]);
+        for (std::int64_t j = 0; j < size; j += line) __builtin_prefetch(source + size + j);
         double* target = to + k * columns;
         std::int64_t j = 0;
         for (; j + columns <= size; j += columns, target += count * columns) {
@@ -140,7 +164,8 @@ const ColumnKernels& column_kernels() {
         {pack_rows<double>, pack_rows<float>, pack_rows<Brain>},
         {pack_columns<double>, pack_columns<float>, pack_columns<Brain>},
         multiply,
-        squares};
+        squares,
+        reduce};
     return table;
 }
 }  // namespace CURVKERN_ISA_NAMESPACE

@@ -35,24 +35,25 @@ void eliminate(const ColumnKernels& kernels, const double* left, const double* r
 
 }  // namespace
 
-void factorize(double* a, std::int64_t stride, std::int64_t m, double least, double* root) {
-    const Kernels& kernels = table();
+void factorize(double* a, std::int64_t stride, std::int64_t m, double least, double* root,
+               bool is_padded) {
     const ColumnKernels& columns = column_table();
+    const std::int64_t size = is_padded ? stride : m, root_stride = size;
     const auto pack = [&](const double* matrix, std::int64_t step, std::int64_t count,
-                          std::int64_t size) {
-        const std::int64_t panels = (size + columns.columns - 1) / columns.columns;
+                          std::int64_t width) {
+        const std::int64_t panels = (width + columns.columns - 1) / columns.columns;
         std::vector<double> packed(static_cast<std::size_t>(panels * columns.columns * count));
         std::vector<const void*> row(static_cast<std::size_t>(count));
         for (std::int64_t k = 0; k < count; ++k) {
             row[static_cast<std::size_t>(k)] = matrix + k * step;
         }
-        columns.pack_columns[static_cast<int>(Storage::float64)](row.data(), count, size,
+        columns.pack_columns[static_cast<int>(Storage::float64)](row.data(), count, width,
                                                                  packed.data());
         return packed;
     };
     if (root != nullptr) {
-        std::fill_n(root, m * m, 0.0);
-        for (std::int64_t k = 0; k < m; ++k) root[k * m + k] = 1;
+        std::fill_n(root, m * root_stride, 0.0);
+        for (std::int64_t k = 0; k < m; ++k) root[k * root_stride + k] = 1;
     }
     for (std::int64_t begin = 0; begin < m; begin += together) {
         const std::int64_t end = std::min(m, begin + together);
@@ -60,25 +61,17 @@ void factorize(double* a, std::int64_t stride, std::int64_t m, double least, dou
             const std::vector<double> upper = pack(a + begin, stride, begin, m - begin);
             eliminate(columns, upper.data(), upper.data(), begin, end, a, stride, begin, m);
             if (root != nullptr) {
-                const std::vector<double> lower = pack(root, m, begin, begin);
-                eliminate(columns, upper.data(), lower.data(), begin, end, root, m, 0, begin);
+                const std::vector<double> lower = pack(root, root_stride, begin, begin);
+                eliminate(columns, upper.data(), lower.data(), begin, end, root, root_stride, 0,
+                          begin);
             }
         }
         for (std::int64_t k = begin; k < end; ++k) {
-            double* row = a + k * stride;
-            const double pivot = std::sqrt(std::max(row[k], least));
-            std::fill_n(row, k, 0.0);
-            row[k] = pivot;
-            for (std::int64_t j = k + 1; j < m; ++j) row[j] /= pivot;
-            if (root != nullptr) {
-                for (std::int64_t j = 0; j <= k; ++j) root[k * m + j] /= pivot;
-            }
-            for (std::int64_t i = k + 1; i < end; ++i) {
-                kernels.axpy(-row[i], row + i, a + i * stride + i, m - i);
-                if (root != nullptr) {
-                    kernels.axpy(-row[i], root + k * m, root + i * m, k + 1);
-                }
-            }
+            double& pivot = a[k * stride + k];
+            pivot = std::sqrt(std::max(pivot, least));
+            const std::int64_t lead = std::min(size, k / 8 * 8 + 8);
+            const std::int64_t root_size = root == nullptr ? 0 : is_padded ? lead : k + 1;
+            columns.reduce(a, stride, root, root_stride, k, end, size, root_size);
         }
     }
 }

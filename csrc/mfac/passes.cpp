@@ -156,6 +156,7 @@ bool combine(const Window& window, const double* coefficient, double alpha, cons
 }
 
 bool is_finite(const Vectors& v, std::int64_t d, Storage storage) {
+    if (v.k == 0) return true;
     const Kernels& kernels = table();
     std::atomic<bool> finite{true};
     const std::int64_t size = block_size(d);

@@ -83,4 +83,4 @@ def wide(v: Tensor) -> Tensor:
 
 def finite(window: Tensor, row: Tensor) -> bool:
     """Whether a row (1, d) is finite, also once rounded to the window's storage."""
-    return _mfac.is_finite(window, row)
+    return _mfac.is_finite(window, wide(row))

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._mfac import _tiles
 from .._mfac_static import block_diagonal
 from . import _checks
 from ._base import guarded
@@ -137,5 +136,4 @@ class BlockStaticFisher(StaticFisher):
         return torch.cat([part.X @ part.X.mT for _, part in self._parts(self._damping)])
 
     def _prepare(self) -> None:
-        tiles = (self._window[:, columns] for columns in _tiles(self.d))
-        _refuse_unless(all(bool(torch.isfinite(tile).all()) for tile in tiles))
+        _refuse_unless(all(_checks.finite(self._window, row) for row in self._window.split(1)))
