@@ -356,27 +356,28 @@ def test_every_instruction_set(isa: str, run_python: Any) -> None:
     """Panels and blocks of registers differ in size: all against torch in float64."""
     run_python(
         """
+        import os
         import torch
         from curvkern.fisher import StaticFisher
         from curvkern._runtime import isa
 
-        assert isa() == %r
+        assert isa() == os.environ["CURVKERN_ISA"]
         torch.manual_seed(0)
+        same = torch.testing.assert_close
         for m, d in ((1, 5), (7, 300), (19, 133), (50, 40), (101, 700)):
             for dtype in (torch.float64, torch.float32, torch.bfloat16):
                 G = torch.randn(m, d).to(dtype)
                 wide = G.double()
                 F = 0.1 * torch.eye(d, dtype=torch.float64) + wide.T @ wide / m
                 fisher = StaticFisher.from_gradients(G, 0.1)
-                torch.testing.assert_close(fisher.gram(), wide @ wide.T, rtol=1e-12, atol=1e-12)
-                torch.testing.assert_close(fisher.diag_inverse(), torch.linalg.inv(F).diagonal())
+                same(fisher.gram(), wide @ wide.T, rtol=1e-12, atol=1e-12)
+                same(fisher.diag_inverse(), torch.linalg.inv(F).diagonal())
                 for size in (1, 5, 17, 50, 130):
                     index = torch.arange(d) // size
                     blocks = torch.where(index[:, None] == index, F, 0)
-                    found = StaticFisher.from_gradients(G, 0.1, block_size=size).diag_inverse()
-                    torch.testing.assert_close(found, torch.linalg.inv(blocks).diagonal())
-        """
-        % isa,
+                    found = StaticFisher.from_gradients(G, 0.1, block_size=size)
+                    same(found.diag_inverse(), torch.linalg.inv(blocks).diagonal())
+        """,
         environment={"CURVKERN_ISA": isa},
     )
 
@@ -437,8 +438,7 @@ def test_an_interrupt_ends_a_long_call() -> None:
         timer.start()
         started = time.monotonic()
         with pytest.raises(KeyboardInterrupt):
-            for _ in range(50):
-                StaticFisher.from_gradients(G, 1.0)
+            [StaticFisher.from_gradients(G, 1.0) for _ in range(50)]
         assert time.monotonic() - started < 2.5
     finally:
         timer.cancel()
