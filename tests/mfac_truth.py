@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,21 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-
-@cache
-def _data() -> dict[str, np.ndarray]:
-    with np.load(Path(__file__).parent / "data" / "mfac.npz") as data:
-        return dict(data)
+from stored import Stored, data
 
 
-@dataclass(frozen=True)
-class Problem:
+class Problem(Stored):
     """Gradients and what is wanted of them; fields are in the head of make_mfac.py."""
 
-    name: str
+    file = "mfac.npz"
 
     def __getitem__(self, field: str) -> Any:
-        value = _data()[f"{self.name}/{field}"]
+        value = super().__getitem__(field)
         return value if value.ndim else value.item()
 
     def tensor(self, field: str, dtype: torch.dtype | None = torch.float64) -> Tensor:
@@ -46,7 +38,9 @@ def problems(kind: str, plain: bool = False) -> pytest.MarkDecorator:
 
     Plain ones have one block and as many rows as n.
     """
-    names = sorted({key.rsplit("/", 1)[0] for key in _data() if key.startswith(kind + "/")})
+    names = sorted(
+        {key.rsplit("/", 1)[0] for key in data(Problem.file) if key.startswith(kind + "/")}
+    )
     if plain:
         every = map(Problem, names)
         names = [p.name for p in every if not p["block"] and len(p["G"]) == p["n"]]

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,27 +10,15 @@ import torch
 from torch import Tensor
 
 from curvkern import ot
+from stored import Stored, data
 
 TIGHT = 1e-13  # tolerance of the solves
 
 
-@cache
-def _data() -> dict[str, np.ndarray]:
-    with np.load(Path(__file__).parent / "data" / "sinkhorn.npz") as data:
-        return dict(data)
-
-
-@dataclass(frozen=True)
-class Case:
+class Case(Stored):
     """One problem with its solution."""
 
-    name: str
-
-    def __getitem__(self, field: str) -> np.ndarray:
-        return _data()[f"{self.name}/{field}"]
-
-    def __contains__(self, field: str) -> bool:
-        return f"{self.name}/{field}" in _data()
+    file = "sinkhorn.npz"
 
     @property
     def balanced(self) -> bool:
@@ -65,6 +50,6 @@ class Case:
         return (result.plan * torch.tensor(self["W"])).sum()
 
 
-NAMES = sorted({name.split("/")[0] for name in _data()})
+NAMES = sorted({name.split("/")[0] for name in data(Case.file)})
 CASES = [Case(name) for name in NAMES]
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

@@ -207,6 +207,33 @@ def test_blocks(block_size: int) -> None:
     assert math.isclose(pushed(0, block_size=block_size).logdet(), 40 * math.log(1e-3))
 
 
+@pytest.mark.parametrize("options", [{}, {"block_size": 3}], ids=["whole", "blocks"])
+def test_indices_and_arrays(options: dict[str, int]) -> None:
+    """The same refusals and kinds of results, whole or in blocks, full or empty."""
+    for fisher in (pushed(6, **options), pushed(0, **options)):
+        for bad in (-1, 40):
+            index = torch.tensor([3, bad])
+            with pytest.raises(IndexError, match=r"\[0, 40\)"):
+                fisher.elements(index, torch.tensor(0))
+            with pytest.raises(IndexError, match=r"\[0, 40\)"):
+                fisher.inverse_block(index)
+        v = np.ones((2, 40))
+        assert isinstance(fisher.quad_form(v), np.ndarray)
+        assert_close(torch.from_numpy(fisher.quad_form(v)), fisher.quad_form(torch.ones(2, 40)))
+
+
+def test_the_damping_of_a_product_outlasts_a_change() -> None:
+    fisher = pushed(3)
+    v = torch.randn(40, dtype=WIDE, requires_grad=True)
+    w = torch.randn(40, dtype=WIDE)
+    wanted = fisher.ihvp(w)
+    y = fisher.ihvp(v) @ w
+    fisher.set_damping(5.0)
+    y.backward()
+    assert v.grad is not None
+    assert_close(v.grad, wanted)
+
+
 def mfac_push(G: Tensor, block_size: int) -> Tensor:
     twin = mfac.SlidingWindowFisher(40, 6, 1e-3, dtype=WIDE, block_size=block_size)
     for g in G:

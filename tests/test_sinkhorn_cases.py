@@ -7,9 +7,6 @@ where POT needs more than ten thousand iterations, against dense Newton steps of
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +20,7 @@ from curvkern import ot
 from curvkern._sinkhorn import Problem
 from curvkern.reference import sinkhorn as reference
 from curvkern.reference.costs import cost_matrix
+from stored import Stored, data
 
 TOL, VALUE, MARGINALS, DERIVATIVE = 1e-13, 1e-11, 1e-12, 1e-8
 HARD = "assign_n200_eta480_hard"
@@ -30,21 +28,8 @@ SLOW = (HARD, "tiny_gauss_d2_60_3e-4")  # 35 000 and 200 000 iterations
 METHODS = ("auto", "newton")
 
 
-@cache
-def _data() -> dict[str, np.ndarray]:
-    with np.load(Path(__file__).parent / "data" / "sinkhorn_cases.npz") as data:
-        return dict(data)
-
-
-@dataclass(frozen=True)
-class Case:
-    name: str
-
-    def __getitem__(self, field: str) -> np.ndarray:
-        return _data()[f"{self.name}/{field}"]
-
-    def __contains__(self, field: str) -> bool:
-        return f"{self.name}/{field}" in _data()
+class Case(Stored):
+    file = "sinkhorn_cases.npz"
 
     @property
     def eps(self) -> float:
@@ -84,7 +69,7 @@ class Case:
         return ot.sinkhorn_points(*points, **weights, **self.metric, **options), given
 
 
-CASES = [Case(str(name)) for name in _data()["names"]]
+CASES = [Case(str(name)) for name in data(Case.file)["names"]]
 CLOUDS = [case for case in CASES if "x" in case]
 
 

@@ -8,19 +8,13 @@ namespace curvkern::mfac {
 namespace {
 
 constexpr std::int64_t steps = 128;  // columns of a tile: a panel of them fits the first cache
-constexpr std::int64_t buffer = std::int64_t{1}
-                                << 17;  // numbers of a tile that the second holds
-
-constexpr int most_columns = 32;  // of a panel
+constexpr std::int64_t buffer = 131072;  // numbers of a tile that the second holds
+constexpr int most_columns = 32;         // of a panel
 
 using Numbers = std::vector<double>;
 
 std::int64_t divided(std::int64_t a, std::int64_t b) {
     return (a + b - 1) / b;
-}
-
-std::int64_t element_size(Storage storage) {
-    return storage == Storage::float64 ? 8 : storage == Storage::float32 ? 4 : 2;
 }
 
 // Pointers to `count` rows of a window, from a column on.
@@ -255,7 +249,11 @@ class Block {
 
     void diagonal(std::int64_t first, std::int64_t size, double* out) {
         std::fill(system_.begin(), system_.end(), 0.0);
-        is_small_ ? small(first, size, out) : large(first, size, out);
+        if (is_small_) {
+            small(first, size, out);
+        } else {
+            large(first, size, out);
+        }
     }
 
   private:
@@ -293,8 +291,9 @@ class Block {
             }
         }
         const double shift = norm_ * damping_;
-        for (std::int64_t i = 0; i < m; ++i)
+        for (std::int64_t i = 0; i < m; ++i) {
             system_[static_cast<std::size_t>(i * m + i)] += shift;
+        }
         factorize(system_.data(), m, m, shift, root_.data());
         const Squares squares(window_, root_.data());
         Squares::Scratch scratch(squares);

@@ -21,6 +21,10 @@ namespace curvkern::mfac {
 
 enum class Storage { float64, float32, bfloat16 };
 
+constexpr std::int64_t element_size(Storage storage) {
+    return storage == Storage::float64 ? 8 : storage == Storage::float32 ? 4 : 2;
+}
+
 // Rows slot[0], slot[1], .. slot[count - 1] of a matrix with rows of d elements.
 struct Window {
     void* data;

@@ -17,10 +17,6 @@ std::int64_t block_size(std::int64_t d) {
     return std::max<std::int64_t>(8, (tiles + most_blocks - 1) / most_blocks) * tile;
 }
 
-std::int64_t bytes(Storage storage) {
-    return storage == Storage::float64 ? 8 : storage == Storage::float32 ? 4 : 2;
-}
-
 int index(Storage storage) {
     return static_cast<int>(storage);
 }
@@ -29,7 +25,8 @@ int index(const Vectors& v) {
 }
 
 char* element(const Window& window, std::int64_t slot, std::int64_t column) {
-    return static_cast<char*>(window.data) + (slot * window.d + column) * bytes(window.storage);
+    return static_cast<char*>(window.data) +
+           (slot * window.d + column) * element_size(window.storage);
 }
 
 char* element(const Vectors& v, std::int64_t d, std::int64_t r, std::int64_t column) {
@@ -46,7 +43,7 @@ struct Four {
     int valid;
     Four(const Window& window, std::int64_t i, std::int64_t column, std::int64_t then) {
         const bool is_last = i + rows >= window.count;
-        const bool is_cached = window.count * window.d * bytes(window.storage) <= cached;
+        const bool is_cached = window.count * window.d * element_size(window.storage) <= cached;
         valid = static_cast<int>(std::min<std::int64_t>(rows, window.count - i));
         for (int at = 0; at < rows; ++at) {
             const std::int64_t now = i + std::min(at, valid - 1);

@@ -83,24 +83,20 @@ def _define_push() -> None:
         if not 0 <= into < len(slots):
             raise ValueError("mfac_push: into must be the place of a slot")
 
-    def cpu(
-        window: Tensor, slots: Sequence[int], into: int, gradient: Tensor, v: Tensor
-    ) -> Tensor:
+    def cpu(*arguments: Any) -> Tensor:
         torch.get_num_threads()
-        check(window, slots, into, gradient, v)
-        out = _products_out(window, slots, v, 1)
+        window, slots, into, gradient, v = arguments
+        out = fake(*arguments)
         _runtime.cpu_module().mfac_push(
             window, slots, into, _contiguous(gradient), _contiguous(v), out
         )
         return out
 
-    def cuda(
-        window: Tensor, slots: Sequence[int], into: int, gradient: Tensor, v: Tensor
-    ) -> Tensor:
-        check(window, slots, into, gradient, v)
+    def cuda(*arguments: Any) -> Tensor:
+        window, slots, into, gradient, v = arguments
+        out = fake(*arguments)
         row = window[slots[into]]
         row.copy_(gradient[0])
-        out = _products_out(window, slots, v, 1)
         for columns in _tiles(window.shape[1]):
             rows = torch.cat([row[None, columns].double(), v[:, columns].double()])
             out += rows @ _float64(window, slots, columns).T
@@ -140,31 +136,19 @@ def _define_combine() -> None:
         dtype = torch.float64 if wide else torch.float32
         return window.new_empty(k, window.shape[1], dtype=dtype)
 
-    def cpu(
-        window: Tensor,
-        slots: Sequence[int],
-        coefficient: Tensor,
-        alpha: float,
-        v: Tensor | None,
-        wide: bool,
-    ) -> Tensor:
+    def cpu(*arguments: Any) -> Tensor:
         torch.get_num_threads()
-        out = allocate(window, slots, coefficient, alpha, v, wide)
+        window, slots, coefficient, alpha, v, _ = arguments
+        out = allocate(*arguments)
+        v = None if v is None else _contiguous(v)
         _runtime.cpu_module().mfac_combine(
-            _contiguous(window), slots, _contiguous(coefficient), alpha,
-            None if v is None else _contiguous(v), out,
-        )  # fmt: skip
+            _contiguous(window), slots, _contiguous(coefficient), alpha, v, out
+        )
         return out
 
-    def cuda(
-        window: Tensor,
-        slots: Sequence[int],
-        coefficient: Tensor,
-        alpha: float,
-        v: Tensor | None,
-        wide: bool,
-    ) -> Tensor:
-        out = allocate(window, slots, coefficient, alpha, v, wide)
+    def cuda(*arguments: Any) -> Tensor:
+        window, slots, coefficient, alpha, v, _ = arguments
+        out = allocate(*arguments)
         for columns in _tiles(window.shape[1]):
             part = coefficient @ _float64(window, slots, columns)
             out[:, columns] = part if v is None else part + alpha * v[:, columns].double()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import functools
 import math
 import threading
@@ -35,7 +36,7 @@ def guarded(method: Method) -> Method:
     return run  # type: ignore[return-value]
 
 
-class Fisher:
+class Fisher(abc.ABC):
     """F = damping I + (1/n) G'G for rows G of a window; results are those of exact algebra."""
 
     def __init__(
@@ -51,14 +52,17 @@ class Fisher:
 
     # What a subclass knows -----------------------------------------------------------------
 
+    @abc.abstractmethod
     def _slots(self) -> Sequence[int]:
-        raise NotImplementedError
+        """The rows of the window that take part, oldest first."""
 
+    @abc.abstractmethod
     def _norm(self) -> int:
-        raise NotImplementedError
+        """n"""
 
+    @abc.abstractmethod
     def _gram(self) -> Tensor:
-        raise NotImplementedError
+        """K = G G', in that order."""
 
     # Public --------------------------------------------------------------------------------
 
@@ -79,7 +83,6 @@ class Fisher:
     def set_damping(self, damping: float) -> None:
         """Change the damping; the next product factors anew, in O(m^3)."""
         self._damping = _checks.positive("set_damping", "damping", damping)
-        self._version += 1
 
     @guarded
     def ihvp(
@@ -139,13 +142,7 @@ class Fisher:
         """``v' F^-1 v``, float64: 0-d for v of shape (d,), (k,) for (k, d)."""
         given = _checks.vector("quad_form", "v", v, self.d, self.device)
         many = _checks.wide(given).detach().reshape(-1, self.d)
-        square = many.double().square().sum(1)
-        if len(self):
-            b = self._factored(self._damping).solve(self._products(many), half=True)
-            square = _sharding.summed(square, self._group) - b.square().sum(1)
-        else:
-            square = _sharding.summed(square, self._group)
-        result = (square / self._damping).reshape(given.shape[:-1])
+        result = self._quadratic(many).reshape(given.shape[:-1])
         return result.numpy() if isinstance(v, np.ndarray) else result
 
     @guarded
@@ -172,12 +169,9 @@ class Fisher:
     def elements(self, i: Tensor, j: Tensor) -> Tensor:
         """Elements of ``F^-1`` at integer tensors i and j, which broadcast; float64."""
         shape = torch.broadcast_shapes(i.shape, j.shape)
-        known, back = torch.unique(torch.cat([i.flatten(), j.flatten()]), return_inverse=True)
-        if len(known) and not 0 <= int(known[0]) <= int(known[-1]) < self.d:
-            raise IndexError(
-                f"elements: i and j must be in [0, {self.d}), got {int(known[0])} to "
-                f"{int(known[-1])}"
-            )
+        both = torch.cat([i.flatten(), j.flatten()])
+        both = _checks.indices("elements", "i and j", both, self.d)
+        known, back = torch.unique(both, return_inverse=True)
         at_i = back[: i.numel()].reshape(i.shape).expand(shape)
         at_j = back[i.numel() :].reshape(j.shape).expand(shape)
         result = (at_i == at_j).double()
@@ -190,6 +184,7 @@ class Fisher:
     @guarded
     def inverse_block(self, index: Tensor) -> Tensor:
         """``F^-1`` of k rows and columns, (k, k), float64, in O(k m (k + m))."""
+        index = _checks.indices("inverse_block", "index", index, self.d)
         block = torch.eye(len(index), dtype=torch.float64, device=self.device)
         if len(self):
             columns = self._window[:, index.to(self.device)][list(self._slots())].double()
@@ -239,7 +234,15 @@ class Fisher:
         if not len(self):
             return v / damping
         c = self._factored(damping).solve(self._products(v))
-        return self._combined(c / -damping, 1 / damping, v)
+        return self._combined(c / -damping, v.dtype, 1 / damping, v)
+
+    def _quadratic(self, v: Tensor) -> Tensor:
+        """v' F^-1 v for v of shape (k, d)."""
+        square = _sharding.summed(v.double().square().sum(1), self._group)
+        if len(self):
+            b = self._factored(self._damping).solve(self._products(v), half=True)
+            square = square - b.square().sum(1)
+        return square / self._damping
 
     def _traced(self, v: Tensor, damping: float) -> Tensor:
         """The same in plain operations on the whole window, for graphs of torch.compile."""
@@ -255,7 +258,7 @@ class Fisher:
         v, x = v.double(), x.double()
         back = damping * x
         if len(self):
-            back = self._combined(self._products(x) / self._norm(), damping, x)
+            back = self._combined(self._products(x) / self._norm(), x.dtype, damping, x)
         off, size = (_sharding.summed(t.square().sum(1), self._group) for t in (back - v, v))
         return torch.where(size > 0, (off / size).sqrt(), off)
 
@@ -276,9 +279,11 @@ class Fisher:
         found = torch.ops.curvkern.mfac_products(self._window, self._slots(), v)
         return _sharding.summed(found, self._group)
 
-    def _combined(self, c: Tensor, alpha: float, v: Tensor) -> Tensor:
-        wide = v.dtype is torch.float64
+    def _combined(
+        self, c: Tensor, dtype: torch.dtype, alpha: float = 0.0, v: Tensor | None = None
+    ) -> Tensor:
+        """alpha v + c G, in float64 if dtype is that, else in float32."""
         result: Tensor = torch.ops.curvkern.mfac_combine(
-            self._window, self._slots(), c, alpha, v, wide
+            self._window, self._slots(), c, alpha, v, dtype is torch.float64
         )
         return result

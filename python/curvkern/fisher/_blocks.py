@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import _checks
-from ._base import guarded
+from ._base import Fisher, guarded
 from ._window import SlidingWindowFisher
 
 
@@ -98,7 +98,15 @@ class Blocks:
         return log_pivots + (self.d - c) * math.log(self.damping) - c * math.log(self.norm)
 
 
-class BlockWindowFisher(SlidingWindowFisher):
+class BlockQueries(Fisher):
+    """What every block-diagonal matrix answers by products with its inverse."""
+
+    def _quadratic(self, v: Tensor) -> Tensor:
+        v = v.double()
+        return (self._solved(v, self._damping) * v).sum(1)
+
+
+class BlockWindowFisher(BlockQueries, SlidingWindowFisher):
     """What SlidingWindowFisher makes with a ``block_size``."""
 
     def __init__(self, d: int, m: int, damping: float, **options: Any) -> None:
@@ -145,33 +153,27 @@ class BlockWindowFisher(SlidingWindowFisher):
     def _residual(self, v: Tensor, x: Tensor, damping: float) -> Tensor:
         v = v.double()
         back = self._at(damping).multiply(x) if len(self) else damping * x.double()
-        off, size = ((t).square().sum(1) for t in (back - v, v))
+        off, size = (t.square().sum(1) for t in (back - v, v))
         return torch.where(size > 0, (off / size).sqrt(), off)
-
-    @guarded
-    def quad_form(self, v: Any) -> Any:
-        """``v' F^-1 v``, float64."""
-        given = _checks.vector("quad_form", "v", v, self.d, self.device).detach().double()
-        many = given.reshape(-1, self.d)
-        return (self._solved(many, self._damping) * many).sum(1).reshape(given.shape[:-1])
 
     @guarded
     def diag_inverse(self) -> Tensor:
         """The diagonal of ``F^-1``, (d,), float64."""
-        if not len(self):
-            return torch.full((self.d,), 1 / self._damping, dtype=torch.float64)
-        return self._at().diagonal()
+        return self._at().diagonal() if len(self) else super().diag_inverse()
 
     @guarded
     def elements(self, i: Tensor, j: Tensor) -> Tensor:
         """Elements of ``F^-1`` at integer tensors i and j, which broadcast; float64."""
         if not len(self):
-            return (i == j).double() / self._damping
+            return super().elements(i, j)
+        for name, k in (("i", i), ("j", j)):
+            _checks.indices("elements", name, k, self.d)
         return self._at().elements(i, j)
 
     @guarded
     def inverse_block(self, index: Tensor) -> Tensor:
         """``F^-1`` of k rows and columns, (k, k), float64."""
+        index = _checks.indices("inverse_block", "index", index, self.d)
         return self.elements(index[:, None], index[None, :])
 
     @guarded

@@ -43,6 +43,16 @@ def index(function: str, name: str, value: Any, size: int) -> int:
     return int(value)
 
 
+def indices(function: str, name: str, value: Tensor, size: int) -> Tensor:
+    """Integers below a size; IndexError for others."""
+    if value.numel() and not 0 <= int(value.min()) <= int(value.max()) < size:
+        raise IndexError(
+            f"{function}: {name} must be in [0, {size}), got {int(value.min())} to "
+            f"{int(value.max())}"
+        )
+    return value
+
+
 def storage(function: str, dtype: Any) -> torch.dtype:
     """A dtype that a window can have."""
     if dtype not in _mfac.STORAGES:

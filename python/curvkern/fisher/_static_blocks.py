@@ -11,13 +11,13 @@ from torch import Tensor
 from .._mfac_static import block_diagonal
 from . import _checks
 from ._base import guarded
-from ._blocks import Blocks
+from ._blocks import BlockQueries, Blocks
 from ._static import NAME, StaticFisher, _refuse_unless
 
 ELEMENTS = 1 << 20  # of G that are float64 at a time
 
 
-class BlockStaticFisher(StaticFisher):
+class BlockStaticFisher(BlockQueries, StaticFisher):
     """What StaticFisher makes with a ``block_size``; groups of blocks, one after another."""
 
     def __init__(
@@ -52,14 +52,6 @@ class BlockStaticFisher(StaticFisher):
         return found
 
     @guarded
-    def quad_form(self, v: Any) -> Any:
-        """``v' F^-1 v``, float64: 0-d for v of shape (d,), (k,) for (k, d)."""
-        given = _checks.vector("quad_form", "v", v, self.d, self.device).detach().double()
-        many = given.reshape(-1, self.d)
-        result = (self._solved(many, self._damping) * many).sum(1).reshape(given.shape[:-1])
-        return result if isinstance(v, Tensor) else result.numpy()
-
-    @guarded
     def element(self, i: int, j: int) -> float:
         """One element of ``F^-1``."""
         i, j = (_checks.index("element", name, k, self.d) for name, k in (("i", i), ("j", j)))
@@ -69,13 +61,10 @@ class BlockStaticFisher(StaticFisher):
     def elements(self, i: Tensor, j: Tensor) -> Tensor:
         """Elements of ``F^-1`` at integer tensors i and j, which broadcast; float64."""
         shape = torch.broadcast_shapes(i.shape, j.shape)
-        i, j = (k.expand(shape).flatten() for k in (i, j))
-        for k in (i, j):
-            if len(k) and not 0 <= int(k.min()) <= int(k.max()) < self.d:
-                raise IndexError(
-                    f"elements: i and j must be in [0, {self.d}), got {int(k.min())} to "
-                    f"{int(k.max())}"
-                )
+        i, j = (
+            _checks.indices("elements", name, k.expand(shape).flatten(), self.d)
+            for name, k in (("i", i), ("j", j))
+        )
         found = torch.zeros(len(i), dtype=torch.float64, device=self.device)
         together = i // self._size == j // self._size
         for columns, part in self._parts(self._damping):

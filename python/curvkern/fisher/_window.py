@@ -152,7 +152,7 @@ class SlidingWindowFisher(Fisher):
         many = _checks.wide(wanted).reshape(-1, self.d)
         _, b = self._push("push_ihvp", grad, many)
         c = self._factored(self._damping).solve(b)
-        x = self._combined(c / -self._damping, 1 / self._damping, many)
+        x = self._combined(c / -self._damping, many.dtype, 1 / self._damping, many)
         return x.reshape(wanted.shape).to(wanted.dtype)
 
     @guarded
@@ -288,10 +288,7 @@ class SlidingWindowFisher(Fisher):
         order, full = self._next_order()
         products = products[-len(order) :]
         self._window[order[-1]].copy_(row)
-        self._order = order
-        slots = torch.tensor(order)
-        self._products_of[order[-1], slots] = self._products_of[slots, order[-1]] = products
-        self._version += 1
+        self._record(order, len(order) - 1, products)
         self._factor.slide(products, self._norm() * self._damping, full)
         return self._newest(row)
 
@@ -300,21 +297,18 @@ class SlidingWindowFisher(Fisher):
         newest = torch.zeros(1, len(self), dtype=torch.float64)
         newest[0, -1] = self._norm()
         c = self._factored(self._damping).solve(newest).to(self.device)
-        return self._combined_alone(c, given)[0].to(given.dtype)
+        return self._combined(c, given.dtype)[0].to(given.dtype)
 
     def _store(self, order: list[int], into: int, row: Tensor, v: Tensor) -> Tensor:
         """Write a row; its products with all rows, then those of v."""
         found = torch.ops.curvkern.mfac_push(self._window, order, into, row, v)
         found = _sharding.summed(found, self._group)
-        self._order = order
-        slots, slot = torch.tensor(order), order[into]
-        self._products_of[slot, slots] = self._products_of[slots, slot] = found[0].cpu()
-        self._version += 1
+        self._record(order, into, found[0].cpu())
         return found
 
-    def _combined_alone(self, c: Tensor, like: Tensor) -> Tensor:
-        wide = like.dtype is torch.float64
-        result: Tensor = torch.ops.curvkern.mfac_combine(
-            self._window, self._order, c, 0.0, None, wide
-        )
-        return result
+    def _record(self, order: list[int], into: int, products: Tensor) -> None:
+        """A row was written: the slots in use, and its products with all rows."""
+        self._order = order
+        slots, slot = torch.tensor(order), order[into]
+        self._products_of[slot, slots] = self._products_of[slots, slot] = products
+        self._version += 1

@@ -15,6 +15,7 @@ Information", NeurIPS 2021.
 
 from __future__ import annotations
 
+import abc
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -24,7 +25,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-class _Fisher:
+class _Fisher(abc.ABC):
     """What can be asked of F; results are float64. Blocks of columns make F block-diagonal."""
 
     def __init__(
@@ -111,12 +112,13 @@ class _Fisher:
         """F itself, (d, d)."""
         return torch.block_diag(*(self._dense(G, self.damping) for _, G in self._blocks()))
 
+    @abc.abstractmethod
     def _rows(self) -> Tensor:
         """G in float64, (c, d)."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _norm(self) -> int:
-        raise NotImplementedError
+        """n"""
 
     def _blocks(self) -> Iterator[tuple[slice, Tensor]]:
         G = self._rows()
