@@ -222,6 +222,27 @@ def test_indices_and_arrays(options: dict[str, int]) -> None:
         assert_close(torch.from_numpy(fisher.quad_form(v)), fisher.quad_form(torch.ones(2, 40)))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("k", [2, 3, 7, 49, 100])
+def test_many_vectors_at_once(k: int, dtype: torch.dtype) -> None:
+    """Each gets the bits that it gets alone; rows, columns and vectors fill no block."""
+    d = 8192 + 2 * 512 + 37
+    fisher, other = (pushed(0, d=d, m=37, dtype=dtype) for _ in range(2))
+    for g in torch.randn(37, d):
+        fisher.push(g)
+        other.push(g)
+    V = torch.randn(k, d)
+    assert_close(fisher.ihvp(V), torch.stack([fisher.ihvp(v) for v in V]), rtol=0, atol=0)
+    g = torch.randn(d)
+    pushed_along = fisher.push_ihvp(g, V)
+    other.push(g)
+    assert_close(pushed_along, other.ihvp(V), rtol=0, atol=0)
+    G = fisher._window[fisher._order].double()
+    system = fisher.capacity * 1e-3 * torch.eye(37, dtype=WIDE) + G @ G.T
+    wanted = (V.double() - torch.linalg.solve(system, G @ V.double().T).T @ G) / 1e-3
+    assert error(fisher.ihvp(V.double()), wanted) < 1e-12
+
+
 def test_the_damping_of_a_product_outlasts_a_change() -> None:
     fisher = pushed(3)
     v = torch.randn(40, dtype=WIDE, requires_grad=True)

@@ -72,10 +72,16 @@ void append(const Factor& factor, const double* column, double diagonal, double 
 // b <- U'^-1 b, and then, if wanted, U^-1 of that.
 void solve(const Factor& factor, double* b, bool only_first);
 
+// Columns over which products are summed in registers. It divides every tile, so a product
+// does not depend on how many vectors came along.
+constexpr std::int64_t run = 512;
+
 // What is compiled once per instruction set. `v` is a tile in float64.
 struct Kernels {
-    // out[r] += v_r . row over `size` columns, for four rows, which four follow that come next;
-    // v_r at a stride
+    // How many vectors `dot` takes at once from rows in float64; others go by twos.
+    int together;
+    // out[r] += v_r . row over `size` columns, for four rows, which four follow that come next
+    // (not for more than two vectors); v_r at a stride
     void (*dot[3])(const void* const* row, std::int64_t size, const double* v,
                    std::int64_t stride, std::int64_t k, double* const* out);
     // sum += c_0 row_0 + .. c_3 row_3

@@ -1,5 +1,7 @@
 // The inner loops of M-FAC. Compiled once per instruction set; everything but kernels() has
 // internal linkage.
+#include <type_traits>
+
 #include "mfac/mfac.hpp"
 #include "mfac/storage.hpp"
 
@@ -30,28 +32,37 @@ CURVKERN_HD void prefetch(const S* const* ahead, std::int64_t j) {
     }
 }
 
-// Four rows at a time: a register of v serves them all, and their sums are independent.
+// Four rows at a time: a register of v serves them all, and their sums are independent. After
+// each run they are added up, so their order does not depend on K.
 template <class S, int K>
 void dot_block(const S* const* row, const S* const* ahead, std::int64_t size, const double* v,
                std::int64_t stride, double* const* out) {
-    V sum[rows][K] = {};
     std::int64_t j = 0;
-    for (; j + width <= size; j += width) {
-        prefetch(ahead, j);
-        V x[K];
-        for (int r = 0; r < K; ++r) x[r] = load(v + r * stride + j);
-        for (int i = 0; i < rows; ++i) {
-            const V g = load(row[i] + j);
-            for (int r = 0; r < K; ++r) sum[i][r] += g * x[r];
-        }
-    }
-    for (int i = 0; i < rows; ++i) {
-        for (int r = 0; r < K; ++r) {
-            double rest = total(sum[i][r]);
-            for (std::int64_t at = j; at < size; ++at) {
-                rest += one(row[i] + at) * v[r * stride + at];
+    for (std::int64_t end = 0; end < size;) {
+        end = end + run < size ? end + run : size;
+        V sum[rows][K] = {};
+        for (; j + width <= end; j += width) {
+            if constexpr (K <= 2) prefetch(ahead, j);
+            V x[K];
+            CURVKERN_UNROLL
+            for (int r = 0; r < K; ++r) x[r] = load(v + r * stride + j);
+            CURVKERN_UNROLL
+            for (int i = 0; i < rows; ++i) {
+                const V g = load(row[i] + j);
+                CURVKERN_UNROLL
+                for (int r = 0; r < K; ++r) sum[i][r] += g * x[r];
             }
-            out[i][r] += rest;
+        }
+        CURVKERN_UNROLL
+        for (int i = 0; i < rows; ++i) {
+            CURVKERN_UNROLL
+            for (int r = 0; r < K; ++r) {
+                double rest = total(sum[i][r]);
+                for (std::int64_t at = j; at < end; ++at) {
+                    rest += one(row[i] + at) * v[r * stride + at];
+                }
+                out[i][r] += rest;
+            }
         }
     }
 }
@@ -64,20 +75,25 @@ struct Rows {
     }
 };
 
+// Sums that fill the registers beside those of K vectors and one of a row.
+constexpr int together = sizeof(V) == 64 ? 6 : sizeof(V) == 32 ? 3 : 2;
+
+template <class S, int K>
+void dot_groups(const Rows<S>& now, const Rows<S>& ahead, std::int64_t size, const double* v,
+                std::int64_t stride, std::int64_t k, double* const* out) {
+    double* target[rows] = {out[0], out[1], out[2], out[3]};
+    for (; k >= K; k -= K, v += K * stride) {
+        dot_block<S, K>(now.row, ahead.row, size, v, stride, target);
+        for (double*& to : target) to += K;
+    }
+    if constexpr (K > 1) dot_groups<S, K - 1>(now, ahead, size, v, stride, k, target);
+}
+
 template <class S>
 void dot(const void* const* row, std::int64_t size, const double* v, std::int64_t stride,
          std::int64_t k, double* const* out) {
-    const Rows<S> now(row), ahead(row + rows);
-    std::int64_t r = 0;
-    double* target[rows];
-    for (; r < k; r += k - r > 1 ? 2 : 1) {
-        for (int i = 0; i < rows; ++i) target[i] = out[i] + r;
-        if (k - r > 1) {
-            dot_block<S, 2>(now.row, ahead.row, size, v + r * stride, stride, target);
-        } else {
-            dot_block<S, 1>(now.row, ahead.row, size, v + r * stride, stride, target);
-        }
-    }
+    constexpr int most = std::is_same_v<S, double> ? together : 2;
+    dot_groups<S, most>(Rows<S>(row), Rows<S>(row + rows), size, v, stride, k, out);
 }
 
 template <class S>
@@ -138,7 +154,8 @@ void rotate(double cosine, double sine, double* x, double* y, double* to, std::i
 
 namespace CURVKERN_ISA_NAMESPACE {
 const Kernels& kernels() {
-    static const Kernels table = {{dot<double>, dot<float>, dot<Brain>},
+    static const Kernels table = {together,
+                                  {dot<double>, dot<float>, dot<Brain>},
                                   {add<double>, add<float>, add<Brain>},
                                   {widen<double>, widen<float>, widen<Brain>},
                                   {narrow<double>, narrow<float>, narrow<Brain>},
