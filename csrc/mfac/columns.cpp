@@ -4,14 +4,14 @@
 #include <chrono>
 #include <vector>
 
+#include "mfac/numbers.hpp"
+
 namespace curvkern::mfac {
 namespace {
 
 constexpr std::int64_t steps = 128;  // columns of a tile: a panel of them fits the first cache
 constexpr std::int64_t buffer = 131072;  // numbers of a tile that the second holds
 constexpr int most_columns = 32;         // of a panel
-
-using Numbers = std::vector<double>;
 
 std::int64_t divided(std::int64_t a, std::int64_t b) {
     return (a + b - 1) / b;
@@ -77,10 +77,10 @@ class Gram {
 bool gram_by_columns(const Gram& work, std::int64_t chunks, std::int64_t m, double* out,
                      InterruptCheck interrupted) {
     const std::int64_t size = divided(work.tiles(), chunks);
-    Numbers partial(static_cast<std::size_t>(chunks * m * m), 0.0);
+    Numbers partial(chunks * m * m);
     const bool finished = parallel_chunks(
         work.tiles(), size, interrupted, [&](std::int64_t begin, std::int64_t end) {
-            Numbers packed(static_cast<std::size_t>(work.tile_size()));
+            Numbers packed(work.tile_size());
             double* sums = partial.data() + begin / size * m * m;
             for (std::int64_t tile = begin; tile < end; ++tile) {
                 for (std::int64_t p = 0; p < work.panels(); ++p) {
@@ -94,7 +94,7 @@ bool gram_by_columns(const Gram& work, std::int64_t chunks, std::int64_t m, doub
     for (std::int64_t at = 0; at < m * m; ++at) {
         double sum = 0;
         for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
-            sum += partial[static_cast<std::size_t>(chunk * m * m + at)];
+            sum += partial.data()[chunk * m * m + at];
         }
         out[at] = sum;
     }
@@ -106,7 +106,7 @@ bool gram_by_panels(const Gram& work, std::int64_t m, double* out, InterruptChec
     const std::int64_t together =
         std::clamp<std::int64_t>(buffer / work.tile_size(), 1, work.tiles());
     const std::int64_t panels = work.panels();
-    Numbers packed(static_cast<std::size_t>(together * work.tile_size()));
+    Numbers packed(together * work.tile_size());
     std::fill_n(out, m * m, 0.0);
     // Regions are too short to ask by themselves.
     using Clock = std::chrono::steady_clock;
@@ -142,8 +142,8 @@ class Squares {
   public:
     struct Scratch {
         explicit Scratch(const Squares& work)
-            : packed(static_cast<std::size_t>(work.window_.count * work.tile_)),
-              sums(static_cast<std::size_t>(work.tile_)),
+            : packed(work.window_.count * work.tile_),
+              sums(work.tile_),
               row(static_cast<std::size_t>(work.window_.count)) {}
         Numbers packed, sums;
         std::vector<const void*> row;
@@ -154,7 +154,7 @@ class Squares {
         const std::int64_t m = window.count, high = kernels_.rows, wide = kernels_.columns;
         tile_ = std::clamp<std::int64_t>(buffer / (std::max<std::int64_t>(m, 1) * wide), 1, 8) *
                 wide;
-        roots_.resize(static_cast<std::size_t>(start(panels_)), 0.0);
+        roots_.resize(start(panels_));
         for (std::int64_t i = 0; i < m; ++i) {
             double* to = roots_.data() + start(i / high) + i % high;
             for (std::int64_t k = 0; k <= i; ++k) to[k * high] = root[i * m + k];
@@ -169,7 +169,7 @@ class Squares {
         point(window_, 0, m, first, scratch.row.data());
         kernels_.pack_columns[static_cast<int>(window_.storage)](scratch.row.data(), m, size,
                                                                  scratch.packed.data());
-        std::fill(scratch.sums.begin(), scratch.sums.end(), 0.0);
+        std::fill_n(scratch.sums.data(), tile_, 0.0);
         for (std::int64_t p = 0; p < panels_; ++p) {
             for (std::int64_t c = 0; c < size; c += wide) {
                 kernels_.squares(std::min<std::int64_t>(m, (p + 1) * kernels_.rows),
@@ -237,18 +237,17 @@ class Block {
           norm_(norm),
           is_small_(block <= window.count),
           rows_(static_cast<std::size_t>(window.count)) {
-        const std::int64_t side = is_small_ ? block : window.count;
-        stride_ = divided(side, 8) * 8;
+        side_ = is_small_ ? block : window.count;
+        stride_ = divided(side_, 8) * 8;
         const std::int64_t wide = kernels_.columns;
-        packed_.resize(static_cast<std::size_t>(is_small_
-                                                    ? divided(block, wide) * wide * window.count
-                                                    : Gram(window, 0, block).tile_size()));
-        system_.resize(static_cast<std::size_t>(side * stride_));
-        root_.resize(system_.size());
+        packed_.resize(is_small_ ? divided(block, wide) * wide * window.count
+                                 : Gram(window, 0, block).tile_size());
+        system_.resize(side_ * stride_);
+        root_.resize(side_ * stride_);
     }
 
     void diagonal(std::int64_t first, std::int64_t size, double* out) {
-        std::fill(system_.begin(), system_.end(), 0.0);
+        std::fill_n(system_.data(), side_ * stride_, 0.0);
         if (is_small_) {
             small(first, size, out);
         } else {
@@ -292,7 +291,7 @@ class Block {
         }
         const double shift = norm_ * damping_;
         for (std::int64_t i = 0; i < m; ++i) {
-            system_[static_cast<std::size_t>(i * m + i)] += shift;
+            system_.data()[i * m + i] += shift;
         }
         factorize(system_.data(), m, m, shift, root_.data());
         const Squares squares(window_, root_.data());
@@ -301,7 +300,7 @@ class Block {
             const std::int64_t width = std::min(squares.tile(), size - j);
             squares.compute(first + j, width, scratch);
             for (std::int64_t at = 0; at < width; ++at) {
-                out[j + at] = (1 - scratch.sums[static_cast<std::size_t>(at)]) / damping_;
+                out[j + at] = (1 - scratch.sums.data()[at]) / damping_;
             }
         }
     }
@@ -309,7 +308,7 @@ class Block {
     const ColumnKernels& kernels_ = column_table();
     const Window& window_;
     double damping_, norm_;
-    std::int64_t stride_;
+    std::int64_t side_, stride_;
     bool is_small_;
     std::vector<const void*> rows_;
     Numbers packed_, system_, root_;

@@ -17,13 +17,12 @@ struct Sums {
     V at[block_rows][vectors];
 };
 
-CURVKERN_HD Sums product(std::int64_t size, const double* a, std::int64_t a_stride,
-                         const double* b) {
-    Sums sum = {};
+CURVKERN_HD Sums product(Sums sum, std::int64_t size, const double* a, std::int64_t a_stride,
+                         const double* b, std::int64_t b_stride) {
     for (std::int64_t k = 0; k < size; ++k) {
         V y[vectors];
         CURVKERN_UNROLL
-        for (int p = 0; p < vectors; ++p) y[p] = load(b + k * columns + p * width);
+        for (int p = 0; p < vectors; ++p) y[p] = load(b + k * b_stride + p * width);
         CURVKERN_UNROLL
         for (int r = 0; r < block_rows; ++r) {
             const double x = a[k * a_stride + r];
@@ -34,29 +33,64 @@ CURVKERN_HD Sums product(std::int64_t size, const double* a, std::int64_t a_stri
     return sum;
 }
 
-void multiply(std::int64_t size, const double* a, std::int64_t a_stride, const double* b,
-              double* out, std::int64_t stride, std::int64_t r_end, std::int64_t c_end) {
-    const Sums sum = product(size, a, a_stride, b);
+// A block of a matrix with rows at a stride, (r_end, c_end) of it.
+CURVKERN_HD Sums load_block(const double* from, std::int64_t stride, std::int64_t r_end,
+                            std::int64_t c_end) {
+    Sums sum = {};
     if (r_end == block_rows && c_end == columns) {
         CURVKERN_UNROLL
         for (int r = 0; r < block_rows; ++r) {
             CURVKERN_UNROLL
-            for (int p = 0; p < vectors; ++p) {
-                double* target = out + r * stride + p * width;
-                store(target, load(target) + sum.at[r][p]);
-            }
+            for (int p = 0; p < vectors; ++p)
+                sum.at[r][p] = load(from + r * stride + p * width);
+        }
+        return sum;
+    }
+    double flat[block_rows][columns] = {};
+    for (std::int64_t r = 0; r < r_end; ++r) {
+        for (std::int64_t j = 0; j < c_end; ++j) flat[r][j] = from[r * stride + j];
+    }
+    __builtin_memcpy(&sum, flat, sizeof(flat));
+    return sum;
+}
+
+CURVKERN_HD void store_block(const Sums& sum, double* to, std::int64_t stride,
+                             std::int64_t r_end, std::int64_t c_end) {
+    if (r_end == block_rows && c_end == columns) {
+        CURVKERN_UNROLL
+        for (int r = 0; r < block_rows; ++r) {
+            CURVKERN_UNROLL
+            for (int p = 0; p < vectors; ++p) store(to + r * stride + p * width, sum.at[r][p]);
         }
         return;
     }
     double flat[block_rows][columns];
     __builtin_memcpy(flat, &sum, sizeof(flat));
     for (std::int64_t r = 0; r < r_end; ++r) {
-        for (std::int64_t j = 0; j < c_end; ++j) out[r * stride + j] += flat[r][j];
+        for (std::int64_t j = 0; j < c_end; ++j) to[r * stride + j] = flat[r][j];
     }
 }
 
+void multiply(std::int64_t size, const double* a, std::int64_t a_stride, const double* b,
+              double* out, std::int64_t stride, std::int64_t r_end, std::int64_t c_end) {
+    const Sums product_of = product({}, size, a, a_stride, b, columns);
+    Sums sum = load_block(out, stride, r_end, c_end);
+    CURVKERN_UNROLL
+    for (int r = 0; r < block_rows; ++r) {
+        CURVKERN_UNROLL
+        for (int p = 0; p < vectors; ++p) sum.at[r][p] += product_of.at[r][p];
+    }
+    store_block(sum, out, stride, r_end, c_end);
+}
+
+void add_rows(std::int64_t size, const double* a, const double* b, double* out,
+              std::int64_t stride, std::int64_t r_end, std::int64_t c_end) {
+    const Sums start = load_block(out, stride, r_end, c_end);
+    store_block(product(start, size, a, block_rows, b, stride), out, stride, r_end, c_end);
+}
+
 void squares(std::int64_t size, const double* a, const double* b, double* out) {
-    const Sums sum = product(size, a, block_rows, b);
+    const Sums sum = product({}, size, a, block_rows, b, columns);
     CURVKERN_UNROLL
     for (int p = 0; p < vectors; ++p) {
         V y = load(out + p * width);
@@ -164,6 +198,7 @@ const ColumnKernels& column_kernels() {
         {pack_rows<double>, pack_rows<float>, pack_rows<Brain>},
         {pack_columns<double>, pack_columns<float>, pack_columns<Brain>},
         multiply,
+        add_rows,
         squares,
         reduce};
     return table;

@@ -5,65 +5,100 @@
 #include <vector>
 
 #include "mfac/columns.hpp"
+#include "mfac/numbers.hpp"
 #include "mfac/passes.hpp"
 
 namespace curvkern::mfac {
 namespace {
 
-// Of the products: columns of a tile, whose vectors in groups stay in the first cache; rows
-// that become float64 together, in the second; vectors whose sums are held together.
-constexpr std::int64_t short_tile = 512, chunk = 32, most_vectors = 48;
+// Columns of a tile, with a line between its rows lest they all fall into one set of a cache;
+// rows that become float64 together, for the second cache; vectors whose sums are held
+// together.
+constexpr std::int64_t many_columns = run, stride = run + 8, chunk = 32, most_vectors = 48;
+
+// A chunk of rows in a tile of columns, in float64, and what comes after on its way.
+class WideRows {
+  public:
+    explicit WideRows(const Window& window) : window_(window), wide_(chunk * stride) {}
+
+    // Calls body(first, size) for chunks of rows, with `calls` of fetch() among all of them.
+    template <class Body>
+    void each(std::int64_t j, std::int64_t width, std::int64_t calls, Body body) {
+        const auto widen = table().widen[index(window_.storage)];
+        ahead_ = Ahead(window_, j + many_columns, many_columns, calls);
+        for (std::int64_t first = 0; first < window_.count; first += chunk) {
+            const std::int64_t size = std::min(chunk, window_.count - first);
+            for (std::int64_t i = 0; i < size; ++i) {
+                widen(element(window_, first + i, j), row(i), width);
+            }
+            body(first, size);
+        }
+    }
+    void fetch() { ahead_.fetch(); }
+    double* row(std::int64_t i) { return wide_.data() + i * stride; }
+
+  private:
+    const Window& window_;
+    Numbers wide_;
+    Ahead ahead_;
+};
 
 class Products {
   public:
     explicit Products(const RightSides& right)
         : right_(right),
           k_(right.count()),
-          vector_(static_cast<std::size_t>(k_ * short_tile)),
-          wide_(static_cast<std::size_t>(chunk * short_tile)) {}
+          groups_((k_ + kernels_.together - 1) / kernels_.together),
+          vector_(k_ * stride),
+          rows_(right.window) {}
 
     void add(std::int64_t j, std::int64_t width, double* sums) {
-        right_.widen(j, width, short_tile, vector_.data());
-        const std::int64_t count = right_.window.count, group = kernels_.together;
-        const std::int64_t calls = (count + rows - 1) / rows * ((k_ + group - 1) / group);
-        Ahead ahead(right_.window, j + short_tile, short_tile, calls);
-        for (std::int64_t first = 0; first < count; first += chunk) {
-            const std::int64_t last = std::min(count, first + chunk);
-            for (std::int64_t i = first; i < last; ++i) {
-                kernels_.widen[index(right_.window.storage)](element(right_.window, i, j),
-                                                             row(i - first), width);
-            }
-            for (std::int64_t r = 0; r < k_; r += group) {
-                for (std::int64_t i = first; i < last; i += rows) {
-                    ahead.fetch();
-                    multiply(i, i - first, last - i, r, width, sums);
+        right_.widen(j, width, stride, vector_.data());
+        const std::int64_t calls = (right_.window.count + rows - 1) / rows * groups_;
+        rows_.each(j, width, calls, [&](std::int64_t first, std::int64_t size) {
+            for (std::int64_t group = 0; group < groups_; ++group) {
+                const std::int64_t r = group * k_ / groups_;
+                const std::int64_t end = (group + 1) * k_ / groups_;
+                for (std::int64_t i = 0; i < size; i += rows) {
+                    rows_.fetch();
+                    multiply(i, size - i, r, end - r, width, sums + (first + i) * k_ + r);
                 }
             }
-        }
+        });
     }
 
   private:
-    double* row(std::int64_t at) { return wide_.data() + at * short_tile; }
-
-    void multiply(std::int64_t i, std::int64_t at, std::int64_t valid, std::int64_t r,
+    // Rows i .. i + 3 of a chunk with vectors r .. r + k - 1.
+    void multiply(std::int64_t i, std::int64_t valid, std::int64_t r, std::int64_t k,
                   std::int64_t width, double* sums) {
-        const std::int64_t k = std::min<std::int64_t>(kernels_.together, k_ - r);
         const void* four[2 * rows];
         double* target[rows];
         double rest[rows][8] = {};
         for (int n = 0; n < rows; ++n) {
-            four[n] = four[rows + n] = row(n < valid ? at + n : at);
-            target[n] = n < valid ? sums + (i + n) * k_ + r : rest[n];
+            four[n] = four[rows + n] = rows_.row(n < valid ? i + n : i);
+            target[n] = n < valid ? sums + n * k_ : rest[n];
         }
-        kernels_.dot[index(Storage::float64)](four, width, vector_.data() + r * short_tile,
-                                              short_tile, k, target);
+        kernels_.dot[index(Storage::float64)](four, width, vector_.data() + r * stride, stride,
+                                              k, target);
     }
 
     const Kernels& kernels_ = table();
     const RightSides& right_;
-    std::int64_t k_;
-    std::vector<double> vector_, wide_;
+    std::int64_t k_, groups_;
+    Numbers vector_;
+    WideRows rows_;
 };
+
+// c[(r / rows m + i) rows + r % rows] from c[r m + i], as add_rows() takes it.
+Numbers in_groups(const double* coefficient, std::int64_t k, std::int64_t m) {
+    const std::int64_t high = column_table().rows;
+    Numbers c((k + high - 1) / high * high * m);
+    for (std::int64_t r = 0; r < k; ++r) {
+        double* to = c.data() + r / high * high * m + r % high;
+        for (std::int64_t i = 0; i < m; ++i) to[i * high] = coefficient[r * m + i];
+    }
+    return c;
+}
 
 }  // namespace
 
@@ -73,8 +108,8 @@ bool products_of_many(const RightSides& right, double* out, InterruptCheck inter
         return sum_blocks(right.window, k, out, interrupted,
                           [&](std::int64_t begin, std::int64_t end, double* sums) {
                               Products work(right);
-                              for (std::int64_t j = begin; j < end; j += short_tile) {
-                                  work.add(j, std::min(short_tile, end - j), sums);
+                              for (std::int64_t j = begin; j < end; j += many_columns) {
+                                  work.add(j, std::min(many_columns, end - j), sums);
                               }
                           });
     }
@@ -96,43 +131,30 @@ bool products_of_many(const RightSides& right, double* out, InterruptCheck inter
 bool combine_many(const Window& window, const double* coefficient, double alpha,
                   const Vectors* v, const Vectors& out, InterruptCheck interrupted) {
     const ColumnKernels& kernels = column_table();
-    const std::int64_t d = window.d, m = window.count, k = out.k;
-    const std::int64_t wide = kernels.columns, high = kernels.rows;
-    const std::int64_t panels =
-        std::clamp<std::int64_t>(131072 / (std::max<std::int64_t>(m, 1) * wide), 1, 8);
-    const std::int64_t size = panels * wide;
-    // c[(r / high m + i) high + r % high]
-    std::vector<double> c(static_cast<std::size_t>((k + high - 1) / high * high * m), 0.0);
-    for (std::int64_t r = 0; r < k; ++r) {
-        for (std::int64_t i = 0; i < m; ++i) {
-            c[static_cast<std::size_t>((r / high * m + i) * high + r % high)] =
-                coefficient[r * m + i];
-        }
-    }
+    const std::int64_t wide = kernels.columns, high = kernels.rows, m = window.count;
+    const Numbers c = in_groups(coefficient, out.k, m);
     return parallel_chunks(
-        d, block_size(d), interrupted, [&](std::int64_t begin, std::int64_t end) {
-            std::vector<double> packed(static_cast<std::size_t>(m * size)),
-                sums(static_cast<std::size_t>(k * size));
-            std::vector<const void*> row(static_cast<std::size_t>(m));
-            for (std::int64_t j = begin; j < end; j += size) {
-                const std::int64_t width = std::min(size, end - j);
-                for (std::int64_t i = 0; i < m; ++i) {
-                    row[static_cast<std::size_t>(i)] = element(window, i, j);
-                }
-                kernels.pack_columns[index(window.storage)](row.data(), m, width,
-                                                            packed.data());
-                std::fill(sums.begin(), sums.end(), 0.0);
-                Ahead ahead(window, j + size, size,
-                            (width + wide - 1) / wide * ((k + high - 1) / high));
-                for (std::int64_t at = 0; at < width; at += wide) {
-                    for (std::int64_t r = 0; r < k; r += high) {
-                        ahead.fetch();
-                        kernels.multiply(m, c.data() + r * m, high, packed.data() + at * m,
-                                         sums.data() + r * size + at, size,
-                                         std::min(high, k - r), std::min(wide, width - at));
+        window.d, block_size(window.d), interrupted, [&](std::int64_t begin, std::int64_t end) {
+            WideRows part(window);
+            Numbers sums(out.k * stride);
+            for (std::int64_t j = begin; j < end; j += many_columns) {
+                const std::int64_t width = std::min(many_columns, end - j);
+                const std::int64_t calls = (m + chunk - 1) / chunk *
+                                           ((width + wide - 1) / wide) *
+                                           ((out.k + high - 1) / high);
+                std::fill_n(sums.data(), out.k * stride, 0.0);
+                part.each(j, width, calls, [&](std::int64_t first, std::int64_t size) {
+                    for (std::int64_t at = 0; at < width; at += wide) {
+                        for (std::int64_t r = 0; r < out.k; r += high) {
+                            part.fetch();
+                            kernels.add_rows(size, c.data() + r * m + first * high,
+                                             part.row(0) + at, sums.data() + r * stride + at,
+                                             stride, std::min(high, out.k - r),
+                                             std::min(wide, width - at));
+                        }
                     }
-                }
-                finish_sums(v, alpha, out, d, j, width, size, sums.data());
+                });
+                finish_sums(v, alpha, out, window.d, j, width, stride, sums.data());
             }
         });
 }
