@@ -290,6 +290,18 @@ def test_against_truths(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     near(result.plan, case["plan"], PLAN)
 
 
+@both_devices
+@pytest.mark.parametrize(("size", "eps"), [(1e300, 1e-300), (1e308, 1e-10)])
+def test_overflow_leaves_finite_potentials(device: str, size: float, eps: float) -> None:
+    """Those that were kept last, and no claim."""
+    a = torch.full((1, 30), 1 / 30, dtype=torch.float64)
+    cost = size * torch.rand(1, 30, 30, dtype=torch.float64)
+    f, g, info, _ = solve(device, dense(a, a, cost, tensor(eps)), max_iter=50)
+    assert f.isfinite().all()
+    assert g.isfinite().all()
+    assert info[0, 2] == 0
+
+
 def test_auto_goes_over_to_newton(monkeypatch: pytest.MonkeyPatch) -> None:
     """More points than the CPU may hold costs of: sweeps, then steps that hold none."""
     monkeypatch.setattr(_methods, "LARGEST", 100)

@@ -390,11 +390,11 @@ def test_refusals():
             a, b, cost, eps, rho, a.clone(), b.clone(), result, trace, **options
         )
 
-    with pytest.raises(ValueError, match="a does not fit"):
+    with pytest.raises(ValueError, match=r"a must have shape \(1, 3\), got \(1, 4\)"):
         call(a=b)
     with pytest.raises(TypeError, match="a must be float64"):
         call(a=a.float())
-    with pytest.raises(ValueError, match="cost must have shape"):
+    with pytest.raises(ValueError, match="cost must have 3 dimensions, got 2"):
         call(cost=cost[0])
-    with pytest.raises(ValueError, match="eps does not fit"):
+    with pytest.raises(ValueError, match=r"eps must have shape \(1\), got \(1, 2\)"):
         call(eps=rho)

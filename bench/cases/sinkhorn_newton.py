@@ -22,7 +22,7 @@ from curvkern._bench.transport import (
     POT,
     TARGET,
     Contestant,
-    Duals,
+    Found,
     Problem,
     contestants,
 )
@@ -99,18 +99,19 @@ def cloud(dimensions: int, eps: float) -> Maker:
     return make
 
 
-def ours(method: str) -> Callable[[Problem], Duals]:
+def ours(method: str) -> Callable[[Problem], Found]:
     """The public function; of its potentials come the duals that the rivals have."""
 
-    def solve(problem: Problem) -> Duals:
+    def solve(problem: Problem) -> Found:
         a, b, cost = map(torch.from_numpy, problem[:3])
         result = curvkern.ot.sinkhorn(
             a, b, cost, problem.eps, method=method, tol=TARGET, max_iter=20_000
         )
-        return (
+        duals = (
             np.log(problem.a) + result.f.numpy() / problem.eps,
             np.log(problem.b) + result.g.numpy() / problem.eps,
         )
+        return Found(duals, int(result.n_iter))
 
     return solve
 

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "bind/signals.hpp"
 #include "core/parallel.hpp"
 
 namespace curvkern {
@@ -29,13 +30,7 @@ void for_chunks(std::int64_t n, int order, Body body) {
     bool finished;
     {
         const py::gil_scoped_release release;
-        finished = parallel_chunks(
-            n, chunk,
-            [] {
-                const py::gil_scoped_acquire acquire;
-                return PyErr_CheckSignals() != 0;
-            },
-            body);
+        finished = parallel_chunks(n, chunk, signalled, body);
     }
     if (!finished) throw py::error_already_set();
 }

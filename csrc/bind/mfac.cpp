@@ -6,17 +6,13 @@
 #include <vector>
 
 #include "bind/families.hpp"
+#include "bind/signals.hpp"
 #include "bind/tensor_view.hpp"
 #include "mfac/columns.hpp"
 
 namespace curvkern {
 namespace mfac {
 namespace {
-
-bool interrupted() {
-    const py::gil_scoped_acquire acquire;
-    return PyErr_CheckSignals() != 0;
-}
 
 Storage storage_of(const TensorView& view) {
     return view.dtype() == Dtype::float64   ? Storage::float64
@@ -83,12 +79,12 @@ void run_products(py::handle window, std::vector<std::int64_t> slots, py::handle
     {
         const py::gil_scoped_release release;
         finished =
-            products(rows.get(), right, nullptr, 0, out_view.view<double>().data, interrupted);
+            products(rows.get(), right, nullptr, 0, out_view.view<double>().data, signalled);
     }
     if (!finished) throw py::error_already_set();
 }
 
-// Not interrupted: half a row would be left behind.
+// Not signalled: half a row would be left behind.
 void run_push(py::handle window, std::vector<std::int64_t> slots, std::int64_t into,
               py::handle gradient, py::handle v, py::handle out) {
     constexpr const char* op = "mfac_push";
@@ -124,7 +120,7 @@ void run_combine(py::handle window, std::vector<std::int64_t> slots, py::handle 
     {
         const py::gil_scoped_release release;
         finished = combine(rows.get(), c_view.view<const double>().data, alpha,
-                           v.is_none() ? nullptr : &given, target, interrupted);
+                           v.is_none() ? nullptr : &given, target, signalled);
     }
     if (!finished) throw py::error_already_set();
 }
@@ -147,7 +143,7 @@ void run_gram(py::handle window, std::vector<std::int64_t> slots, py::handle out
     bool finished;
     {
         const py::gil_scoped_release release;
-        finished = gram(rows.get(), out_view.view<double>().data, interrupted);
+        finished = gram(rows.get(), out_view.view<double>().data, signalled);
     }
     if (!finished) throw py::error_already_set();
 }
@@ -164,7 +160,7 @@ void run_whitened_squares(py::handle window, std::vector<std::int64_t> slots, py
     {
         const py::gil_scoped_release release;
         finished = whitened_squares(rows.get(), root_view.view<const double>().data,
-                                    out_view.view<double>().data, interrupted);
+                                    out_view.view<double>().data, signalled);
     }
     if (!finished) throw py::error_already_set();
 }
@@ -181,7 +177,7 @@ void run_block_diagonal(py::handle window, std::vector<std::int64_t> slots, std:
     {
         const py::gil_scoped_release release;
         finished = block_diagonal(rows.get(), block, damping, norm,
-                                  out_view.view<double>().data, interrupted);
+                                  out_view.view<double>().data, signalled);
     }
     if (!finished) throw py::error_already_set();
 }

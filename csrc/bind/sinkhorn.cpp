@@ -1,14 +1,13 @@
 #include <pybind11/stl.h>
 
-#include <cmath>
 #include <exception>
-#include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
-#include "bind/chunks.hpp"
 #include "bind/families.hpp"
-#include "bind/tensor_view.hpp"
+#include "bind/signals.hpp"
+#include "bind/sinkhorn_tensors.hpp"
 #include "sinkhorn/plan_pass.hpp"
 #include "sinkhorn/solver.hpp"
 
@@ -16,133 +15,45 @@ namespace curvkern {
 namespace sinkhorn {
 namespace {
 
-bool interrupted() {
-    const py::gil_scoped_acquire acquire;
-    return PyErr_CheckSignals() != 0;
-}
-
-// The tensors of a call: each checked for its shape, kept until the call is over.
-class Call {
-  public:
-    explicit Call(const char* op) : op_(op) {}
-
-    const TensorView& tensor(py::handle object, const char* name,
-                             std::initializer_list<std::int64_t> shape) {
-        views_.push_back(std::make_unique<TensorView>(object, op_, name));
-        const TensorView& view = *views_.back();
-        bool same = view.ndim() == static_cast<int>(shape.size());
-        std::string expected;
-        int axis = 0;
-        for (const std::int64_t size : shape) {
-            expected += (axis == 0 ? "" : ", ") + std::to_string(size);
-            same = same && view.shape(axis++) == size;
-        }
-        if (!same) throw py::value_error(label(name) + " must have shape (" + expected + ")");
-        return view;
-    }
-
-    double* float64(py::handle object, const char* name,
-                    std::initializer_list<std::int64_t> shape) {
-        const TensorView& view = tensor(object, name, shape);
-        if (view.dtype() != Dtype::float64)
-            throw py::type_error(label(name) + " must be float64");
-        return view.view<double>().data;
-    }
-
-    double* optional_float64(py::handle object, const char* name,
-                             std::initializer_list<std::int64_t> shape) {
-        return object.is_none() ? nullptr : float64(object, name, shape);
-    }
-
-    double* workspace(py::handle object, std::int64_t needed) {
-        views_.push_back(std::make_unique<TensorView>(object, op_, "workspace"));
-        const TensorView& view = *views_.back();
-        if (view.dtype() != Dtype::float64 || view.size() < needed) {
-            throw py::value_error(label("workspace") + " must be float64 and have at least " +
-                                  std::to_string(needed) + " elements");
-        }
-        return view.view<double>().data;
-    }
-
-    std::string label(const char* name) const { return std::string(op_) + ": " + name; }
-
-  private:
-    const char* op_;
-    std::vector<std::unique_ptr<TensorView>> views_;
-};
-
-Cost cost_kind(const std::string& name) {
-    if (name == "sqeuclidean" || name == "half_sqeuclidean") return Cost::sqeuclidean;
-    if (name == "euclidean") return Cost::euclidean;
-    if (name == "l1") return Cost::l1;
-    throw py::value_error(
-        "sinkhorn: cost must be one of sqeuclidean, half_sqeuclidean, euclidean, l1, got '" +
-        name + "'");
-}
-
-// What every operation is given first: (a, b, cost or (x, y, kind, scale), eps, rho).
-struct Inputs {
-    py::object a, b, cost, x, y;
-    std::string kind;
-    double scale;
-    py::object eps, rho;
-};
-
-Batch make_batch(Call& call, const py::tuple& inputs) {
-    const Inputs in{inputs[0],
-                    inputs[1],
-                    inputs[2],
-                    inputs[3],
-                    inputs[4],
-                    inputs[5].cast<std::string>(),
-                    inputs[6].cast<double>(),
-                    inputs[7],
-                    inputs[8]};
+// From what every operation is given first: (a, b, cost, x, y, kind, scale, eps, rho).
+Batch make_batch(Tensors& tensors, const py::tuple& in) {
     Batch batch{};
-    batch.scale = in.scale;
-    if (!in.cost.is_none()) {
-        const TensorView shape(in.cost, "sinkhorn", "cost");
-        if (shape.ndim() != 3) throw py::value_error("sinkhorn: cost must have 3 dimensions");
-        batch.batch = shape.shape(0);
-        batch.n = shape.shape(1);
-        batch.m = shape.shape(2);
-        const bool wide = shape.dtype() == Dtype::float64;
-        batch.kind = wide ? Cost::dense64 : Cost::dense32;
-        const TensorView& cost = call.tensor(in.cost, "cost", {batch.batch, batch.n, batch.m});
-        batch.cost =
-            wide ? static_cast<const void*>(cost.view<double>().data) : cost.view<float>().data;
+    batch.scale = in[6].cast<double>();
+    if (!in[2].is_none()) {
+        const TensorView& cost = tensors.ranked(in[2], "cost", 3);
+        batch.batch = cost.shape(0);
+        batch.n = cost.shape(1);
+        batch.m = cost.shape(2);
+        batch.kind = cost.dtype() == Dtype::float64 ? Cost::dense64 : Cost::dense32;
+        batch.cost = cost.data();
     } else {
-        const TensorView shape(in.x, "sinkhorn", "x"), other(in.y, "sinkhorn", "y");
-        if (shape.ndim() != 3 || other.ndim() != 3) {
-            throw py::value_error("sinkhorn: x and y must have 3 dimensions");
-        }
-        other.require_same_dtype(shape);
-        batch.batch = shape.shape(0);
-        batch.n = shape.shape(1);
-        batch.m = other.shape(1);
-        batch.dims = static_cast<int>(shape.shape(2));
-        batch.kind = cost_kind(in.kind);
-        if (in.kind == "half_sqeuclidean") batch.scale *= 0.5;
-        batch.narrow = shape.dtype() == Dtype::float32;
-        const TensorView& x = call.tensor(in.x, "x", {batch.batch, batch.n, batch.dims});
-        const TensorView& y = call.tensor(in.y, "y", {batch.batch, batch.m, batch.dims});
-        batch.x = batch.narrow ? static_cast<const void*>(x.view<float>().data)
-                               : x.view<double>().data;
-        batch.y = batch.narrow ? static_cast<const void*>(y.view<float>().data)
-                               : y.view<double>().data;
+        const TensorView& x = tensors.ranked(in[3], "x", 3);
+        batch.batch = x.shape(0);
+        batch.n = x.shape(1);
+        batch.dims = static_cast<int>(x.shape(2));
+        const TensorView& y = tensors.ranked(in[4], "y", 3);
+        y.require_same_dtype(x);
+        batch.m = y.shape(1);
+        tensors.shaped(in[4], "y", {batch.batch, batch.m, batch.dims});
+        batch.kind = points_cost(in[5].cast<std::string>(), batch.scale);
+        batch.narrow = x.dtype() == Dtype::float32;
+        batch.x = x.data();
+        batch.y = y.data();
     }
     checked_multiply(checked_multiply(batch.batch, batch.n), batch.m);
-    batch.a = call.float64(in.a, "a", {batch.batch, batch.n});
-    batch.b = call.float64(in.b, "b", {batch.batch, batch.m});
-    batch.eps = call.float64(in.eps, "eps", {batch.batch});
-    batch.rho = call.float64(in.rho, "rho", {batch.batch, 2});
+    batch.a = tensors.float64(in[0], "a", {batch.batch, batch.n});
+    batch.b = tensors.float64(in[1], "b", {batch.batch, batch.m});
+    batch.eps = tensors.float64(in[7], "eps", {batch.batch});
+    batch.rho = tensors.float64(in[8], "rho", {batch.batch, 2});
     return batch;
 }
 
 Batch shape_only(const std::string& kind, bool narrow, std::int64_t batch, std::int64_t n,
                  std::int64_t m, std::int64_t dims) {
     Batch shape{};
-    shape.kind = kind == "dense" ? (narrow ? Cost::dense32 : Cost::dense64) : cost_kind(kind);
+    shape.kind = kind != "dense" ? points_cost(kind, shape.scale)
+                 : narrow        ? Cost::dense32
+                                 : Cost::dense64;
     shape.narrow = narrow;
     shape.batch = batch;
     shape.n = n;
@@ -156,15 +67,15 @@ py::list solve(const py::tuple& in, py::object f0, py::object g0, py::object wor
                py::object f, py::object g, py::object info, py::object errors,
                std::int64_t max_iter, double tol, std::int64_t check_every, bool translate,
                bool anneal, bool symmetric, std::size_t most_checks, py::object callback) {
-    Call call("sinkhorn");
-    const Batch batch = make_batch(call, in);
-    const double* start_f = call.optional_float64(f0, "f", {batch.batch, batch.n});
-    const double* start_g = call.optional_float64(g0, "g", {batch.batch, batch.m});
-    double* out_f = call.float64(f, "f", {batch.batch, batch.n});
-    double* out_g = call.float64(g, "g", {batch.batch, batch.m});
-    double* out_info = call.float64(info, "info", {batch.batch, 3});
-    double* out_errors = call.float64(errors, "errors", {batch.batch});
-    double* memory = call.workspace(workspace, solver_workspace_size(batch));
+    Tensors tensors("sinkhorn");
+    const Batch batch = make_batch(tensors, in);
+    const double* start_f = tensors.optional(f0, "f", {batch.batch, batch.n});
+    const double* start_g = tensors.optional(g0, "g", {batch.batch, batch.m});
+    double* out_f = tensors.float64(f, "f", {batch.batch, batch.n});
+    double* out_g = tensors.float64(g, "g", {batch.batch, batch.m});
+    double* out_info = tensors.float64(info, "info", {batch.batch, 3});
+    double* out_errors = tensors.float64(errors, "errors", {batch.batch});
+    double* memory = tensors.workspace(workspace, solver_workspace_size(batch));
 
     // Of more checks than there is room for, every second one is kept, then every fourth, ...
     std::vector<std::pair<std::int64_t, double>> history;
@@ -184,7 +95,7 @@ py::list solve(const py::tuple& in, py::object f0, py::object g0, py::object wor
     {
         const py::gil_scoped_release release;
         Solver* running = nullptr;
-        Hooks hooks{interrupted, [&](std::int64_t iteration, double largest) {
+        Hooks hooks{signalled, [&](std::int64_t iteration, double largest) {
                         record(iteration, largest);
                         if (callback.is_none()) return true;
                         running->write_errors(out_errors);
@@ -212,40 +123,40 @@ py::list solve(const py::tuple& in, py::object f0, py::object g0, py::object wor
 void products(const py::tuple& in, py::object f, py::object g, py::object v, py::object u,
               py::object workspace, py::object pv, py::object ptu, py::object totals,
               std::int64_t count) {
-    Call call("sinkhorn_apply");
-    const Batch batch = make_batch(call, in);
+    Tensors tensors("sinkhorn_apply");
+    const Batch batch = make_batch(tensors, in);
     PlanArguments arguments{};
-    arguments.f = call.float64(f, "f", {batch.batch, batch.n});
-    arguments.g = call.float64(g, "g", {batch.batch, batch.m});
+    arguments.f = tensors.float64(f, "f", {batch.batch, batch.n});
+    arguments.g = tensors.float64(g, "g", {batch.batch, batch.m});
     arguments.count = count;
-    arguments.v = call.optional_float64(v, "v", {batch.batch, batch.m, count});
-    arguments.u = call.optional_float64(u, "u", {batch.batch, batch.n, count});
-    arguments.pv = call.optional_float64(pv, "pv", {batch.batch, batch.n, count});
-    arguments.ptu = call.optional_float64(ptu, "ptu", {batch.batch, batch.m, count});
-    arguments.totals = call.optional_float64(totals, "totals", {batch.batch, 2});
-    double* memory = call.workspace(workspace, plan_workspace_size(batch, count));
+    arguments.v = tensors.optional(v, "v", {batch.batch, batch.m, count});
+    arguments.u = tensors.optional(u, "u", {batch.batch, batch.n, count});
+    arguments.pv = tensors.optional(pv, "pv", {batch.batch, batch.n, count});
+    arguments.ptu = tensors.optional(ptu, "ptu", {batch.batch, batch.m, count});
+    arguments.totals = tensors.optional(totals, "totals", {batch.batch, 2});
+    double* memory = tensors.workspace(workspace, plan_workspace_size(batch, count));
     bool finished;
     {
         const py::gil_scoped_release release;
-        finished = plan_products(batch, arguments, interrupted, memory);
+        finished = plan_products(batch, arguments, signalled, memory);
     }
     if (!finished) throw py::error_already_set();
 }
 
 void gradient(const py::tuple& in, py::object f, py::object g, py::object u, py::object w,
               py::object workspace, py::object out) {
-    Call call("sinkhorn_points_gradient");
-    const Batch batch = make_batch(call, in);
-    const double* pf = call.float64(f, "f", {batch.batch, batch.n});
-    const double* pg = call.float64(g, "g", {batch.batch, batch.m});
-    const double* pu = call.float64(u, "u", {batch.batch, batch.n});
-    const double* pw = call.float64(w, "w", {batch.batch, batch.m});
-    double* target = call.float64(out, "out", {batch.batch, batch.n, batch.dims});
-    double* memory = call.workspace(workspace, plan_workspace_size(batch, 1));
+    Tensors tensors("sinkhorn_points_gradient");
+    const Batch batch = make_batch(tensors, in);
+    const double* pf = tensors.float64(f, "f", {batch.batch, batch.n});
+    const double* pg = tensors.float64(g, "g", {batch.batch, batch.m});
+    const double* pu = tensors.float64(u, "u", {batch.batch, batch.n});
+    const double* pw = tensors.float64(w, "w", {batch.batch, batch.m});
+    double* target = tensors.float64(out, "out", {batch.batch, batch.n, batch.dims});
+    double* memory = tensors.workspace(workspace, plan_workspace_size(batch, 1));
     bool finished;
     {
         const py::gil_scoped_release release;
-        finished = points_gradient(batch, pf, pg, pu, pw, target, interrupted, memory);
+        finished = points_gradient(batch, pf, pg, pu, pw, target, signalled, memory);
     }
     if (!finished) throw py::error_already_set();
 }

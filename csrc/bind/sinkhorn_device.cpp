@@ -1,106 +1,21 @@
 #include "bind/sinkhorn_device.hpp"
 
 #include <exception>
-#include <memory>
 #include <string>
-#include <vector>
 
-#include "bind/tensor_view.hpp"
+#include "bind/signals.hpp"
+#include "bind/sinkhorn_tensors.hpp"
 
 namespace curvkern {
 namespace sinkhorn::device {
 namespace {
 
-bool signalled() {
-    const py::gil_scoped_acquire acquire;
-    return PyErr_CheckSignals() != 0;
-}
-
-// The tensors of a call, all on one device, each checked for its shape and kept until the call
-// is over.
-class Tensors {
-  public:
-    Tensors(const char* op, dlpack::DeviceType where) : op_(op), where_(where) {}
-
-    const TensorView& any(py::handle object, const char* name) {
-        views_.push_back(std::make_unique<TensorView>(object, op_, name, where_));
-        views_.back()->require_same_device(*views_.front());
-        return *views_.back();
-    }
-
-    const TensorView& shaped(py::handle object, const char* name,
-                             std::initializer_list<std::int64_t> shape) {
-        const TensorView& view = any(object, name);
-        bool same = view.ndim() == static_cast<int>(shape.size());
-        std::string expected;
-        int axis = 0;
-        for (const std::int64_t size : shape) {
-            expected += (axis == 0 ? "" : ", ") + std::to_string(size);
-            same = same && view.shape(axis++) == size;
-        }
-        if (!same) throw py::value_error(label(name) + " must have shape (" + expected + ")");
-        return view;
-    }
-
-    double* float64(py::handle object, const char* name,
-                    std::initializer_list<std::int64_t> shape) {
-        return data(shaped(object, name, shape), name);
-    }
-
-    double* optional(py::handle object, const char* name,
-                     std::initializer_list<std::int64_t> shape) {
-        return object.is_none() ? nullptr : float64(object, name, shape);
-    }
-
-    double* workspace(py::handle object, std::int64_t needed) {
-        const TensorView& view = any(object, "workspace");
-        if (view.size() < needed) {
-            throw py::value_error(label("workspace") + " must have at least " +
-                                  std::to_string(needed) + " elements");
-        }
-        return data(view, "workspace");
-    }
-
-    double* data(const TensorView& view, const char* name) const {
-        if (view.dtype() != Dtype::float64) {
-            throw py::type_error(label(name) + " must be float64");
-        }
-        return view.view<double>().data;
-    }
-
-    int device_id() const { return views_.front()->device_id(); }
-    std::string label(const char* name) const { return std::string(op_) + ": " + name; }
-
-  private:
-    const char* op_;
-    dlpack::DeviceType where_;
-    std::vector<std::unique_ptr<TensorView>> views_;
-};
-
-void set_kind(Batch& p, const std::string& kind, bool narrow) {
-    if (kind == "dense") {
-        p.kind = narrow ? Cost::dense32 : Cost::dense64;
-    } else if (kind == "sqeuclidean" || kind == "half_sqeuclidean") {
-        p.kind = Cost::sqeuclidean;
-    } else if (kind == "euclidean" || kind == "l1") {
-        p.kind = kind == "l1" ? Cost::l1 : Cost::euclidean;
-    } else {
-        throw py::value_error(
-            "sinkhorn: cost must be one of dense, sqeuclidean, half_sqeuclidean, euclidean, "
-            "l1, got '" +
-            kind + "'");
-    }
-}
-
 // From (a, b, cost, x, y transposed, kind, scale, eps, rho).
 Batch make_batch(Tensors& tensors, const py::tuple& in) {
     const auto kind = in[5].cast<std::string>();
     Batch p{};
-    p.scale = in[6].cast<double>() * (kind == "half_sqeuclidean" ? 0.5 : 1);
-    const TensorView &a = tensors.any(in[0], "a"), &b = tensors.any(in[1], "b");
-    if (a.ndim() != 2 || b.ndim() != 2) {
-        throw py::value_error("sinkhorn: a and b must have 2 dimensions");
-    }
+    p.scale = in[6].cast<double>();
+    const TensorView &a = tensors.ranked(in[0], "a", 2), &b = tensors.ranked(in[1], "b", 2);
     p.batch = a.shape(0);
     p.n = a.shape(1);
     p.m = b.shape(1);
@@ -108,15 +23,11 @@ Batch make_batch(Tensors& tensors, const py::tuple& in) {
     p.b = tensors.float64(in[1], "b", {p.batch, p.m});
     if (kind == "dense") {
         const TensorView& cost = tensors.shaped(in[2], "cost", {p.batch, p.n, p.m});
-        const bool narrow = cost.dtype() == Dtype::float32;
-        set_kind(p, kind, narrow);
-        p.cost = narrow ? static_cast<const void*>(cost.view<float>().data)
-                        : cost.view<double>().data;
+        p.kind = cost.dtype() == Dtype::float32 ? Cost::dense32 : Cost::dense64;
+        p.cost = cost.data();
     } else {
-        set_kind(p, kind, false);
-        const TensorView& x = tensors.any(in[3], "x");
-        if (x.ndim() != 3) throw py::value_error("sinkhorn: x must have 3 dimensions");
-        p.dims = static_cast<int>(x.shape(2));
+        p.kind = points_cost(kind, p.scale);
+        p.dims = static_cast<int>(tensors.ranked(in[3], "x", 3).shape(2));
         p.x = tensors.float64(in[3], "x", {p.batch, p.n, p.dims});
         p.y_transposed = tensors.float64(in[4], "y", {p.batch, p.dims, p.m});
     }

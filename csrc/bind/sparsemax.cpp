@@ -19,11 +19,6 @@ const Kernels& table() {
     return CURVKERN_SELECT_ISA(sparsemax::, ::kernels());
 }
 
-bool interrupted() {
-    const py::gil_scoped_acquire acquire;
-    return PyErr_CheckSignals() != 0;
-}
-
 // body(first, last) for `rows` rows of n entries: in place while short, else as for_chunks
 // does.
 template <class Body>
@@ -35,7 +30,7 @@ void for_rows(std::int64_t rows, std::int64_t n, Body body) {
     {
         const py::gil_scoped_release release;
         finished =
-            parallel_chunks(rows, std::max<std::int64_t>(1, entries / n), interrupted, body);
+            parallel_chunks(rows, std::max<std::int64_t>(1, entries / n), signalled, body);
     }
     if (!finished) throw py::error_already_set();
 }
@@ -131,7 +126,7 @@ SupportGraph plan_columns(py::handle cost, py::handle f, py::handle mass, std::i
     SupportGraph graph;
     {
         const py::gil_scoped_release release;
-        finished = parallel_chunks(m, size, interrupted, body);
+        finished = parallel_chunks(m, size, signalled, body);
         graph.rows = n;
         for (const Chunk& chunk : chunks) graph.append(chunk.graph);
         double* sum = sums.view<double>().data;
@@ -155,7 +150,7 @@ std::int64_t solve(const SupportGraph& graph, py::handle residual, double dampin
     {
         const py::gil_scoped_release release;
         iterations = graph.solve(right.view<const double>().data, damping, tolerance, max_iter,
-                                 interrupted, out.view<double>().data);
+                                 signalled, out.view<double>().data);
     }
     if (iterations < 0) throw py::error_already_set();
     return iterations;

@@ -1,7 +1,6 @@
 // Where kernels run. A kernel is an object that is copied to the device, with
 //
-//     void operator()(Block& block, std::int64_t id) const;     // the work of block number
-//     `id`
+//     void operator()(Block& block, std::int64_t id) const;     // the work of block `id`
 //
 // and a queue runs so many blocks of it, one kernel after the other. HostQueue does it at once,
 // on the calling thread; CudaQueue (queue_cuda.hpp) hands it to a stream.

@@ -2,28 +2,13 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 
 #include "core/queue.hpp"
 #include "sinkhorn/device_plan.hpp"
 #include "sinkhorn/newton.hpp"
+#include "sinkhorn/options.hpp"
 
 namespace curvkern::sinkhorn::device {
-
-struct Options {
-    std::int64_t max_iter;
-    double tol;
-    std::int64_t check_every;
-    bool translate;  // unbalanced: translation-invariant updates
-    bool anneal;     // start from a large eps where the wanted one is small
-    bool symmetric;  // from a measure to itself: averaged updates, see average in solver.cpp
-};
-
-struct Hooks {
-    bool (*interrupted)();  // asked between launches, at least every 100 ms
-    // After each check, with the largest error; false ends the solve.
-    std::function<bool(std::int64_t iteration, double largest)> checked;
-};
 
 struct Results {
     double *f, *g;   // (batch, n), (batch, m)

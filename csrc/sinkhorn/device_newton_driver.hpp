@@ -294,11 +294,13 @@ bool solve_newton(const Place& place, Batch batch, const newton::NewtonOptions& 
                                             results.trace + k * results.trace_size,
                                             results.trace_size);
         if (!driver.run(result)) return false;
-        double* info = results.info + 3 * k;
-        complete(queue, s.p, s.f, s.g, info);
+        // The last pass may have overflown; what was kept has not.
+        if (!result.converged) stage.set_level(stage.eps());
+        finish_columns(queue, s.p, Mode::complete);  // points without mass
+        stage.keep();
         const double found[3] = {result.error, static_cast<double>(result.iterations),
                                  result.converged ? 1.0 : 0.0};
-        queue.write(info, found, 3);
+        queue.write(results.info + 3 * k, found, 3);
     }
     return true;
 }

@@ -8,10 +8,9 @@
 //     bool starts_from_zero()        whether those are zeros
 //     double cost_range()            of the finite costs
 //
-//     bool pass(double threshold)    brings every row to its optimum given the columns and
-//     takes
-//                                    stock; with a threshold, what is above it can be gathered.
-//                                    False when interrupted
+//     bool pass(double threshold)    brings every row to its optimum given the columns, and
+//                                    takes stock; with a threshold, what is above it can be
+//                                    gathered. False when interrupted
 //     bool verify()                  as a pass, rows as they are: error() counts both marginals
 //     void sweep_columns()           Sinkhorn's column step from the sums of the last pass
 //     double error(), value(), resolution(), threshold()    see DenseState

@@ -68,7 +68,7 @@ __device__ Positive positive_parts(const Row<T>& row, double top, double t) {
     return {reduce(sum.hi, Add{}), reduce(sum.lo, Add{}), reduce(count, Add{})};
 }
 
-// See keep_largest in sparsemax_cpu.cpp.
+// See keep_largest in sparsemax_threshold.hpp.
 template <class T>
 __device__ void keep_largest(const Row<T>& row, double mass, std::int64_t k, Threshold& h) {
     const double wanted = static_cast<double>(k);
@@ -184,9 +184,9 @@ __device__ double share_infinite(const Row<T>& row, double mass, std::int64_t k,
 }
 
 template <class T>
-__global__ void project_kernel(const T* z, const double* mass, std::int64_t k, T* p,
-                               double* tau, double* support, std::int64_t rows,
-                               std::int64_t n) {
+__global__ void __launch_bounds__(most_threads)
+    project_kernel(const T* z, const double* mass, std::int64_t k, T* p, double* tau,
+                   double* support, std::int64_t rows, std::int64_t n) {
     for (std::int64_t r = blockIdx.x; r < rows; r += gridDim.x) {
         const Row<T> row{z + r * n, n};
         double top = -infinite, odd = 0;
@@ -225,8 +225,8 @@ __global__ void project_kernel(const T* z, const double* mass, std::int64_t k, T
 }
 
 template <class T>
-__global__ void jacobian_kernel(const T* p, const T* grad, T* out, std::int64_t rows,
-                                std::int64_t n) {
+__global__ void __launch_bounds__(most_threads)
+    jacobian_kernel(const T* p, const T* grad, T* out, std::int64_t rows, std::int64_t n) {
     for (std::int64_t r = blockIdx.x; r < rows; r += gridDim.x) {
         const Row<T> row{p + r * n, n};
         const T* slope = grad + r * n;

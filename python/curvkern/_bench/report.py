@@ -127,6 +127,10 @@ def remarks(results: dict) -> list[str]:
         if any(peak is not None for peak in peaks.values()):
             told = ", ".join(f"{name} {peak:.1f} MiB" for name, peak in peaks.items())
             lines.append(f"{_name(case)}: resident memory rises by: {told}")
+        counts = {name: m.get("iterations") for name, m in case["contestants"].items()}
+        told = ", ".join(f"{name} {n}" for name, n in counts.items() if n is not None)
+        if told:
+            lines.append(f"{_name(case)}: iterations: {told}")
         for rival, error in case["errors"].items():
             lines.append(f"{_name(case)}: {rival} failed: {error}")
         for contestant, measured in case["contestants"].items():

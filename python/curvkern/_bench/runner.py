@@ -77,6 +77,7 @@ def measure(case: Case, settings: Settings, limits: dict[str, float]) -> dict:
                 "rounds": len(rounds),
                 "finite": finite[name],
                 "peak_MiB": peaks.get(name),
+                "iterations": getattr(contestants[name], "iterations", None),
             }
             for name, rounds in per_element.items()
         },

@@ -1,9 +1,9 @@
 """Other libraries' solvers of entropic transport, with the settings the benchmarks use.
 
-Each takes a :class:`Problem` and returns its plan, or (u, v) with
-``P_ij = exp(u_i + v_j - C_ij / eps)``. What counts is the L1 error of both marginals,
-recomputed here in float64 by :func:`l1_error`. POT and RegOT stop by an L2 norm: theirs is the
-target over the root of n + m, with which the L1 error is sure to be there.
+Each takes a :class:`Problem` and returns what it has :class:`Found`. What counts is the L1
+error of both marginals, recomputed here in float64 by :func:`l1_error`. POT and RegOT stop by
+an L2 norm: theirs is the target over the root of n + m, with which the L1 error is sure to be
+there.
 
 ``POT sinkhorn``
     ``ot.sinkhorn(method="sinkhorn")``: matrix scaling without logarithms, the quickest of POT's
@@ -45,7 +45,16 @@ class Problem(NamedTuple):
 
 
 Duals = tuple[np.ndarray, np.ndarray]
-Solver = Callable[[Problem], "np.ndarray | Duals"]
+
+
+class Found(NamedTuple):
+    """A plan, or (u, v) with ``P_ij = exp(u_i + v_j - C_ij / eps)``; iterations, where told."""
+
+    solution: np.ndarray | Duals
+    iterations: int | None = None
+
+
+Solver = Callable[[Problem], Found]
 
 
 class NotReached(RuntimeError):
@@ -64,14 +73,17 @@ def l1_error(problem: Problem, found: np.ndarray | Duals) -> float:
 class Contestant:
     """Solves all problems in a call; the first one makes sure that each reaches the target.
 
-    It raises :class:`NotReached` at the first problem that does not.
+    It raises :class:`NotReached` at the first problem that does not. ``iterations`` is then
+    their number for all problems together, None where the solver does not tell.
     """
 
     def __init__(self, solve: Solver, problems: Sequence[Problem]) -> None:
         self.solve, self.problems = solve, problems
         self.verified = False
+        self.iterations: int | None = None
 
     def __call__(self) -> int:
+        counts: list[int | None] = []
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             for problem in self.problems:
@@ -80,9 +92,13 @@ class Contestant:
                 seconds = time.perf_counter() - start
                 if self.verified:
                     continue
-                error = l1_error(problem, found)
+                counts.append(found.iterations)
+                error = l1_error(problem, found.solution)
                 if not error <= SLACK * TARGET:
                     raise NotReached(f"L1 error {error:.1e} after {seconds:.2g} s")
+        if not self.verified:
+            told = [count for count in counts if count is not None]
+            self.iterations = sum(told) if len(told) == len(counts) else None
         self.verified = True
         return len(self.problems)
 
@@ -92,28 +108,30 @@ def l2_tolerance(problem: Problem) -> float:
     return TARGET / math.sqrt(sum(problem.cost.shape))
 
 
-def pot_sinkhorn(problem: Problem) -> np.ndarray:
+def pot_sinkhorn(problem: Problem) -> Found:
     """POT's matrix scaling; it looks at its error every 10 iterations."""
     import ot
 
     most = min(10_000, int(2e10 / problem.cost.size))
-    return ot.sinkhorn(
+    plan, log = ot.sinkhorn(
         *problem,
         method="sinkhorn",
         stopThr=l2_tolerance(problem),
         numItermax=most,
         warn=False,
+        log=True,
     )
+    return Found(plan, log["niter"])
 
 
-def pot_emd(problem: Problem) -> np.ndarray:
+def pot_emd(problem: Problem) -> Found:
     """POT's network simplex."""
     import ot
 
-    return ot.emd(*problem[:3], numItermax=10**7)
+    return Found(ot.emd(*problem[:3], numItermax=10**7))
 
 
-def ssns(problem: Problem) -> np.ndarray:
+def ssns(problem: Problem) -> Found:
     """RegOT's safe and sparse Newton method."""
     import regot
 
@@ -121,7 +139,7 @@ def ssns(problem: Problem) -> np.ndarray:
     return _regot(regot.sinkhorn_ssns, problem, most)
 
 
-def splr(problem: Problem) -> np.ndarray:
+def splr(problem: Problem) -> Found:
     """RegOT's sparse plus low-rank quasi-Newton method."""
     import regot
 
@@ -129,13 +147,14 @@ def splr(problem: Problem) -> np.ndarray:
     return _regot(regot.sinkhorn_splr, problem, most)
 
 
-def _regot(solve: Callable, problem: Problem, most: int) -> np.ndarray:
+def _regot(solve: Callable, problem: Problem, most: int) -> Found:
     cost = np.asfortranarray(problem.cost)
     tolerance = l2_tolerance(problem)
-    return solve(cost, problem.a, problem.b, problem.eps, tol=tolerance, max_iter=most).plan
+    found = solve(cost, problem.a, problem.b, problem.eps, tol=tolerance, max_iter=most)
+    return Found(found.plan, found.niter)
 
 
-def mdot_tnt(problem: Problem) -> Duals:
+def mdot_tnt(problem: Problem) -> Found:
     """Mirror descent with truncated Newton projections, on torch tensors."""
     from mdot_tnt.mdot import mdot
 
@@ -145,7 +164,7 @@ def mdot_tnt(problem: Problem) -> Duals:
     entropy = min(-float((w * w.log()).sum()) for w in (a, b))
     p = math.log(entropy / TARGET) / math.log(gamma)
     u, v, *_ = mdot(a, b, cost / largest, gamma, p=p)
-    return u.numpy(), v.numpy()
+    return Found((u.numpy(), v.numpy()))
 
 
 EXACT, POT = "POT emd (exact)", "POT sinkhorn"

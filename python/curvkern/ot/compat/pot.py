@@ -43,7 +43,11 @@ def sinkhorn(
     warn: bool = True,
     warmstart: tuple[Any, Any] | None = None,
 ) -> Any:
-    """Plan of an entropic transport problem, as ``ot.sinkhorn`` of POT returns it.
+    r"""Plan of an entropic transport problem, as ``ot.sinkhorn`` of POT returns it.
+
+    .. math::
+        \min_{P \ge 0} \; \langle P, M \rangle + reg \sum_{ij} P_{ij} \log P_{ij}
+        \quad\text{subject to}\quad P 1 = a, \; P^\top 1 = b
 
     Parameters
     ----------
@@ -79,6 +83,11 @@ def sinkhorn(
     ------
     TypeError, ValueError
         As in :func:`curvkern.ot.sinkhorn`, where POT lets NaN and negative weights pass.
+
+    Warns
+    -----
+    ConvergenceWarning
+        Once, if ``stopThr`` was not reached and ``warn`` is true.
 
     References
     ----------
@@ -129,6 +138,15 @@ def sinkhorn2(
     ------
     TypeError, ValueError
         As in :func:`sinkhorn`.
+
+    Warns
+    -----
+    ConvergenceWarning
+        As in :func:`sinkhorn`.
+
+    References
+    ----------
+    .. [1] R. Flamary et al., "POT: Python Optimal Transport", JMLR 22, 2021.
 
     Examples
     --------
