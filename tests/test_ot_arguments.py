@@ -139,6 +139,16 @@ def test_refusals_of_points() -> None:
         ot.sinkhorn_points(X, y[:0], 0.1)
 
 
+@pytest.mark.parametrize("method", ["auto", "sinkhorn", "newton"])
+def test_points_beyond_the_range_of_their_costs(method: str) -> None:
+    for kind, far in (("sqeuclidean", 1e160), ("euclidean", 1e160), ("l1", 1e305)):
+        with pytest.raises(ValueError, match=f"x and y are up to .* where '{kind}' costs are"):
+            ot.sinkhorn_points(X, far - far * X, 0.1, scale=1e6, cost=kind, method=method)
+    moved = ot.sinkhorn_points(1e150 * X, 1e150 * X[:2], 1e299, method=method)
+    expected = ot.sinkhorn_points(X, X[:2], 0.1, method=method)
+    assert_close(moved.value / 1e300, expected.value)
+
+
 def test_too_large() -> None:
     huge = torch.zeros(1, 1, dtype=torch.float64).expand(2**40, 2**20)
     with pytest.raises(MemoryError, match=r"sinkhorn: .* is too large"):
