@@ -153,6 +153,16 @@ def test_too_large() -> None:
     huge = torch.zeros(1, 1, dtype=torch.float64).expand(2**40, 2**20)
     with pytest.raises(MemoryError, match=r"sinkhorn: .* is too large"):
         ot.sinkhorn(None, None, huge, 0.1)
+    point = torch.zeros(1, 1)
+    with pytest.raises(MemoryError, match=r"sinkhorn_points: .* is too large"):
+        ot.sinkhorn_points(point[None].expand(2**40, 2**20, 1), point, 0.1)
+    with pytest.raises(MemoryError, match=r"apply: .* is too large"):
+        solve().apply(point.expand(C.shape[1], 2**50))
+    line = torch.zeros(1, dtype=torch.float64).expand(1, 2**40)
+    result = solve()
+    result._f = line
+    with pytest.raises(MemoryError, match=r"plan: .* is too large"):
+        result.plan  # noqa: B018
     assert solve().converged
 
 

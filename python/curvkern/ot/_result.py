@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._arguments import _as_tensor
+from .._arguments import _as_tensor, check_layout, memory_error
 from .._masks import all_of
 from .._sinkhorn import Problem
 from . import _extension, _gap, _kernel, _passes, _plan
-from ._arguments import check_count, check_number
+from ._arguments import check_count, check_number, widened
 
 
 class OTResult:
@@ -96,7 +96,12 @@ class OTResult:
     @property
     def plan(self) -> Any:
         """The transport plan P, (n, m)."""
-        return self._shown(_kernel.plan(self._current(), self._f, self._g))
+        problem = self._current()
+        try:
+            return self._shown(_kernel.plan(problem, self._f, self._g))
+        except RuntimeError as error:
+            shape = *problem.a.shape, problem.b.shape[1]
+            raise memory_error("plan", shape, error) from None
 
     @property
     def cost(self) -> Any:
@@ -157,7 +162,7 @@ class OTResult:
                 f"apply: v must have shape {lead} or ({shape}, k), got {tuple(v.shape)}"
             )
         single = v.dim() == len(lead)
-        wide = v.to(torch.float64)
+        wide = widened("apply", v)
         wide = wide if self._batched else wide[None]
         wide = wide[..., None] if single else wide
         moved = _passes.applied(problem, self._f, self._g, wide, transpose)
@@ -334,7 +339,7 @@ class OTResult:
                 "other points; use sinkhorn_points"
             )
         name = "y" if function == "potential_g" else "x"
-        wide = self._given(function, name, x).to(torch.float64)
+        wide = widened(function, self._given(function, name, x))
         batch, dims = len(problem.a), problem.x.shape[2]
         ranks = (2, 3) if self._batched else (2,)
         lead = "" if wide.dim() != 3 else f"{batch}, "
@@ -343,6 +348,8 @@ class OTResult:
             raise ValueError(
                 f"{function}: {name} must have shape ({lead}k, {dims}), got {tuple(wide.shape)}"
             )
+        if all_of(torch.isfinite(wide)) is False:
+            raise ValueError(f"{function}: {name} must be finite, got nan or inf")
         points = wide.expand(batch, *wide.shape[-2:])
         return (_extension.flipped(problem) if side else problem), points
 
@@ -353,6 +360,11 @@ class OTResult:
         if self._numpy or not isinstance(v, Tensor) or not v.dtype.is_floating_point:
             wanted = "array" if self._numpy else "tensor"
             raise TypeError(f"{function}: {name} must be a floating {wanted}, got {_kind(v)}")
+        check_layout(function, name, v)
+        if v.device != self._f.device:
+            raise ValueError(
+                f"{function}: the result is on {self._f.device} but {name} is on {v.device}"
+            )
         return v
 
     def _start(self) -> tuple[Tensor, Tensor]:
