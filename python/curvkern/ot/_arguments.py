@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import _runtime
 from .._arguments import _as_tensor, check_layout, memory_error, to_float
 from .._autograd import derivative_wanted
 
@@ -33,6 +34,7 @@ class Arguments:
     """
 
     def __init__(self, function: str, main: str, value: Any) -> None:
+        _runtime.spare_forked_child()
         self.function = function
         self.main = main
         self.numpy = not isinstance(value, Tensor)

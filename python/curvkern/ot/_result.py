@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import _runtime
 from .._arguments import _as_tensor, check_layout, memory_error
 from .._masks import all_of
 from .._sinkhorn import Problem
@@ -395,6 +396,7 @@ class OTResult:
 
     def _current(self) -> Problem:
         """The problem, if its tensors are still those that were solved."""
+        _runtime.spare_forked_child()
         tensors = [t for t in self._problem if isinstance(t, Tensor)]
         if [_version(t) for t in tensors] != self._versions:
             raise RuntimeError(
