@@ -261,6 +261,17 @@ def test_in_place_edits_are_noticed() -> None:
         result.plan  # noqa: B018
 
 
+def test_in_place_edits_of_potentials() -> None:
+    result = solve()
+    result.g.add_(1.0)
+    with pytest.raises(RuntimeError, match="f or g was modified in place"):
+        result.plan  # noqa: B018
+    arrays = ot.sinkhorn(A.numpy(), B.numpy(), C.numpy(), 0.1)
+    expected = arrays.plan
+    arrays.f += 1.0
+    assert (arrays.plan == expected).all()
+
+
 def test_zero_weights_have_finite_gradients() -> None:
     a = changed(A, slice(None), 0.5)
     a[1] = 0

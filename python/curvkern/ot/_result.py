@@ -21,7 +21,8 @@ class OTResult:
 
     Numbers are 0-d, vectors (n,), the plan (n, m); with a batch each has a leading B. NumPy
     arguments give NumPy results. What is not stored is computed at each access, from the
-    arguments as they are: an in-place edit of one in between raises ``RuntimeError``.
+    arguments, f and g as they are: an in-place edit of one of these tensors in between raises
+    ``RuntimeError``.
 
     All but the certificates take part in autograd, twice.
 
@@ -85,9 +86,10 @@ class OTResult:
         self._dtype = dtype
         self._batched = batched
         self._numpy = numpy
-        self._versions = [_version(t) for t in problem if isinstance(t, Tensor)]
-        self.f = self._shown(f)
-        self.g = self._shown(g)
+        self._versions = [_version(t) for t in (*problem, f, g) if isinstance(t, Tensor)]
+        # Of arrays nobody counts the edits: they get potentials of their own.
+        self.f = self._shown(f.clone() if numpy else f)
+        self.g = self._shown(g.clone() if numpy else g)
         self.value = self._shown(value)
         self.marginal_error = self._shown(error, error.dtype)
         self.n_iter = self._shown(n_iter, n_iter.dtype)
@@ -397,10 +399,11 @@ class OTResult:
     def _current(self) -> Problem:
         """The problem, if its tensors are still those that were solved."""
         _runtime.spare_forked_child()
-        tensors = [t for t in self._problem if isinstance(t, Tensor)]
-        if [_version(t) for t in tensors] != self._versions:
+        tensors = (*self._problem, self._f, self._g)
+        if [_version(t) for t in tensors if isinstance(t, Tensor)] != self._versions:
             raise RuntimeError(
-                "OTResult: an argument of the solve was modified in place since; clone it first"
+                "OTResult: an argument of the solve, f or g was modified in place since; "
+                "clone it first"
             )
         return self._problem
 
