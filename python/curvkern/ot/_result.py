@@ -193,8 +193,8 @@ class OTResult:
         Raises
         ------
         TypeError, ValueError
-            An x of another kind, dtype or shape; a result of :func:`sinkhorn`, which knows no
-            costs but those between its points.
+            An x of another kind, dtype, shape or device, or not finite; a result of
+            :func:`sinkhorn`, which knows no costs but those between its points.
 
         References
         ----------
