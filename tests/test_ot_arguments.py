@@ -139,10 +139,30 @@ def test_refusals_of_points() -> None:
         ot.sinkhorn_points(X, y[:0], 0.1)
 
 
+@pytest.mark.parametrize("method", ["auto", "sinkhorn", "newton"])
+def test_points_beyond_the_range_of_their_costs(method: str) -> None:
+    for kind, far in (("sqeuclidean", 1e160), ("euclidean", 1e160), ("l1", 1e305)):
+        with pytest.raises(ValueError, match=f"x and y are up to .* where '{kind}' costs are"):
+            ot.sinkhorn_points(X, far - far * X, 0.1, scale=1e6, cost=kind, method=method)
+    moved = ot.sinkhorn_points(1e150 * X, 1e150 * X[:2], 1e299, method=method)
+    expected = ot.sinkhorn_points(X, X[:2], 0.1, method=method)
+    assert_close(moved.value / 1e300, expected.value)
+
+
 def test_too_large() -> None:
     huge = torch.zeros(1, 1, dtype=torch.float64).expand(2**40, 2**20)
     with pytest.raises(MemoryError, match=r"sinkhorn: .* is too large"):
         ot.sinkhorn(None, None, huge, 0.1)
+    point = torch.zeros(1, 1)
+    with pytest.raises(MemoryError, match=r"sinkhorn_points: .* is too large"):
+        ot.sinkhorn_points(point[None].expand(2**40, 2**20, 1), point, 0.1)
+    with pytest.raises(MemoryError, match=r"apply: .* is too large"):
+        solve().apply(point.expand(C.shape[1], 2**50))
+    line = torch.zeros(1, dtype=torch.float64).expand(1, 2**40)
+    result = solve()
+    result._f = line
+    with pytest.raises(MemoryError, match=r"plan: .* is too large"):
+        result.plan  # noqa: B018
     assert solve().converged
 
 
@@ -239,6 +259,17 @@ def test_in_place_edits_are_noticed() -> None:
         result.value.backward()
     with pytest.raises(RuntimeError, match="modified in place"):
         result.plan  # noqa: B018
+
+
+def test_in_place_edits_of_potentials() -> None:
+    result = solve()
+    result.g.add_(1.0)
+    with pytest.raises(RuntimeError, match="f or g was modified in place"):
+        result.plan  # noqa: B018
+    arrays = ot.sinkhorn(A.numpy(), B.numpy(), C.numpy(), 0.1)
+    expected = arrays.plan
+    arrays.f += 1.0
+    assert (arrays.plan == expected).all()
 
 
 def test_zero_weights_have_finite_gradients() -> None:

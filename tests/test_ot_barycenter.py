@@ -85,6 +85,7 @@ def test_barycenter_between_points() -> None:
     [
         ({}, "expected C, or points x, got neither"),
         ({"C": COSTS, "x": GRID[:, None]}, "got both"),
+        ({"C": COSTS, "cost": "cosine"}, "cost must be one of"),
         ({"x": GRID[1:, None]}, "x has 11 points but a histograms of 12 bins"),
         ({"x": GRID[:, None], "y": np.zeros((3, 2))}, "1 coordinates but y of 2"),
         ({"x": GRID[:, None], "cost": "cosine"}, "cost must be one of"),
@@ -185,6 +186,35 @@ def test_barycenter_warns_and_refuses() -> None:
         ot.barycenter(a, COSTS, 0.1, debiased="no")
     with pytest.raises(ValueError, match="a has 3 histograms but weights has length 2"):
         ot.barycenter(a, COSTS, 0.1, weights=np.ones(2))
+
+
+@pytest.mark.parametrize("eps", [1e-15, 1e-30])
+def test_rounding_is_no_convergence(eps: float) -> None:
+    """Where C / eps swallows every update, nothing changes any more."""
+    with pytest.warns(ConvergenceWarning, match="not converged after 300 iterations"):
+        b = ot.barycenter(histograms(), COSTS, eps, max_iter=300)
+    assert np.isfinite(b).all()
+
+
+def test_a_bin_out_of_reach_does_not_hinder() -> None:
+    a, far = histograms(), COSTS.copy()
+    far[:, 3] = 1e14
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        b = ot.barycenter(a, far, 0.05)
+    expected = ot.barycenter(a, np.delete(COSTS, 3, 1), 0.05)
+    np.testing.assert_allclose(np.delete(b, 3), expected, atol=1e-8)
+
+
+def test_gradients_in_points_are_summed_before_they_are_rounded() -> None:
+    a = torch.tensor(histograms())
+    x = torch.rand(12, 2).half() + 3
+    grads = []
+    for points in (x.requires_grad_(), x.detach().double().requires_grad_()):
+        b = ot.barycenter(a, None, 0.01, x=points)
+        grads.append((b.detach(), *torch.autograd.grad(b[0], points)))
+    assert_close(grads[0][0], grads[1][0], rtol=1e-12, atol=0)
+    assert_close(grads[0][1], grads[1][1].half(), rtol=2e-3, atol=0)
 
 
 def test_transforms_that_a_barycenter_refuses() -> None:

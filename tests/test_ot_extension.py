@@ -125,6 +125,33 @@ def test_kinds_and_refusals() -> None:
         matrix.transport(new)
 
 
+def test_points_from_which_there_is_no_way() -> None:
+    """Not the mean of y, which is what the bounded exponentials of NaN sum to."""
+    x, y, new = clouds()
+    result = ot.sinkhorn_points(x, y, 0.1)
+    for bad in (torch.nan, torch.inf):
+        new[1, 2] = bad
+        for name in ("potential_f", "transport"):
+            with pytest.raises(ValueError, match=f"{name}: x must be finite, got nan or inf"):
+                getattr(result, name)(new)
+    new[1, 2] = torch.nan
+    mapped = torch.func.vmap(result.transport)(new[:, None])[:, 0]
+    assert mapped.isnan().any(1).tolist() == [False, True, False, False]
+    new[1, 2] = 1e200
+    assert result.transport(new).isnan().any(1).tolist() == [False, True, False, False]
+    assert torch.isposinf(result.potential_f(new)[1])
+
+
+@pytest.mark.parametrize("name", ["potential_f", "potential_g", "transport", "apply"])
+def test_refused_layouts_and_devices(name: str) -> None:
+    x, y, _ = clouds()
+    function = getattr(ot.sinkhorn_points(x, y, 0.1), name)
+    with pytest.raises(TypeError, match=rf"{name}: . has layout torch.sparse_coo"):
+        function(y.to_sparse())
+    with pytest.raises(ValueError, match=rf"{name}: the result is on cpu but . is on meta"):
+        function(y.to("meta"))
+
+
 def test_warm_starts_of_the_losses() -> None:
     x, y, _ = clouds()
     few = {"max_iter": 60, "method": "sinkhorn", "tol": 1e-12}

@@ -82,6 +82,23 @@ def test_no_mass_and_no_way(rho: object, eps: float) -> None:
     )
 
 
+@pytest.mark.parametrize("method", ["auto", "sinkhorn", "newton"])
+def test_no_mass_under_a_weak_penalty(method: str) -> None:
+    """Where there is no mass exp(-f / rho) overflows: nothing may come of it."""
+    a = torch.tensor([0.5, 0.0, 0.5], dtype=torch.float64, requires_grad=True)
+    b = torch.tensor([0.4, 0.6], dtype=torch.float64)
+    C = torch.tensor([[9e5, 1e5], [5e5, 1e6], [7e5, 4e5]], dtype=torch.float64)
+    result = ot.sinkhorn(a, b, C.requires_grad_(), 0.77, rho=(0.05, None), method=method)
+    assert result.f[1] < -1e4
+    assert result.converged
+    assert_close(result.cost, 0.6 * 1e5 + 0.4 * 7e5 + 0 * result.cost)
+    kl = 0.6 * torch.tensor(2.0).log() + 0.4 * torch.tensor(2.0).log()
+    assert_close(result.kl, kl.double())
+    for output in (result.value, result.cost, result.kl, result.apply(1e30 + 0 * b).sum()):
+        for slope in torch.autograd.grad(output, (a, C), retain_graph=True):
+            assert slope.isfinite().all()
+
+
 @pytest.mark.filterwarnings("ignore::curvkern.ConvergenceWarning")
 @pytest.mark.parametrize("method", ["auto", "sinkhorn", "newton"])
 @pytest.mark.parametrize("eps", [1e-6, 1e-4, 1.0])

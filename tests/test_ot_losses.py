@@ -109,11 +109,19 @@ def test_samples_loss_against_pot() -> None:
         ({"p": 3}, "p must be 1 or 2"),
         ({"blur": 0.0}, "blur must be positive"),
         ({"reach": -1.0}, "reach must be positive"),
+        ({"blur": 1e200}, r"blur\^2 must be within float64, got blur = 1e\+200"),
+        ({"reach": 1e-170}, r"reach\^2 must be within float64, got reach = 1e-170"),
     ],
 )
 def test_samples_loss_refusals(options: dict, words: str) -> None:
     with pytest.raises(ValueError, match=f"SamplesLoss: {words}"):
         ot.SamplesLoss(**options)
+
+
+@pytest.mark.parametrize("p", ["2", True, torch.tensor([1, 2])])
+def test_samples_loss_refuses_what_is_no_exponent(p: object) -> None:
+    with pytest.raises(TypeError, match="SamplesLoss: p must be a number"):
+        ot.SamplesLoss(p=p)
 
 
 def test_samples_loss_refuses_three_arguments() -> None:

@@ -385,6 +385,46 @@ def test_a_forked_child_finishes(run_python: Callable[..., object]) -> None:
     """)
 
 
+def test_forked_children_read_results(run_python: Callable[..., object]) -> None:
+    """Without a solve of their own first: loops of torch would wait for lost threads."""
+    run_python("""
+        import os, time, warnings
+        warnings.simplefilter("ignore")
+        import torch
+        from curvkern import ot
+
+        torch.set_num_threads(2)
+        C, x = torch.rand(500, 500).double(), torch.rand(500, 3).double()
+        matrix, points = ot.sinkhorn(None, None, C, 0.5), ot.sinkhorn_points(x, x + 1, 0.5)
+        histograms = C[:3].softmax(1)
+        calls = [
+            lambda: matrix.plan,
+            lambda: matrix.gap,
+            lambda: matrix.apply(C),
+            lambda: matrix.plan_sparse(k=3),
+            lambda: points.transport(x),
+            lambda: points.potential_g(x),
+            lambda: ot.barycenter(histograms, None, 0.1, x=x, max_iter=3),
+            lambda: ot.soft_rank(C[:3]),
+            lambda: ot.quadratic_ot(None, None, C, 1.0),
+        ]
+        for call in calls:
+            call()
+        for number, call in enumerate(calls):
+            child = os.fork()
+            if child == 0:
+                call()
+                os._exit(0)
+            done, last = 0, time.monotonic() + 60
+            while not done and time.monotonic() < last:
+                time.sleep(0.01)
+                done, status = os.waitpid(child, os.WNOHANG)
+            if not done:
+                os.kill(child, 9)
+            assert done and os.waitstatus_to_exitcode(status) == 0, number
+    """)
+
+
 def test_repr() -> None:
     a, b, C = random_problem()
     assert repr(ot.sinkhorn(a, b, C.requires_grad_(), 1.0)).startswith(

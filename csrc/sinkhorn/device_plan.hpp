@@ -43,7 +43,7 @@ class Plan {
         CURVKERN_IN_REGISTERS
         for (int r = 0; r < R; ++r) {
             const double t = (phi_[smaller(i + r, last)] + psi_[j]) - slope_ * cost[r];
-            entry[r] = {cost[r], t, exp2_clamped(t + log2_mass_b_) * weight_b_[j]};
+            entry[r] = {cost[r], t, exp2_entry(t + log2_mass_b_) * weight_b_[j]};
         }
     }
 

@@ -97,6 +97,13 @@ CURVKERN_HD R exp2_clamped(R t) {
     return exp2_bounded(bounded(t, c<R>(Exponents<R>::lowest), c<R>(Exponents<R>::highest)));
 }
 
+// The same up to 2^866, e^600: so large are entries only between two points without mass, and
+// their products with costs and vectors must stay finite there, as in ot/_kernel.py.
+template <class R>
+CURVKERN_HD R exp2_entry(R t) {
+    return exp2_bounded(bounded(t, c<R>(Exponents<R>::lowest), c<R>(866)));
+}
+
 template <class R>
 CURVKERN_HD R log2_positive(R x) {
     return log_positive(x) * c<R>(1.4426950408889634);

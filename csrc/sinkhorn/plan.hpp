@@ -27,7 +27,7 @@ CURVKERN_HD void fill_plan(const Problem& p, std::int64_t i, double* entries,
     R costs{}, exponents{};
     for_columns(Rows(p, i), 0, p.b.size, [&](std::int64_t j, R cost) {
         const R t = (shift + spread(load<double>(p.b.potential + j))) - p.slope * cost;
-        const R e = exp2_clamped(t) * spread(load<double>(p.b.weight + j));
+        const R e = exp2_entry(t) * spread(load<double>(p.b.weight + j));
         store(entries + j, e.a.a);
         store(entries + stride + j, e.a.b);
         store(entries + 2 * stride + j, e.b.a);

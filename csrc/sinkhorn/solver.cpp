@@ -351,8 +351,9 @@ bool Solver::begin_annealing() {
 // The range of the finite costs times the scale, or a bound on it; false when interrupted.
 bool Solver::cost_range(const State& state, double& range) const {
     const Problem& p = state.problem;
+    constexpr double largest = std::numeric_limits<double>::max();
     if (batch_.has_points()) {
-        range = point_range(batch_, p);
+        range = std::min(point_range(batch_, p), largest);
         return true;
     }
     const Range find = kernels_.range[static_cast<int>(batch_.kind)];
@@ -367,7 +368,7 @@ bool Solver::cost_range(const State& state, double& range) const {
         most = std::max(most, bounds[i + 1]);
     }
     const double extent = most > least ? (most - least) * batch_.scale : 0;
-    range = std::min(extent, std::numeric_limits<double>::max());
+    range = std::min(extent, largest);
     return finished;
 }
 

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._arguments import _as_tensor, check_layout, to_float
+from .. import _runtime
+from .._arguments import _as_tensor, check_layout, memory_error, to_float
 from .._autograd import derivative_wanted
 
 METHODS = ("auto", "sinkhorn", "newton")
@@ -33,6 +34,7 @@ class Arguments:
     """
 
     def __init__(self, function: str, main: str, value: Any) -> None:
+        _runtime.spare_forked_child()
         self.function = function
         self.main = main
         self.numpy = not isinstance(value, Tensor)
@@ -208,7 +210,7 @@ class Arguments:
         as those of the cost do to 1 / eps, little would be left.
         """
         self.narrow = all(cloud.dtype is not torch.float64 for cloud in clouds)
-        return tuple(cloud.to(torch.float64) for cloud in clouds)
+        return tuple(widened(self.function, cloud) for cloud in clouds)
 
     def costs(self, C: Tensor) -> Tensor:
         """The same of costs, where a derivative is wanted: else as they are, halves in float32.
@@ -219,8 +221,16 @@ class Arguments:
             return C
         if torch.compiler.is_compiling() or derivative_wanted(C):
             self.narrow = True
-            return C.to(torch.float64)
+            return widened(self.function, C)
         return C.float()
+
+
+def widened(function: str, tensor: Tensor) -> Tensor:
+    """In float64: what was expanded takes memory there."""
+    try:
+        return tensor.to(torch.float64)
+    except RuntimeError as error:
+        raise memory_error(function, tensor.shape, error) from None
 
 
 def check_method(function: str, method: Any) -> str:

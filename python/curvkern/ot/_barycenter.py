@@ -125,8 +125,9 @@ def barycenter(
     function = "barycenter"
     arguments = Arguments(function, "a", a)
     a = arguments.tensor("a", a, (2, 3), "(K, n) or (B, K, n)")
+    kind = check_choice(function, "cost", cost, KINDS)
     if C is None:
-        C = _between(arguments, a, x, y, cost, debiased)
+        C = _between(arguments, a, x, y, kind, debiased)
     elif x is not None or y is not None:
         raise ValueError(f"{function}: expected C or points x, got both")
     else:
@@ -184,17 +185,20 @@ def _costs(arguments: Arguments, a: Tensor, C: Any, debiased: bool) -> Tensor:
 
 
 def _between(
-    arguments: Arguments, a: Tensor, x: Any, y: Any, cost: str, debiased: bool
+    arguments: Arguments, a: Tensor, x: Any, y: Any, kind: str, debiased: bool
 ) -> Tensor:
     """The costs between points, (B or 1, 1, n, m)."""
     function = arguments.function
-    kind = check_choice(function, "cost", cost, KINDS)
     if x is None:
         raise ValueError(f"{function}: expected C, or points x, got neither")
     if debiased and y is not None:
         raise ValueError(f"{function}: debiased, the barycenter lies at x; expected no y")
     x = arguments.tensor("x", x, (2, 3), "(n, d) or (B, n, d)")
-    y = x if y is None else arguments.tensor("y", y, (2, 3), "(m, d) or (B, m, d)")
+    (x,) = arguments.points(x)  # once: its gradients are summed before they are rounded
+    if y is None:
+        y = x
+    else:
+        (y,) = arguments.points(arguments.tensor("y", y, (2, 3), "(m, d) or (B, m, d)"))
     if x.shape[-2] != a.shape[-1]:
         raise ValueError(
             f"{function}: x has {x.shape[-2]} points but a histograms of {a.shape[-1]} bins"
@@ -250,8 +254,10 @@ def _solved(a: Tensor, C: Tensor, eps: Tensor, w: Tensor, options: _Options) -> 
             b, state = _step(state, a, C, eps, w, options.debiased)
             iteration += 1
         # The rows of diag(u) K diag(v): u made them a for the v before.
-        log_ratio = _log_sums(C, eps, state[:, :-1]) - _log_sums(C, eps, state_before[:, :-1])
+        sums, log_v = _log_sums(C, eps, state[:, :-1]), state[:, :-1]
+        log_ratio = sums - _log_sums(C, eps, state_before[:, :-1])
         error = float((target * torch.expm1(log_ratio)).abs().sum(2).max())
+        error = max(error, _rounding(target, sums), _rounding(b[:, None], log_v))
         if options.debiased:
             error = max(error, float((b - before).abs().sum(1).max()))
     if not error <= options.tol:
@@ -292,6 +298,12 @@ def _check_symmetric(C: Tensor, tolerance: float) -> None:
 def _log_sums(C: Tensor, eps: Tensor, log_v: Tensor) -> Tensor:
     """log(K v), (B, K, n)."""
     return torch.logsumexp(-C / eps[:, None, None, None] + log_v[..., None, :], 3)
+
+
+def _rounding(weights: Tensor, logarithms: Tensor) -> float:
+    """The share of the mass that rounded logarithms leave open: equal ones tell nothing."""
+    off = -torch.expm1(-logarithms.abs() * (torch.finfo(torch.float64).eps / 2))
+    return float((weights * off).sum(2).max())
 
 
 def _log_weighted_sum(a: Tensor, terms: Tensor) -> Tensor:

@@ -26,9 +26,12 @@ def check_values(
     _check_masses(function, a, b, problem.rho, mass_tol)
     if problem.cost is not None:
         check_costs(function, "C", a, b, problem.cost)
-    for name, points in zip(POINTS.get(function, ("x", "y")), problem[3:5], strict=True):
+    names = POINTS.get(function, ("x", "y"))
+    for name, points in zip(names, problem[3:5], strict=True):
         if points is not None:
             check_finite(function, name, points)
+    if problem.x is not None:
+        _check_distance(function, names, problem)
 
 
 def check_positive(function: str, name: str, value: Tensor, *, finite: bool) -> None:
@@ -58,6 +61,21 @@ def check_finite(function: str, name: str, value: Tensor) -> None:
     if not bool(torch.isfinite(value.sum())) and not bool(torch.isfinite(value).all()):
         at, bad = _first(~torch.isfinite(value), value)
         raise ValueError(f"{function}: {name} must be finite, got {bad} at {at}")
+
+
+def _check_distance(function: str, names: tuple[str, str], problem: Problem) -> None:
+    """By the box around all points: the squares that make up a cost must not overflow."""
+    clouds = [t for t in problem[3:5] if t is not None]
+    low, high = zip(*(torch.aminmax(t, dim=1) for t in clouds), strict=True)
+    extent = torch.maximum(*high).to(torch.float64) - torch.minimum(*low).to(torch.float64)
+    cost = (extent if problem.kind == "l1" else extent**2).sum(1)
+    if problem.kind == "euclidean":
+        cost = cost.sqrt()
+    if not bool(torch.isfinite(problem.scale * cost).all()):
+        raise ValueError(
+            f"{function}: {names[0]} and {names[1]} are up to {float(extent.max()):.3g} apart, "
+            f"where {problem.kind!r} costs are beyond float64; rescale the points"
+        )
 
 
 def check_costs(function: str, name: str, a: Tensor, b: Tensor, C: Tensor) -> None:

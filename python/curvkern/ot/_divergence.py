@@ -206,12 +206,14 @@ class SamplesLoss(torch.nn.Module):
         super().__init__()
         name = "SamplesLoss"
         self.loss = check_choice(name, "loss", loss, ("sinkhorn",))
-        if p not in (1, 2):
+        if check_number(name, "p", p, positive=True) not in (1, 2):
             raise ValueError(f"{name}: p must be 1 or 2, got {p!r}")
         self.p = int(p)
         self.blur = check_number(name, "blur", blur, positive=True)
+        _check_power(name, "blur", self.blur, self.p)
         if reach is not None:
             reach = check_number(name, "reach", reach, positive=True, finite=False)
+            _check_power(name, "reach", reach, self.p)
         self.reach = reach
         if not isinstance(debias, bool):
             raise TypeError(f"{name}: debias must be a bool, got {type(debias).__name__}")
@@ -261,3 +263,14 @@ class SamplesLoss(torch.nn.Module):
 
     def extra_repr(self) -> str:
         return f"p={self.p}, blur={self.blur}, reach={self.reach}, debias={self.debias}"
+
+
+def _check_power(function: str, name: str, length: float, p: int) -> None:
+    try:
+        is_lost = length**p == 0
+    except OverflowError:
+        is_lost = True
+    if is_lost:
+        raise ValueError(
+            f"{function}: {name}^{p} must be within float64, got {name} = {length}"
+        )

@@ -41,8 +41,11 @@ def barycentric(problem: Problem, g: Tensor, x: Tensor) -> Tensor:
     """T at x (B, k, d), (B, k, d)."""
     assert problem.y is not None
     b = problem.b[:, :, None]
-    sums = _sums(problem, _start(problem, g, x), g, x, torch.cat([b * problem.y, b], 2))
-    return sums[:, :, :-1] / sums[:, :, -1:]
+    start = _start(problem, g, x)
+    sums = _sums(problem, start, g, x, torch.cat([b * problem.y, b], 2))
+    means = sums[..., :-1] / sums[..., -1:]
+    # The sums know no NaN: they are numbers from points beyond the range of the costs, too.
+    return torch.where(torch.isfinite(start)[..., None], means, torch.nan)
 
 
 def _sums(problem: Problem, start: Tensor, g: Tensor, x: Tensor, v: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ from ._function import (
     saved_problem,
     zeros_for,
 )
-from ._kernel import centred, marginal_divergence, penalty
+from ._kernel import LARGEST_EXPONENT, centred, marginal_divergence, penalty
 from ._passes import divergence, dual_value
 
 
@@ -166,6 +166,7 @@ def _slopes(problem: Problem, f: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Ten
     """Derivatives of the value in a, b and rho; those in a and b centred where balanced."""
     a, b, eps = problem.a, problem.b, problem.eps[:, None]
     rho_a, rho_b = problem.rho[:, :1], problem.rho[:, 1:]
+    f, g = _within_reach(f, a, rho_a), _within_reach(g, b, rho_b)
     da = penalty(f, rho_a) - eps * (torch.exp(-f / rho_a) - b.sum(1, keepdim=True))
     db = penalty(g, rho_b) - eps * (torch.exp(-g / rho_b) - a.sum(1, keepdim=True))
     divergences = [
@@ -173,6 +174,11 @@ def _slopes(problem: Problem, f: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Ten
         (b * marginal_divergence(g, rho_b)).sum(1),
     ]
     return da, db, torch.stack(divergences, 1)
+
+
+def _within_reach(f: Tensor, a: Tensor, rho: Tensor) -> Tensor:
+    """f, at points without mass no lower than where exp(-f / rho) is finite."""
+    return torch.where(a > 0, f, torch.maximum(f, -LARGEST_EXPONENT * rho))
 
 
 potentials = define_gate(_Potentials)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import _runtime
 from .._arguments import _as_tensor, check_layout, memory_error
 from ._plan_newton import Problem
 
@@ -20,6 +21,7 @@ def checked(function: str, a: Any, b: Any, C: Any) -> tuple[Tensor, Tensor, Tens
 
     With a batch of costs the masses have one, too.
     """
+    _runtime.spare_forked_child()
     C = _tensor(function, "C", C)
     if C.dim() not in (2, 3):
         raise ValueError(

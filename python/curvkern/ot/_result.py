@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._arguments import _as_tensor
+from .. import _runtime
+from .._arguments import _as_tensor, check_layout, memory_error
 from .._masks import all_of
 from .._sinkhorn import Problem
 from . import _extension, _gap, _kernel, _passes, _plan
-from ._arguments import check_count, check_number
+from ._arguments import check_count, check_number, widened
 
 
 class OTResult:
@@ -20,7 +21,8 @@ class OTResult:
 
     Numbers are 0-d, vectors (n,), the plan (n, m); with a batch each has a leading B. NumPy
     arguments give NumPy results. What is not stored is computed at each access, from the
-    arguments as they are: an in-place edit of one in between raises ``RuntimeError``.
+    arguments, f and g as they are: an in-place edit of one of these tensors in between raises
+    ``RuntimeError``.
 
     All but the certificates take part in autograd, twice.
 
@@ -84,9 +86,10 @@ class OTResult:
         self._dtype = dtype
         self._batched = batched
         self._numpy = numpy
-        self._versions = [_version(t) for t in problem if isinstance(t, Tensor)]
-        self.f = self._shown(f)
-        self.g = self._shown(g)
+        self._versions = [_version(t) for t in (*problem, f, g) if isinstance(t, Tensor)]
+        # Of arrays nobody counts the edits: they get potentials of their own.
+        self.f = self._shown(f.clone() if numpy else f)
+        self.g = self._shown(g.clone() if numpy else g)
         self.value = self._shown(value)
         self.marginal_error = self._shown(error, error.dtype)
         self.n_iter = self._shown(n_iter, n_iter.dtype)
@@ -96,7 +99,12 @@ class OTResult:
     @property
     def plan(self) -> Any:
         """The transport plan P, (n, m)."""
-        return self._shown(_kernel.plan(self._current(), self._f, self._g))
+        problem = self._current()
+        try:
+            return self._shown(_kernel.plan(problem, self._f, self._g))
+        except RuntimeError as error:
+            shape = *problem.a.shape, problem.b.shape[1]
+            raise memory_error("plan", shape, error) from None
 
     @property
     def cost(self) -> Any:
@@ -157,7 +165,7 @@ class OTResult:
                 f"apply: v must have shape {lead} or ({shape}, k), got {tuple(v.shape)}"
             )
         single = v.dim() == len(lead)
-        wide = v.to(torch.float64)
+        wide = widened("apply", v)
         wide = wide if self._batched else wide[None]
         wide = wide[..., None] if single else wide
         moved = _passes.applied(problem, self._f, self._g, wide, transpose)
@@ -185,8 +193,8 @@ class OTResult:
         Raises
         ------
         TypeError, ValueError
-            An x of another kind, dtype or shape; a result of :func:`sinkhorn`, which knows no
-            costs but those between its points.
+            An x of another kind, dtype, shape or device, or not finite; a result of
+            :func:`sinkhorn`, which knows no costs but those between its points.
 
         References
         ----------
@@ -334,7 +342,7 @@ class OTResult:
                 "other points; use sinkhorn_points"
             )
         name = "y" if function == "potential_g" else "x"
-        wide = self._given(function, name, x).to(torch.float64)
+        wide = widened(function, self._given(function, name, x))
         batch, dims = len(problem.a), problem.x.shape[2]
         ranks = (2, 3) if self._batched else (2,)
         lead = "" if wide.dim() != 3 else f"{batch}, "
@@ -343,6 +351,8 @@ class OTResult:
             raise ValueError(
                 f"{function}: {name} must have shape ({lead}k, {dims}), got {tuple(wide.shape)}"
             )
+        if all_of(torch.isfinite(wide)) is False:
+            raise ValueError(f"{function}: {name} must be finite, got nan or inf")
         points = wide.expand(batch, *wide.shape[-2:])
         return (_extension.flipped(problem) if side else problem), points
 
@@ -353,6 +363,11 @@ class OTResult:
         if self._numpy or not isinstance(v, Tensor) or not v.dtype.is_floating_point:
             wanted = "array" if self._numpy else "tensor"
             raise TypeError(f"{function}: {name} must be a floating {wanted}, got {_kind(v)}")
+        check_layout(function, name, v)
+        if v.device != self._f.device:
+            raise ValueError(
+                f"{function}: the result is on {self._f.device} but {name} is on {v.device}"
+            )
         return v
 
     def _start(self) -> tuple[Tensor, Tensor]:
@@ -383,10 +398,12 @@ class OTResult:
 
     def _current(self) -> Problem:
         """The problem, if its tensors are still those that were solved."""
-        tensors = [t for t in self._problem if isinstance(t, Tensor)]
-        if [_version(t) for t in tensors] != self._versions:
+        _runtime.spare_forked_child()
+        tensors = (*self._problem, self._f, self._g)
+        if [_version(t) for t in tensors if isinstance(t, Tensor)] != self._versions:
             raise RuntimeError(
-                "OTResult: an argument of the solve was modified in place since; clone it first"
+                "OTResult: an argument of the solve, f or g was modified in place since; "
+                "clone it first"
             )
         return self._problem
 

@@ -207,7 +207,7 @@ def sinkhorn_points(
     Raises
     ------
     TypeError, ValueError, MemoryError
-        As in :func:`sinkhorn`; points must be finite.
+        As in :func:`sinkhorn`; points must be finite, and so must be their costs.
 
     Warns
     -----

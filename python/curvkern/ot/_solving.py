@@ -24,7 +24,7 @@ from .. import ConvergenceWarning, _runtime, _sinkhorn
 from .._ops import library
 from .._sinkhorn import Problem
 from ..reference import sinkhorn
-from . import _solve, _tiles
+from . import _kernel, _solve, _tiles
 from ._checks import check_values
 from ._methods import check_newton
 
@@ -214,8 +214,8 @@ def _confirmed(
     problem, f, g = problem.pick(at), f[at], g[at]
     a, b, rho = problem.a, problem.b, problem.rho
     eb, ea = _tiles.plain_products(problem, f, g, b[:, :, None], a[:, :, None])
-    rows = (a * (eb[:, :, 0] - torch.exp(-f / rho[:, :1]))).abs().sum(1)
-    columns = (b * (ea[:, :, 0] - torch.exp(-g / rho[:, 1:]))).abs().sum(1)
+    rows = _kernel.weighted(a, eb[:, :, 0] - torch.exp(-f / rho[:, :1])).abs().sum(1)
+    columns = _kernel.weighted(b, ea[:, :, 0] - torch.exp(-g / rho[:, 1:])).abs().sum(1)
     mass = torch.maximum(a.sum(1), b.sum(1))
     return solution.error.index_copy(0, at, (rows + columns) / mass)
 

@@ -99,9 +99,11 @@ class _Problem:
 
     def targets(self, f: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
         """The marginals that these potentials ask for."""
+        rows, columns = torch.exp(-f / self.rho[:, :1]), torch.exp(-g / self.rho[:, 1:])
+        # Without mass there is none to ask for, even where the factors overflow.
         return (
-            self.a * torch.exp(-f / self.rho[:, :1]),
-            self.b * torch.exp(-g / self.rho[:, 1:]),
+            torch.where(self.a > 0, self.a * rows, 0.0),
+            torch.where(self.b > 0, self.b * columns, 0.0),
         )
 
     def error(self, f: Tensor, g: Tensor) -> Tensor:
