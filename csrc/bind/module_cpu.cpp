@@ -5,6 +5,7 @@
 #include <array>
 
 #include "bind/families.hpp"
+#include "bind/mfac_device.hpp"
 #include "bind/sinkhorn_device.hpp"
 #include "core/isa.hpp"
 #include "core/parallel.hpp"
@@ -48,6 +49,8 @@ PYBIND11_MODULE(_cpu, module) {
     curvkern::bind_sinkhorn(module);
     curvkern::bind_sinkhorn_newton(module);
     // The kernels of the GPU on the host, for the tests.
+    curvkern::bind_mfac_device(module, curvkern::mfac::device::host_calls(),
+                               curvkern::dlpack::device_cpu);
     curvkern::bind_sinkhorn_device(module, curvkern::sinkhorn::device::host_calls(),
                                    curvkern::dlpack::device_cpu);
 }

@@ -4,11 +4,14 @@
 #include <pybind11/pybind11.h>
 
 #include "bind/families.hpp"
+#include "bind/mfac_device.hpp"
 #include "bind/sinkhorn_device.hpp"
 
 PYBIND11_MODULE(_cuda, module) {
     module.def("runtime_version", [] { return CUDART_VERSION; });
     curvkern::bind_bessel_cuda(module);
+    curvkern::bind_mfac_device(module, curvkern::mfac::device::cuda_calls(),
+                               curvkern::dlpack::device_cuda);
     curvkern::bind_sparsemax_cuda(module);
     curvkern::bind_sinkhorn_device(module, curvkern::sinkhorn::device::cuda_calls(),
                                    curvkern::dlpack::device_cuda);

@@ -14,7 +14,7 @@ namespace curvkern {
 template <class Kernel>
 __global__ void __launch_bounds__(Kernel::threads_at_most, Kernel::blocks_at_once)
     run_kernel(const Kernel kernel, std::int64_t blocks) {
-    extern __shared__ double shared[];
+    extern __shared__ __align__(16) double shared[];
     Block block(shared);
     for (std::int64_t id = blockIdx.x; id < blocks; id += gridDim.x) {
         kernel(block, id);

@@ -10,18 +10,6 @@ namespace {
 
 constexpr int rows = 4;
 
-CURVKERN_HD void round_to(double x, double* target) {
-    *target = x;
-}
-CURVKERN_HD void round_to(double x, float* target) {
-    *target = static_cast<float>(x);
-}
-// To nearest, ties to even. x comes from float32 or is rounded to it first, as torch does.
-CURVKERN_HD void round_to(double x, Brain* target) {
-    const std::uint32_t word = __builtin_bit_cast(std::uint32_t, static_cast<float>(x));
-    target->bits = static_cast<std::uint16_t>((word + 0x7fff + (word >> 16 & 1)) >> 16);
-}
-
 // The lines of the rows that come next, while those before are worked on: each row begins a
 // page that no hardware prefetcher has seen.
 template <class S>

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "core/simd.hpp"
+#include "mfac/element.hpp"
 
 namespace curvkern::mfac {
 CURVKERN_PER_ISA {
@@ -13,10 +14,6 @@ inline constexpr int width = Lanes<V>::width;
 typedef float Floats __attribute__((vector_size(sizeof(V) / 2)));
 typedef std::uint32_t Words __attribute__((vector_size(sizeof(V) / 2)));
 typedef std::uint16_t Halves __attribute__((vector_size(sizeof(V) / 4)));
-
-struct Brain {  // bfloat16: the upper half of a float32
-    std::uint16_t bits;
-};
 
 template <class T>
 CURVKERN_HD T load_as(const void* source) {
@@ -47,16 +44,6 @@ CURVKERN_HD V load(const Brain* source) {
 }
 CURVKERN_HD void store(double* target, V y) {
     __builtin_memcpy(target, &y, sizeof(V));
-}
-
-CURVKERN_HD double one(const double* source) {
-    return *source;
-}
-CURVKERN_HD double one(const float* source) {
-    return *source;
-}
-CURVKERN_HD double one(const Brain* source) {
-    return __builtin_bit_cast(float, std::uint32_t{source->bits} << 16);
 }
 
 CURVKERN_HD double total(V y) {

@@ -199,3 +199,24 @@ def mfac_append(
     factor: Tensor, count: int, column: Tensor, diagonal: float, least: float
 ) -> None: ...
 def mfac_solve(factor: Tensor, count: int, b: Tensor, only_first: bool) -> None: ...
+def mfac_device_workspace(count: int, d: int, k: int) -> int: ...
+def mfac_device_products(
+    window: Tensor,
+    slots: Sequence[int],
+    into: int,
+    gradient: Tensor | None,
+    v: Tensor,
+    workspace: Tensor,
+    out: Tensor,
+    stream: int,
+) -> None: ...
+def mfac_device_combine(
+    window: Tensor,
+    slots: Sequence[int],
+    coefficient: Tensor,
+    alpha: float,
+    v: Tensor | None,
+    workspace: Tensor,
+    out: Tensor,
+    stream: int,
+) -> None: ...

@@ -1,6 +1,6 @@
 """Operations on contiguous float32 or float64 CUDA tensors, launched on ``stream``."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -111,5 +111,26 @@ def sinkhorn_device_newton(
     max_iter: int,
     tol: float,
     warm_start: bool,
+    stream: int,
+) -> None: ...
+def mfac_device_workspace(count: int, d: int, k: int) -> int: ...
+def mfac_device_products(
+    window: Tensor,
+    slots: Sequence[int],
+    into: int,
+    gradient: Tensor | None,
+    v: Tensor,
+    workspace: Tensor,
+    out: Tensor,
+    stream: int,
+) -> None: ...
+def mfac_device_combine(
+    window: Tensor,
+    slots: Sequence[int],
+    coefficient: Tensor,
+    alpha: float,
+    v: Tensor | None,
+    workspace: Tensor,
+    out: Tensor,
     stream: int,
 ) -> None: ...

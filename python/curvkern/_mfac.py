@@ -1,23 +1,23 @@
 """Operations of the M-FAC family: ``torch.ops.curvkern.mfac_*``.
 
 A window is a matrix (m, d) in float64, float32 or bfloat16, of which the rows ``slots`` take
-part, in their order. Vectors are rows of float64 or float32; sums are float64. The CPU has
-compiled passes; on another device they are products of tiles of columns.
+part, in their order. Vectors are rows of float64 or float32; sums are float64. CPU and CUDA
+have compiled passes; CUDA tensors in a build without its kernels go by tiles.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import _operands, _runtime
+from . import _mfac_device, _mfac_tiles, _operands, _runtime
 from ._ops import _contiguous, define
 
 STORAGES = (torch.float64, torch.float32, torch.bfloat16)
-TILE = 1 << 14  # columns that are float64 at a time where nothing is compiled
 
 
 def _check(op: str, window: Tensor, slots: Sequence[int], **rows: Tensor) -> None:
@@ -38,12 +38,9 @@ def _check(op: str, window: Tensor, slots: Sequence[int], **rows: Tensor) -> Non
             raise ValueError(f"{op}: {name} must have rows of {window.shape[1]} elements")
 
 
-def _tiles(d: int) -> Iterator[slice]:
-    return (slice(start, min(start + TILE, d)) for start in range(0, d, TILE))
-
-
-def _float64(window: Tensor, slots: Sequence[int], columns: slice) -> Tensor:
-    return window[:, columns][list(slots)].double()
+def _passes(window: Tensor) -> Any:
+    """Who passes over a window that is not on the CPU."""
+    return _mfac_device if _runtime.has_kernels(window.device) else _mfac_tiles
 
 
 def _products_out(window: Tensor, slots: Sequence[int], v: Tensor, more: int = 0) -> Tensor:
@@ -61,8 +58,7 @@ def _define_products() -> None:
     def cuda(window: Tensor, slots: Sequence[int], v: Tensor) -> Tensor:
         _check("mfac_products", window, slots, v=v)
         out = _products_out(window, slots, v)
-        for columns in _tiles(window.shape[1]):
-            out += v[:, columns].double() @ _float64(window, slots, columns).T
+        _passes(window).products(window, slots, v, out)
         return out
 
     def fake(window: Tensor, slots: Sequence[int], v: Tensor) -> Tensor:
@@ -93,13 +89,8 @@ def _define_push() -> None:
         return out
 
     def cuda(*arguments: Any) -> Tensor:
-        window, slots, into, gradient, v = arguments
         out = fake(*arguments)
-        row = window[slots[into]]
-        row.copy_(gradient[0])
-        for columns in _tiles(window.shape[1]):
-            rows = torch.cat([row[None, columns].double(), v[:, columns].double()])
-            out += rows @ _float64(window, slots, columns).T
+        _passes(arguments[0]).push(*arguments, out)
         return out
 
     def fake(
@@ -147,11 +138,8 @@ def _define_combine() -> None:
         return out
 
     def cuda(*arguments: Any) -> Tensor:
-        window, slots, coefficient, alpha, v, _ = arguments
         out = allocate(*arguments)
-        for columns in _tiles(window.shape[1]):
-            part = coefficient @ _float64(window, slots, columns)
-            out[:, columns] = part if v is None else part + alpha * v[:, columns].double()
+        _passes(arguments[0]).combine(*arguments[:-1], out)
         return out
 
     schema = (
@@ -165,7 +153,9 @@ def is_finite(window: Tensor, gradient: Tensor) -> bool:
     """Whether every element of a row is finite, also once rounded to the window's storage."""
     if window.device.type == "cpu":
         return bool(_runtime.cpu_module().mfac_is_finite(window, gradient))
-    return bool(torch.isfinite(gradient.to(window.dtype)).all())
+    # One reduction: the largest is NaN or infinite where any is.
+    largest = torch.linalg.vector_norm(gradient.to(window.dtype), torch.inf)
+    return math.isfinite(float(largest))
 
 
 _define_products()

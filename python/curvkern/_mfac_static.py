@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import _operands, _runtime
-from ._mfac import _check, _float64, _tiles
+from . import _mfac_tiles, _operands, _runtime
+from ._mfac import _check
 from ._ops import _contiguous, define
 
 
@@ -26,9 +26,7 @@ def _define_gram() -> None:
 
     def tiled(window: Tensor, slots: Sequence[int]) -> Tensor:
         out = allocate(window, slots)
-        for columns in _tiles(window.shape[1]):
-            tile = _float64(window, slots, columns)
-            out.addmm_(tile, tile.T)
+        _mfac_tiles.gram(window, slots, out)
         return out
 
     def cpu(window: Tensor, slots: Sequence[int]) -> Tensor:
@@ -53,8 +51,7 @@ def _define_whitened_squares() -> None:
 
     def tiled(window: Tensor, slots: Sequence[int], root: Tensor) -> Tensor:
         out = allocate(window, slots, root)
-        for columns in _tiles(window.shape[1]):
-            out[columns] = (root @ _float64(window, slots, columns)).square().sum(0)
+        _mfac_tiles.whitened_squares(window, slots, root, out)
         return out
 
     def cpu(window: Tensor, slots: Sequence[int], root: Tensor) -> Tensor:

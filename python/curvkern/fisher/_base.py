@@ -284,6 +284,6 @@ class Fisher(abc.ABC):
     ) -> Tensor:
         """alpha v + c G, in float64 if dtype is that, else in float32."""
         result: Tensor = torch.ops.curvkern.mfac_combine(
-            self._window, self._slots(), c, alpha, v, dtype is torch.float64
+            self._window, self._slots(), c.to(self.device), alpha, v, dtype is torch.float64
         )
         return result

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import _mfac
+from .. import _mfac_tiles
 from .._arguments import check_layout
 from . import _checks, _sharding
 from ._base import Fisher, guarded
@@ -207,7 +207,7 @@ class StaticFisher(Fisher):
         W = torch.empty(self.d, len(self), dtype=torch.float64, device=self.device)
         if len(self):
             root = self._root(self._damping)
-            for columns in _mfac._tiles(self.d):
+            for columns in _mfac_tiles.columns_of(self.d):
                 torch.matmul(self._window[:, columns].double().T, root.T, out=W[columns])
         return W
 

@@ -270,7 +270,7 @@ class SlidingWindowFisher(Fisher):
         given, row = self._row(function, grad)
         order, full = self._next_order()
         products = self._store(order, len(order) - 1, row, row[:0] if v is None else v)
-        self._factor.slide(products[0].cpu(), self._norm() * self._damping, full)
+        self._factor.slide(products[0], self._norm() * self._damping, full)
         return given, products[1:]
 
     def _next_order(self) -> tuple[list[int], bool]:
@@ -296,14 +296,14 @@ class SlidingWindowFisher(Fisher):
         """F^-1 times the newest row, in a dtype given."""
         newest = torch.zeros(1, len(self), dtype=torch.float64)
         newest[0, -1] = self._norm()
-        c = self._factored(self._damping).solve(newest).to(self.device)
+        c = self._factored(self._damping).solve(newest)
         return self._combined(c, given.dtype)[0].to(given.dtype)
 
     def _store(self, order: list[int], into: int, row: Tensor, v: Tensor) -> Tensor:
-        """Write a row; its products with all rows, then those of v."""
+        """Write a row; its products with all rows, then those of v, where the factor lies."""
         found = torch.ops.curvkern.mfac_push(self._window, order, into, row, v)
-        found = _sharding.summed(found, self._group)
-        self._record(order, into, found[0].cpu())
+        found = _sharding.summed(found, self._group).cpu()
+        self._record(order, into, found[0])
         return found
 
     def _record(self, order: list[int], into: int, products: Tensor) -> None:
