@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ot as pot
 import pytest
 import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from curvkern import ot
+from curvkern import ConvergenceWarning, ot
 
 INF = torch.inf
 
@@ -147,3 +148,32 @@ def test_solves_that_rounding_pushes_back_over_tol_go_on() -> None:
         result = ot.sinkhorn_points(x, y, 0.05, method="sinkhorn", tol=1e-14, check_every=1)
         assert result.converged
         assert result.marginal_error <= 1e-14
+
+
+@pytest.mark.filterwarnings("ignore::curvkern.ConvergenceWarning")
+@pytest.mark.parametrize("method", ["auto", "sinkhorn", "newton"])
+@pytest.mark.parametrize("eps", [1e-18, 1e-19, 1e-25, 1e-300])
+def test_eps_below_what_tells_costs_apart(eps: float, method: str) -> None:
+    """All is finite, nothing is claimed, and the value is a lower bound of that of eps = 0."""
+    C = random(6, 5)
+    with pytest.warns(ConvergenceWarning, match="raise"):
+        result = ot.sinkhorn(None, None, C, eps, max_iter=300, method=method)
+    assert not result.converged
+    for field in ("f", "g", "value", "cost", "kl", "plan", "gap", "marginal_error"):
+        assert torch.isfinite(getattr(result, field)).all(), field
+    exact = pot.emd2([], [], C.numpy())
+    assert result.value <= exact + 1e-15
+    if method == "auto":
+        assert result.value >= 0.9 * exact
+    points = ot.sinkhorn_points(C[:, :2], C[1:, 2:4], eps, max_iter=300, method=method)
+    assert torch.isfinite(points.value)
+    assert torch.isfinite(points.plan).all()
+
+
+def test_mass_that_a_plan_cannot_hold() -> None:
+    a = torch.tensor([0.3, 0.7], dtype=torch.float64)
+    C = random(2, 2)
+    result = ot.sinkhorn(a * 1e-249, a * 1e-249, C, 0.1)
+    assert_close(result.plan.sum(1) * 1e249, a)
+    with pytest.raises(ValueError, match="mass of a must be at least 1e-250"):
+        ot.sinkhorn(a * 1e-270, a * 1e-270, C, 0.1)

@@ -7,6 +7,10 @@ from torch import Tensor
 
 from .._sinkhorn import Problem
 
+#: Mass of a solvable problem: exponents of its plan relative to a b' stay below those at which
+#: its entries are cut (_kernel.LARGEST_EXPONENT).
+LEAST_MASS = 1e-250
+
 #: Names of both clouds where they are not x and y.
 POINTS = {"monge_gap": ("x", "Tx")}
 
@@ -52,6 +56,11 @@ def check_weights(function: str, name: str, weights: Tensor) -> None:
     if not bool((sums > 0).all()):
         where = "" if len(sums) == 1 else f" in problem {int((sums <= 0).nonzero()[0])}"
         raise ValueError(f"{function}: {name} has no mass{where}: all its weights are 0")
+    if bool((sums < LEAST_MASS).any()):
+        raise ValueError(
+            f"{function}: the mass of {name} must be at least {LEAST_MASS:g}, got "
+            f"{float(sums.min()):.3g}; rescale the weights"
+        )
     if not bool(torch.isfinite(sums).all()):
         raise ValueError(f"{function}: the sum of {name} is too large for float64")
 

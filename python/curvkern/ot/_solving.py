@@ -52,6 +52,7 @@ class Options(NamedTuple):
 
 
 DOUBLE_EPS = torch.finfo(torch.float64).eps
+HOPELESS = 1e3  # marginal error of a plan whose exponents are nothing but rounding
 SHARE = 0.01  # of tol that the rounding of a potential may be without a second look
 
 #: Where no caller of this package is.
@@ -152,6 +153,9 @@ def _run(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     near = solution.converged & (solution.error > options.tol)
     if bool(near.any()):
         solution = _once_more(problem, solution, near.nonzero()[:, 0], half, options, solve)
+    lost = ~solution.converged & ~(solution.error < HOPELESS)
+    if bool(lost.any()):
+        solution = _lowered(problem, solution, lost.nonzero()[:, 0], half)
     if watch is not None:
         watch.history.extend(solution.history)
     f, g, error, n_iter, converged, _ = solution
@@ -211,13 +215,41 @@ def _confirmed(
     at = is_in_doubt.nonzero()[:, 0]
     if not len(at):
         return solution.error
-    problem, f, g = problem.pick(at), f[at], g[at]
+    return solution.error.index_copy(0, at, _errors(problem.pick(at), f[at], g[at]))
+
+
+def _lowered(
+    problem: Problem, solution: _solve.Solution, at: Tensor, half: Tensor
+) -> _solve.Solution:
+    """Potentials without regularisation, for an eps below what float64 tells costs apart by.
+
+    With f_i = min_j (C_ij - g_j), some ulps less, no entry of the plan exceeds that of a b'.
+    The value is then near the dual optimum of eps = 0, and finite as all else.
+    """
+    chosen, half = problem.pick(at), half[at]
+    f, g = (torch.nan_to_num(t[at] + half, 0.0, 0.0, 0.0) for t in (solution.f, solution.g))
+    hidden = torch.where(chosen.b > 0, -g, torch.inf)[:, None, :]
+    parts = [
+        (_kernel.costs(*part[2:7]) + hidden).amin(2) for _, part, _ in _kernel.blocks(chosen, f)
+    ]
+    least = torch.cat(parts, 1)
+    ulps = 4 * DOUBLE_EPS * (least.abs() + g.abs().amax(1, keepdim=True))
+    f = torch.where(torch.isfinite(least), least - ulps, f)
+    return solution._replace(
+        f=solution.f.index_copy(0, at, f - half),
+        g=solution.g.index_copy(0, at, g - half),
+        error=solution.error.index_copy(0, at, _errors(chosen, f, g)),
+    )
+
+
+def _errors(problem: Problem, f: Tensor, g: Tensor) -> Tensor:
+    """The marginal errors, relative to the mass, of the plan as anyone recomputes it."""
     a, b, rho = problem.a, problem.b, problem.rho
     eb, ea = _tiles.plain_products(problem, f, g, b[:, :, None], a[:, :, None])
     rows = _kernel.weighted(a, eb[:, :, 0] - torch.exp(-f / rho[:, :1])).abs().sum(1)
     columns = _kernel.weighted(b, ea[:, :, 0] - torch.exp(-g / rho[:, 1:])).abs().sum(1)
     mass = torch.maximum(a.sum(1), b.sum(1))
-    return solution.error.index_copy(0, at, (rows + columns) / mass)
+    return (rows + columns) / mass
 
 
 def _check(problem: Problem, f: Tensor | None, g: Tensor | None, options: Options) -> None:
@@ -235,11 +267,14 @@ def _complaint(options: Options, error: Tensor, n_iter: Tensor, converged: Tenso
     worst = int(torch.where(converged, -1.0, error.nan_to_num(torch.inf)).argmax())
     count = int(n_iter[worst])
     missed = int((~converged).sum())
+    advice = "raise max_iter, tol or eps"
+    if count < options.max_iter:
+        advice = "rounding lets it get no further: raise tol or eps"
     which = "" if len(error) == 1 else f" in {missed} of {len(error)} problems"
     return (
         f"{options.function}: not converged{which} after {count} iteration"
         f"{'s' * (count != 1)}: the marginal error is {float(error[worst]):.3g} but tol "
-        f"{options.tol:.3g}; raise max_iter, tol or eps"
+        f"{options.tol:.3g}; {advice}"
     )
 
 
