@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ._adahessian import AdaHessian
 from ._mfac import MFAC
 
-__all__ = ["MFAC"]
+__all__ = ["MFAC", "AdaHessian"]
