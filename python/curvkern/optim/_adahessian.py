@@ -47,7 +47,8 @@ class AdaHessian(HutchinsonOptimizer):
     n_probes
         Probes of a step; their mean D, with signs, comes before the absolute value.
     update_every
-        Products are computed in the first of so many steps, and where a parameter has none yet.
+        Products are computed in the first of so many steps. A parameter that appears in
+        another one waits for them.
     lazy
         In the other steps: "ema_on_refresh" leaves v as it is; "ema_stale" puts the last D into
         it again.

@@ -78,10 +78,9 @@ class HutchinsonOptimizer(Optimizer, abc.ABC):
     def _move(self, batch: Batch) -> None:
         """Change parameters and state."""
 
-    def _wants_products(self, params: Sequence[Tensor]) -> bool:
+    def _wants_products(self) -> bool:
         """Whether this step needs new products."""
-        due = bool(self._numbers["step"] % self._update_every == 0)
-        return due or any(not self.state.get(p, {}).get("refreshes") for p in params)
+        return bool(self._numbers["step"] % self._update_every == 0)
 
     def _probe_count(self) -> int:
         """Of this step."""
@@ -174,15 +173,19 @@ class HutchinsonOptimizer(Optimizer, abc.ABC):
         name = type(self).__name__
         every = [(p, group) for group in self.param_groups for p in group["params"]]
         index = [i for i, (p, _) in enumerate(every) if p.requires_grad]
-        wanted = self._wants_products([every[i][0] for i in index])
+        wanted = self._wants_products()
         graph = wanted and hz is None
         params = [every[i][0] for i in index]
         if loss is None:
             found: _products.Tensors = [p.grad for p in params]
         else:
             found = _products.gradients(name, loss, params, graph)
-        index = [i for i, g in zip(index, found, strict=True) if g is not None]
-        grads = [g for g in found if g is not None]
+        moving = [
+            (i, g)
+            for i, g in zip(index, found, strict=True)
+            if g is not None and (wanted or self.state.get(every[i][0], {}).get("refreshes"))
+        ]
+        index, grads = [i for i, _ in moving], [g for _, g in moving]
         _products.check_dense(name, grads)
         params = [every[i][0] for i in index]
         offsets = self._offsets()
