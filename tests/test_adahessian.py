@@ -166,8 +166,9 @@ def test_groups_see_their_own_gradients() -> None:
     model, twin = network(torch.float64), network(torch.float64)
     settings = [{"lr": 0.1, "betas": (0.5, 0.9)}, {"lr": 0.02, "hessian_power": 0.5}]
     layers, twins = ([m[0], m[2]] for m in (model, twin))
-    groups = [{"params": list(m.parameters()), **s} for m, s in zip(layers, settings,
-                                                                    strict=True)]
+    groups = [
+        {"params": list(m.parameters()), **s} for m, s in zip(layers, settings, strict=True)
+    ]
     optimizer = AdaHessian(groups)
     params = list(twin.parameters())
     state = [[torch.zeros_like(p), torch.zeros_like(p)] for p in params]
@@ -416,7 +417,9 @@ def test_no_reference_cycle() -> None:
 def test_grad_scaler(overflow: bool) -> None:
     """Gradients and products have the scale of the loss; an overflow changes nothing."""
     model, twin = network(torch.float64), network(torch.float64)
-    one, two = (AdaHessian(m.parameters(), average="signed", spatial="row") for m in (model, twin))
+    one, two = (
+        AdaHessian(m.parameters(), average="signed", spatial="row") for m in (model, twin)
+    )
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     for x in batches(3, torch.float64):
         one.zero_grad()
@@ -528,7 +531,9 @@ def test_hostile_states(change: str) -> None:
     assert before[1] == after[1]
     twin = network()
     twin_optimizer = AdaHessian(twin.parameters())
-    assert same(train(twin, twin_optimizer, batches(5)), train(model, optimizer, batches(5)[3:]))
+    assert same(
+        train(twin, twin_optimizer, batches(5)), train(model, optimizer, batches(5)[3:])
+    )
 
 
 def test_new_group_and_late_parameter() -> None:

@@ -64,6 +64,10 @@ def test_hvp(name: str, mode: str) -> None:
         else:
             loss = lambda model=model: model.loss()  # noqa: E731
         for z, expected in zip(model.field["Z"], model.field.tensor("HZ"), strict=True):
+            if mode == "forward_over_reverse" and model.meta["kind"].endswith("_mse"):
+                with pytest.raises(RuntimeError, match="use mode 'reverse'"):
+                    hvp(loss, model.params, model.split(z), mode=mode)
+                break
             got = model.flat(hvp(loss, model.params, model.split(z), mode=mode))
             scale = float(model.hessian.abs().max()) * len(z) ** 0.5
             assert float((got.double() - expected).abs().max()) <= bar * scale
@@ -124,7 +128,7 @@ def test_diagonal_is_unbiased_with_the_variance_of_the_formula(
     name: str, distribution: str
 ) -> None:
     """R18; probes that are always -1 have no variance and a bias of all other entries."""
-    model, n = Model(name), 600
+    model, n = Model(name), 256
     generator = torch.Generator().manual_seed(7)
     diagonal, variance = hessian_diagonal(
         model.loss, model.params, n, distribution=distribution, generator=generator,

@@ -93,7 +93,9 @@ def compare(got: list[Any], expected: list[Any], bar: float) -> None:
     "row", [{}, {"signed": 1.0}, {"power": 0.5}, {"power": 0.3}, {"power": 0.0}, {"atan2": 1.0}],
     ids=str,
 )  # fmt: skip
-def test_native_equals_reference(dtype: torch.dtype, probes: int, row: dict[str, float]) -> None:
+def test_native_equals_reference(
+    dtype: torch.dtype, probes: int, row: dict[str, float]
+) -> None:
     """Also when D is kept, taken from before, and when neither is there."""
     bar = 1e-12 if dtype is torch.float64 else 2e-5
     for change in ("fresh", "no copy of D", "stale", "hold", "z"):
@@ -199,7 +201,9 @@ def test_accumulate(dtype: torch.dtype, given: bool) -> None:
     for kept, m, s in zip(seen, mean, square, strict=True):
         D = torch.stack(kept)
         torch.testing.assert_close(m.double(), D.mean(0), rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(s.double(), (D - D.mean(0)).square().sum(0), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            s.double(), (D - D.mean(0)).square().sum(0), rtol=1e-4, atol=1e-4
+        )
 
 
 def test_is_finite() -> None:

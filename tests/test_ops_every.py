@@ -184,7 +184,9 @@ def test_cuda_equals_cpu(name: str) -> None:
     close(name, run(name, arguments), [result.cpu() for result in run(name, there)])
 
 
-@pytest.mark.parametrize("name", [n for n in OPERANDS if n.startswith(("hutch", "mfac", "sparse"))])
+@pytest.mark.parametrize(
+    "name", [n for n in OPERANDS if n.startswith(("hutch", "mfac", "sparse"))]
+)
 def test_opcheck(name: str) -> None:
     """The others' are in test_ops_contract.py."""
     arguments = tree_map_only(Tensor, torch.clone, operands(name))

@@ -312,7 +312,9 @@ def matrices():
         A = (A + A.T) / 2
         W = rademacher(n, m)
         expected = np.diag(A) if key == "lowrank" else xdiag(A, W)
-        OUT.update({f"xdiag/{key}/A": A, f"xdiag/{key}/W": W, f"xdiag/{key}/expected": expected})
+        OUT.update(
+            {f"xdiag/{key}/A": A, f"xdiag/{key}/W": W, f"xdiag/{key}/expected": expected}
+        )
         META["xdiag"][key] = {"n": n}
 
 

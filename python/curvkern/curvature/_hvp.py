@@ -101,9 +101,7 @@ def check_scalar(function: str, loss: Tensor) -> None:
         raise ValueError(f"{function}: loss must be a scalar, got shape {tuple(loss.shape)}")
 
 
-def checked_vectors(
-    function: str, name: str, v: Any, params: Sequence[Tensor]
-) -> list[Tensor]:
+def checked_vectors(function: str, name: str, v: Any, params: Sequence[Tensor]) -> list[Tensor]:
     listed = [v] if isinstance(v, Tensor) else list(v)
     if len(listed) != len(params):
         raise ValueError(
@@ -149,6 +147,8 @@ def hvp(loss_or_closure: Loss, params: Any, v: Any, *, mode: str = "auto") -> An
         such mode.
     NotImplementedError
         mode is "native".
+    RuntimeError
+        torch cannot differentiate the loss in this mode, as ``mse_loss`` forward over reverse.
 
     Examples
     --------
@@ -187,5 +187,13 @@ def _forward_over_reverse(
         return loss.reshape(())
 
     at = [p.detach() for p in params]
-    _, tangents = torch.func.jvp(torch.func.grad(scalar), (at,), (v,))
+    try:
+        tangents: Any = torch.func.jvp(torch.func.grad(scalar), (at,), (v,))[1]
+    except RuntimeError as error:
+        # The backward of torch's mse_loss has no tangent where its target has none.
+        if "ZeroTensor" not in str(error):
+            raise
+        raise RuntimeError(
+            "hvp: torch has no forward-over-reverse derivative of this loss; use mode 'reverse'"
+        ) from error
     return [t.detach() for t in tangents]

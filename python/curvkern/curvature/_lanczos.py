@@ -37,13 +37,16 @@ class SpectralDensity(NamedTuple):
     weights: Tensor  #: (probes, steps), of which each row sums to 1
 
 
-def _lanczos(hessian: Hessian, start: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor, float]:
+def _lanczos(
+    hessian: Hessian, start: Tensor, steps: int
+) -> tuple[Tensor, Tensor, Tensor, float]:
     """Diagonal, off-diagonal, orthonormal basis (rows), norm of what is left.
 
     Every vector is made orthogonal to all before, twice: without it ghosts appear.
     """
     basis = start.new_zeros(steps, hessian.n)
-    alpha, beta = [], []
+    alpha: list[float] = []
+    beta: list[float] = []
     q = start / start.norm()
     for k in range(steps):
         basis[k] = q
@@ -58,7 +61,9 @@ def _lanczos(hessian: Hessian, start: Tensor, steps: int) -> tuple[Tensor, Tenso
             break
         beta.append(rest)
         q = y / rest
-    as_tensor = [torch.tensor(x, dtype=torch.float64, device=start.device) for x in (alpha, beta)]
+    as_tensor = [
+        torch.tensor(x, dtype=torch.float64, device=start.device) for x in (alpha, beta)
+    ]
     return as_tensor[0], as_tensor[1], basis, rest
 
 

@@ -40,9 +40,7 @@ class Probes:
         self.hessian, self.distribution, self.generator = hessian, distribution, generator
         self.given = None
         if given is not None:
-            self.given = [
-                checked_vectors(function, "probes", v, hessian.params) for v in given
-            ]
+            self.given = [checked_vectors(function, "probes", v, hessian.params) for v in given]
             n_probes = len(self.given)
             _settings.count(function, "the number of probes", n_probes)
         self.count = n_probes

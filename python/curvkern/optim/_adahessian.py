@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -171,7 +171,7 @@ class AdaHessian(HutchinsonOptimizer):
         for p, group in zip(batch.params, batch.groups, strict=True):
             state = self.state[p]
             if not state:
-                self._start(p, state, is_stale)
+                self._start(p, state, self._buffers[: 3 if is_stale else 2])
             state["step"] += 1
             state["refreshes"] += bool(batch.hz)
             m.append(state["exp_avg"])
@@ -183,20 +183,19 @@ class AdaHessian(HutchinsonOptimizer):
         numbers = [number for row in settings for number in row]
         tensors = [batch.params, batch.grads, batch.hz, batch.z, m, v, stale]
         native = [self._uses_native(p) for p in batch.params]
-        for way, step in ((True, torch.ops.curvkern.hutchinson_step), (False, reference.step)):
+        ways: tuple[tuple[bool, Callable[..., None]], ...] = (
+            (True, torch.ops.curvkern.hutchinson_step),
+            (False, reference.step),
+        )
+        for way, step in ways:
             mine = [i for i in range(count) if native[i] is way]
             if mine:
-                all_of_them = len(mine) == count
+                whole = len(mine) == count
                 step(
-                    *(t if all_of_them else _part(t, mine, count) for t in tensors),
+                    *(t if whole else _part(t, mine, count) for t in tensors),
                     *([x[i] for i in mine] for x in (blocks, batch.offsets, rows)),
                     numbers, batch.scale, True, self._numbers["seed"], batch.step,
                 )  # fmt: skip
-
-    def _start(self, p: Tensor, state: dict[str, Any], is_stale: bool) -> None:
-        state["step"] = state["refreshes"] = 0
-        for name in self._buffers[: 3 if is_stale else 2]:
-            state[name] = torch.zeros(p.shape, dtype=ops.state_dtype(p.dtype), device=p.device)
 
     def _row(self, group: dict[str, Any], state: dict[str, Any]) -> reference.Row:
         beta1, beta2 = group["betas"]

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
+from .. import _hutchinson as ops
 from .. import _runtime
 from . import _products, _settings, _state
 
@@ -81,6 +82,13 @@ class HutchinsonOptimizer(Optimizer, abc.ABC):
     def _wants_products(self) -> bool:
         """Whether this step needs new products."""
         return bool(self._numbers["step"] % self._update_every == 0)
+
+    def _is_ready(self, p: Tensor) -> bool:
+        """Whether a parameter can move without new products: it has old ones."""
+        return bool(self.state.get(p, {}).get("refreshes"))
+
+    def _check_ways(self, loss: Tensor | None) -> None:
+        """Refuse a step without what it needs."""
 
     def _probe_count(self) -> int:
         """Of this step."""
@@ -155,6 +163,7 @@ class HutchinsonOptimizer(Optimizer, abc.ABC):
                 raise ValueError(f"{name}: closure and loss exclude each other")
             with torch.enable_grad():
                 loss = closure()
+        self._check_ways(loss)
         if loss is not None:
             _products.checked_loss(name, loss)
         if self._is_overflow():
@@ -183,7 +192,7 @@ class HutchinsonOptimizer(Optimizer, abc.ABC):
         moving = [
             (i, g)
             for i, g in zip(index, found, strict=True)
-            if g is not None and (wanted or self.state.get(every[i][0], {}).get("refreshes"))
+            if g is not None and (wanted or self._is_ready(every[i][0]))
         ]
         index, grads = [i for i, _ in moving], [g for _, g in moving]
         _products.check_dense(name, grads)
@@ -293,14 +302,41 @@ class HutchinsonOptimizer(Optimizer, abc.ABC):
             )
         return native
 
-    def _mean_over_probes(self, batch: Batch) -> list[Tensor]:
+    def _mean_over_probes(self, batch: Batch, probes: slice = slice(None)) -> list[Tensor]:
         """D = mean of z hz, at the scale of the loss."""
+        every = range(self._probe_count())[probes]
         D = _products.mean_over_probes(
-            batch.hz, batch.z, batch.params, batch.offsets, self._numbers["seed"], batch.step
-        )
+            batch.hz, batch.z, batch.params, batch.offsets, self._numbers["seed"], batch.step,
+            every,
+        )  # fmt: skip
         if batch.scale != 1:
             torch._foreach_mul_(D, batch.scale)
         return D
+
+    def _gradients(self, batch: Batch) -> list[Tensor]:
+        """In the state's dtype, at the scale of the loss."""
+        return [
+            g.to(ops.state_dtype(p.dtype)) * batch.scale
+            for p, g in zip(batch.params, batch.grads, strict=True)
+        ]
+
+    def _start(self, p: Tensor, state: dict[str, Any], names: Sequence[str]) -> None:
+        """A state of zeros."""
+        state["step"] = state["refreshes"] = 0
+        for name in names:
+            state[name] = torch.zeros(p.shape, dtype=ops.state_dtype(p.dtype), device=p.device)
+
+    def _states(self, batch: Batch) -> list[dict[str, Any]]:
+        """Of the parameters that move, after the counts of this step."""
+        states = []
+        for p in batch.params:
+            state = self.state[p]
+            if not state:
+                self._start(p, state, self._buffers)
+            state["step"] += 1
+            state["refreshes"] += bool(batch.hz)
+            states.append(state)
+        return states
 
     def _is_overflow(self) -> bool:
         return bool(getattr(self, "found_inf", 0))
@@ -343,4 +379,11 @@ class HutchinsonOptimizer(Optimizer, abc.ABC):
         return {**super().__getstate__(), **own}
 
     def _own(self) -> tuple[str, ...]:
-        return ("_n_probes", "_update_every", "_fused", "_foreach", "_process_group", "_numbers")
+        return (
+            "_n_probes",
+            "_update_every",
+            "_fused",
+            "_foreach",
+            "_process_group",
+            "_numbers",
+        )

@@ -128,8 +128,9 @@ def mean_over_probes(
     offsets: Sequence[int],
     seed: int,
     step: int,
+    probes: Sequence[int],
 ) -> list[Tensor]:
-    """D = the mean of z hz over probes, in the state's dtype; z drawn where none is given."""
+    """D = the mean of z hz over some probes, in the state's dtype; z drawn where not given."""
     n = len(params)
     mean = [
         torch.zeros(p.shape, dtype=_hutchinson.state_dtype(p.dtype), device=p.device)
@@ -137,7 +138,7 @@ def mean_over_probes(
     ]
     native = all(map(is_native, params))
     add = torch.ops.curvkern.hutchinson_accumulate if native else reference.accumulate
-    for probe in range(len(hz) // n if n else 0):
+    for at, probe in enumerate(probes):
         part = slice(probe * n, probe * n + n)
-        add(mean, [], hz[part], z[part], offsets, seed, step, probe, probe + 1)
+        add(mean, [], hz[part], z[part], offsets, seed, step, probe, at + 1)
     return mean

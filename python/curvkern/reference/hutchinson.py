@@ -124,9 +124,9 @@ def step(
     for number, row in enumerate(table):
         mine = [i for i in range(count) if rows[i] == number]
         if mine:
-            D = None if curvature is None else [curvature[i] for i in mine]
-            lists = [[tensors[i] for i in mine] for tensors in (params, grads, m, v)]
-            _update(*lists, D, row, scale)
+            known = None if curvature is None else [curvature[i] for i in mine]
+            p, g, first, second = ([t[i] for i in mine] for t in (params, grads, m, v))
+            _update(p, g, first, second, known, row, scale)
 
 
 def _update(
@@ -145,12 +145,14 @@ def _update(
     if D is not None:
         torch._foreach_mul_(v, row.beta2)
         torch._foreach_addcmul_(v, D, D, 1 - row.beta2)
-    base = torch._foreach_sqrt(v)
+    base: Sequence[Tensor] = torch._foreach_sqrt(v)
     torch._foreach_div_(base, math.sqrt(row.second_bias))
     if row.power != 1:
         base = torch._foreach_pow(base, row.power)
     if row.atan2:
-        update = [torch.atan2(a / row.first_bias, b) for a, b in zip(m, base, strict=True)]
+        update: Sequence[Tensor] = [
+            torch.atan2(a / row.first_bias, b) for a, b in zip(m, base, strict=True)
+        ]
     else:
         torch._foreach_add_(base, row.eps)
         update = torch._foreach_div(m, base)
