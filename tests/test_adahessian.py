@@ -120,7 +120,7 @@ def train(model: torch.nn.Module, optimizer: AdaHessian, data: Tensor) -> list[T
 @quiet
 @pytest.mark.parametrize("options", [{}, {"n_probes": 3}, {"average": "signed"}], ids=str)
 def test_own_probes(options: dict[str, Any]) -> None:
-    """Every way draws the signs of (seed, step, probe), also the kernel that never stores them."""
+    """Every way draws the signs of (seed, step, probe), as the kernel does that stores none."""
     found = []
     for way in WAYS:
         model = network(torch.float64)
@@ -140,7 +140,7 @@ def test_own_probes(options: dict[str, Any]) -> None:
                     p.grad = g.detach()
                 optimizer.step(hz=hz)
             else:
-                advance(way, optimizer, params, lambda x=x: error(model, x), given)
+                advance(way, optimizer, params, lambda m=model, x=x: error(m, x), given)
         found.append(values(model))
     for other in found[1:]:
         torch.testing.assert_close(found[0], other, rtol=1e-12, atol=1e-14)
@@ -165,7 +165,7 @@ def test_groups_see_their_own_gradients() -> None:
     """Another: two groups are what two optimizers of the same offsets and settings are."""
     model, twin = network(torch.float64), network(torch.float64)
     settings = [{"lr": 0.1, "betas": (0.5, 0.9)}, {"lr": 0.02, "hessian_power": 0.5}]
-    layers, twins = ([m[0], m[2]] for m in (model, twin))
+    layers = model[0], model[2]
     groups = [
         {"params": list(m.parameters()), **s} for m, s in zip(layers, settings, strict=True)
     ]

@@ -47,8 +47,10 @@ def test_oasis(name: str, way: str) -> None:
 def test_sophia_h(name: str, way: str) -> None:
     at = Trajectory(name)
     c, model = at.meta, at.model()
-    optimizer = SophiaH(model.params, c["lr"], (c["b1"], c["b2"]), gamma=c["gamma"],
-                        eps=c["eps"], weight_decay=c["wd"], update_every=c["every"])  # fmt: skip
+    optimizer = SophiaH(
+        model.params, c["lr"], (c["b1"], c["b2"]), gamma=c["gamma"], eps=c["eps"],
+        weight_decay=c["wd"], update_every=c["every"],
+    )  # fmt: skip
     for t in range(c["steps"]):
         advance(way, optimizer, model.params, model.loss, probes_at(at, model, t))
         assert off(model.flat(), at.field.tensor("W")[t]) < BAR

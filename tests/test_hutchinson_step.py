@@ -19,6 +19,7 @@ from test_rng import KNOWN_ANSWERS
 OPS = torch.ops.curvkern
 SEED = 0x1234_5678_9ABC_DEF
 ROW = reference.Row(0.05, 0.9, 0.99, 1e-3, 0.02, 1.0, 0.1, 0.01)
+ROWS = [{}, {"signed": 1.0}, {"power": 0.5}, {"power": 0.3}, {"power": 0.0}, {"atan2": 1.0}]
 STORAGES = pytest.mark.parametrize("dtype", _hutchinson.STORAGES, ids=str)
 
 
@@ -76,8 +77,7 @@ def arguments(dtype: torch.dtype, probes: int = 1, **row: float) -> list[Any]:
 
 
 def copied(a: list[Any]) -> list[Any]:
-    return [[t.clone() for t in x] if x and isinstance(x[0:1], list) and isinstance(x[0], Tensor)
-            else x for x in a[:7]] + a[7:]  # fmt: skip
+    return [[t.clone() for t in tensors] for tensors in a[:7]] + a[7:]
 
 
 def compare(got: list[Any], expected: list[Any], bar: float) -> None:
@@ -89,10 +89,7 @@ def compare(got: list[Any], expected: list[Any], bar: float) -> None:
 
 @STORAGES
 @pytest.mark.parametrize("probes", [1, 3])
-@pytest.mark.parametrize(
-    "row", [{}, {"signed": 1.0}, {"power": 0.5}, {"power": 0.3}, {"power": 0.0}, {"atan2": 1.0}],
-    ids=str,
-)  # fmt: skip
+@pytest.mark.parametrize("row", ROWS, ids=str)
 def test_native_equals_reference(
     dtype: torch.dtype, probes: int, row: dict[str, float]
 ) -> None:

@@ -2,14 +2,16 @@
 
     python tests/data/make_hutchinson.py
 
-Hessians are torch's, dense, in float64, and checked against differences of gradients; all that is made of them is NumPy written down from
-the papers, element by element. Nothing is shared with curvkern. `meta_json` has the settings.
+Hessians are torch's, dense, in float64, and checked against differences of gradients. What is
+made of them is NumPy written down from the papers, element by element. Nothing is shared with
+curvkern.
+`meta_json` has the settings.
 
-model/N/p{i}, x, y; H, grad over the concatenated parameters; Z, HZ: probes as rows, their products
+model/N/p{i}, x, y; H, grad over the concatenated parameters; Z, HZ: probes as rows and products
 traj/N/C/Z: probes [step, probe, element]; P{t}: parameters after step t; m_end, v_end
 traj/N/{oasis_fix,oasis_ada,sophiah0,sophiah1,sania}: as the functions below return them
-step/S/p{i}, t{t}/g{i}, t{t}/hz{a}_{i}, t{t}/z{a}_{i}: float32 inputs of steps alone; P{i}, M{i},
-V{i}: after the last step
+step/S/p{i}, t{t}/g{i}, t{t}/hz{a}_{i}, t{t}/z{a}_{i}: float32 inputs of steps alone; P{i}, M{i}
+and V{i}: after the last step
 stats/N/D/var: exact variance of one probe, an entry; xdiag/K/A, W, expected: XDiag's estimate
 """
 

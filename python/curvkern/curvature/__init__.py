@@ -1,11 +1,11 @@
-r"""Curvature of a loss: products with its Hessian, its diagonal, trace and spectrum; the Fisher.
+r"""Curvature of a loss: Hessian products, diagonal, trace, spectrum; the Fisher diagonal.
 
 What is estimated comes with an estimate of its variance where one is known.
 
 References
 ----------
-.. [1] Z. Yao, A. Gholami, K. Keutzer, M. W. Mahoney, "PyHessian: Neural Networks Through the Lens
-   of the Hessian", IEEE BigData 2020, arXiv:1912.07145.
+.. [1] Z. Yao, A. Gholami, K. Keutzer, M. W. Mahoney, "PyHessian: Neural Networks Through the
+   Lens of the Hessian", IEEE BigData 2020, arXiv:1912.07145.
 .. [2] E. N. Epperly, J. A. Tropp, R. J. Webber, "XTrace: Making the Most of Every Sample in
    Stochastic Trace Estimation", SIAM J. Matrix Anal. Appl. 45 (2024), arXiv:2301.07825.
 """

@@ -247,8 +247,8 @@ def synaptic_dampening_(
 
     References
     ----------
-    .. [1] J. Foster, S. Schoepf, A. Brintrup, "Fast Machine Unlearning without Retraining through
-       Selective Synaptic Dampening", AAAI 2024.
+    .. [1] J. Foster, S. Schoepf, A. Brintrup, "Fast Machine Unlearning without Retraining
+       through Selective Synaptic Dampening", AAAI 2024.
 
     Examples
     --------
@@ -284,5 +284,6 @@ def _check_like(
     for one, other in zip(tensors, others, strict=True):
         if one.shape != other.shape:
             raise ValueError(
-                f"{function}: {name} has shape {tuple(one.shape)}, expected {tuple(other.shape)}"
+                f"{function}: {name} has shape {tuple(one.shape)}, "
+                f"expected {tuple(other.shape)}"
             )

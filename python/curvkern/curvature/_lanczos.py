@@ -170,7 +170,7 @@ def spectral_density(
     distribution: str = "rademacher",
     generator: torch.Generator | None = None,
 ) -> SpectralDensity:
-    r"""The density of the eigenvalues of the Hessian of a loss, by stochastic Lanczos quadrature.
+    r"""The density of a Hessian's eigenvalues, by stochastic Lanczos quadrature.
 
     From each probe, ``steps`` products give nodes and weights of a Gauss quadrature of
     :math:`\int f\, d\mu` with :math:`\mu` the eigenvalues, weighted by the probe's share in

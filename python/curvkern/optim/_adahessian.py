@@ -60,8 +60,8 @@ class AdaHessian(HutchinsonOptimizer):
         or more dimensions, of which the last block may be shorter. A length -1 stands for none
         of one dimension, the last of two or three, those from the third on of more.
     average
-        "abs": means of :math:`|D|`, as in the authors' programs; "signed": the absolute value of
-        means of D, as in the text of [1]_.
+        "abs": means of :math:`|D|`, as in the authors' programs; "signed": the absolute value
+        of means of D, as in the text of [1]_.
     update
         "atan2": :math:`\operatorname{atan2}` of numerator and denominator in place of their
         quotient; there is no eps.

@@ -297,8 +297,8 @@ class HutchinsonOptimizer(Optimizer, abc.ABC):
         native = _products.is_native(p)
         if self._fused and not native:
             raise RuntimeError(
-                f"{type(self).__name__}: fused=True needs contiguous float32, float64 or bfloat16 "
-                f"parameters on the CPU, got {p.dtype} on {p.device}"
+                f"{type(self).__name__}: fused=True needs contiguous float32, float64 or "
+                f"bfloat16 parameters on the CPU, got {p.dtype} on {p.device}"
             )
         return native
 

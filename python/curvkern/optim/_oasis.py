@@ -78,12 +78,12 @@ class OASIS(_Preconditioned):
     Notes
     -----
     ``probes`` and ``hz`` of the first :meth:`step` are those of the warm-up. Every parameter
-    that moves in one step is expected to move in the next, as differences of gradients are taken.
+    that moves in one step should move in the next, as differences of gradients are taken.
 
     References
     ----------
-    .. [1] M. Jahani, S. Rusakov, Z. Shi, P. Richtárik, M. W. Mahoney, M. Takáč, "Doubly Adaptive
-       Scaled Algorithm for Machine Learning Using Second-Order Information", ICLR 2022.
+    .. [1] M. Jahani, S. Rusakov, Z. Shi, P. Richtárik, M. W. Mahoney, M. Takáč, "Doubly
+       Adaptive Scaled Algorithm for Machine Learning Using Second-Order Information", ICLR 2022.
 
     Examples
     --------

@@ -50,7 +50,7 @@ def products(
     probes: Sequence[Sequence[Tensor]],
     keep: bool = False,
 ) -> list[Tensor]:
-    """d (g . z) / d p for each probe, one after the other; zeros where g does not depend on p."""
+    """d (g . z) / d p for each probe in turn; zeros where g does not depend on p."""
     known = [i for i, g in enumerate(grads) if g.requires_grad]
     found: list[Tensor] = []
     for at, z in enumerate(probes):

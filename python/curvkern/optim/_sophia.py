@@ -110,9 +110,9 @@ class SophiaH(_Sophia):
 class SophiaG(_Sophia):
     r"""Clipped descent, with the Gauss-Newton-Bartlett diagonal in the denominator.
 
-    As :class:`SophiaH`, with :math:`B \hat g \odot \hat g` in place of :math:`z \odot Hz`, where
-    :math:`\hat g` is the gradient of the mean loss of B examples whose labels are drawn from the
-    model itself. No second derivative is needed.
+    As :class:`SophiaH`, with :math:`B \hat g \odot \hat g` in place of :math:`z \odot Hz`,
+    where :math:`\hat g` is the gradient of the mean loss of B examples whose labels are drawn
+    from the model itself. No second derivative is needed.
 
     Parameters
     ----------

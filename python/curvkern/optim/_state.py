@@ -1,4 +1,4 @@
-"""States of the Hutchinson family: plain dicts, checked when loaded, copied, in their dtypes."""
+"""States of the Hutchinson family: checked when loaded, copied, in their dtypes."""
 
 from __future__ import annotations
 

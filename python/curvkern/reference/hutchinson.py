@@ -145,17 +145,15 @@ def _update(
     if D is not None:
         torch._foreach_mul_(v, row.beta2)
         torch._foreach_addcmul_(v, D, D, 1 - row.beta2)
-    base: Sequence[Tensor] = torch._foreach_sqrt(v)
+    base = list(torch._foreach_sqrt(v))
     torch._foreach_div_(base, math.sqrt(row.second_bias))
     if row.power != 1:
-        base = torch._foreach_pow(base, row.power)
+        base = list(torch._foreach_pow(base, row.power))
     if row.atan2:
-        update: Sequence[Tensor] = [
-            torch.atan2(a / row.first_bias, b) for a, b in zip(m, base, strict=True)
-        ]
+        update = [torch.atan2(a / row.first_bias, b) for a, b in zip(m, base, strict=True)]
     else:
         torch._foreach_add_(base, row.eps)
-        update = torch._foreach_div(m, base)
+        update = list(torch._foreach_div(m, base))
         torch._foreach_div_(update, row.first_bias)
     for p, direction in zip(params, update, strict=True):
         p.copy_(p.to(direction.dtype) * (1 - row.lr * row.weight_decay) - row.lr * direction)
