@@ -1,5 +1,4 @@
-"""Benchmark cases of the Hutchinson family: the optimizer's step where gradients and products are
-given, and its probes.
+"""Benchmark cases of the Hutchinson family: steps on given gradients and products, and probes.
 
 The yardstick of a step is torch's own fused AdamW, which moves 28 bytes a parameter where
 AdaHessian cannot move less than 32. Beside it stand the authors' algorithm, written down
@@ -22,6 +21,7 @@ FOREACH = "foreach"
 OFFICIAL = "official"
 RANDINT = "torch.randint"
 
+LR, DECAY = 1e-3, 0.01
 #: Shapes of the parameters, whose sum is about 3 million.
 NETWORKS: dict[str, list[tuple[int, ...]]] = {
     "wide layers": [(1024, 1024), (1024,)] * 3,
@@ -51,29 +51,39 @@ def _step(network: str, spatial: str) -> Case:
         del n  # shapes are what they are
         grads, hz = _tensors(shapes, 1), _tensors(shapes, 2)
 
-        def parameters() -> list[Tensor]:
+        def moving(
+            make: Callable[[list[Tensor]], Callable[[], object]],
+        ) -> Callable[[], Tensor]:
+            """A step of parameters of its own; returns the first of them."""
             params = [p.requires_grad_() for p in _tensors(shapes, 0)]
             for p, g in zip(params, grads, strict=True):
                 p.grad = g
-            return params
+            step = make(params)
 
-        settings = {"lr": 1e-3, "weight_decay": 0.01}
-        fused = AdaHessian(parameters(), spatial=spatial, **settings)  # type: ignore[arg-type]
-        foreach = AdaHessian(
-            parameters(),
-            spatial=spatial,
-            foreach=True,
-            **settings,  # type: ignore[arg-type]
-        )
-        official = PlainAdaHessian(parameters(), **settings)
-        adamw = torch.optim.AdamW(parameters(), fused=True, **settings)  # type: ignore[arg-type]
-        calls: dict[str, Callable[[], object]] = {
-            OURS: lambda: fused.step(hz=[hz]),
-            ADAMW: adamw.step,
-            FOREACH: lambda: foreach.step(hz=[hz]),
-            OFFICIAL: lambda: official.step(grads, hz, official.probes()),
+            def call() -> Tensor:
+                step()
+                return params[0].detach()[0, 0]
+
+            return call
+
+        def ada(params: list[Tensor], foreach: bool) -> Callable[[], object]:
+            optimizer = AdaHessian(params, LR, weight_decay=DECAY, spatial=spatial,
+                                   foreach=foreach)  # fmt: skip
+            return lambda: optimizer.step(hz=[hz])
+
+        def official(params: list[Tensor]) -> Callable[[], object]:
+            optimizer = PlainAdaHessian(params, LR, weight_decay=DECAY)
+            return lambda: optimizer.step(grads, hz, optimizer.probes())
+
+        def adamw(params: list[Tensor]) -> Callable[[], object]:
+            return torch.optim.AdamW(params, LR, weight_decay=DECAY, fused=True).step
+
+        return {
+            OURS: moving(lambda params: ada(params, False)),
+            ADAMW: moving(adamw),
+            FOREACH: moving(lambda params: ada(params, True)),
+            OFFICIAL: moving(official),
         }
-        return calls
 
     count = sum(torch.Size(s).numel() for s in shapes)
     return Case(
@@ -105,7 +115,7 @@ def _probes() -> Case:
         params = _tensors(shapes, 0)
         optimizer = AdaHessian(params)
         official = PlainAdaHessian(params)
-        return {OURS: optimizer.draw_probes, RANDINT: official.probes}
+        return {OURS: lambda: optimizer.draw_probes()[0], RANDINT: official.probes}
 
     count = sum(torch.Size(s).numel() for s in shapes)
     return Case(

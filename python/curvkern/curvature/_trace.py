@@ -27,8 +27,9 @@ def hessian_trace(
     r"""An unbiased estimate of the trace of the Hessian of a loss.
 
     "hutchinson" is the mean of :math:`z^\top H z` over n probes (n products). "hutchpp" [1]_
-    takes the trace over the range of H times n probes exactly and samples the rest with n others (3n
-    products). "xtrace" [2]_ has every probe sample what the others do not span (2n products).
+    takes the trace over the range of H times n probes exactly and samples the rest with n
+    others (3n products). "xtrace" [2]_ has every probe sample what the others do not span (2n
+    products).
 
     Parameters
     ----------

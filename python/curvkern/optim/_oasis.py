@@ -83,7 +83,8 @@ class OASIS(_Preconditioned):
     References
     ----------
     .. [1] M. Jahani, S. Rusakov, Z. Shi, P. Richtárik, M. W. Mahoney, M. Takáč, "Doubly
-       Adaptive Scaled Algorithm for Machine Learning Using Second-Order Information", ICLR 2022.
+       Adaptive Scaled Algorithm for Machine Learning Using Second-Order Information", ICLR
+       2022.
 
     Examples
     --------

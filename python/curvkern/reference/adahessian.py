@@ -1,7 +1,7 @@
 """AdaHessian as its authors' program for images runs it: the rival of the benchmarks.
 
-An operation after the other for each tensor, with probes from torch.randint and the mean over the
-kernel of a convolution. Z. Yao, A. Gholami, S. Shen, M. Mustafa, K. Keutzer, M. W. Mahoney,
+An operation after the other for each tensor, with probes from torch.randint and the mean over
+the kernel of a convolution. Z. Yao, A. Gholami, S. Shen, M. Mustafa, K. Keutzer, M. W. Mahoney,
 "ADAHESSIAN: An Adaptive Second Order Optimizer for Machine Learning", AAAI 2021.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 class PlainAdaHessian:
-    """Steps on gradients and Hessian products that are given, so that only the step is timed."""
+    """Steps on given gradients and Hessian products, so that only the step is timed."""
 
     def __init__(
         self,
