@@ -47,7 +47,7 @@ class Model:
 
     def split(self, flat: Any) -> list[Tensor]:
         """A flat vector as tensors like the parameters."""
-        flat = torch.as_tensor(np.array(flat), dtype=self.dtype)
+        flat = torch.as_tensor(flat).to(self.dtype)
         parts = flat.split([p.numel() for p in self.params])
         return [a.view_as(p) for a, p in zip(parts, self.params, strict=True)]
 
