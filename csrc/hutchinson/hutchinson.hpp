@@ -28,6 +28,7 @@
 namespace curvkern::hutchinson {
 
 inline constexpr std::int64_t tile = 4096;  // elements that a thread takes at least
+inline constexpr std::int64_t slack = 16;   // of the widest register
 
 // How parameters, gradients and products are stored; the state of bfloat16 is float32, which is
 // then also what is computed in.
@@ -105,8 +106,10 @@ struct Kernels {
     // D (+)= weight z hz, with z given, from words, or 1
     void (*product[3])(const void* hz, const void* z, const std::uint32_t* words,
                        std::int64_t size, double weight, bool adds, void* D);
-    // the means of blocks, the last of which may be shorter, in the place of their elements
-    void (*means[2])(void* D, std::int64_t size, std::int64_t block, bool is_signed);
+    // the means of blocks, the last of which may be shorter, for each of their elements; writes
+    // up to `slack` elements more
+    void (*means[2])(const void* D, std::int64_t size, std::int64_t block, bool is_signed,
+                     void* to);
     double (*total[2])(const void* D, std::int64_t size, bool is_signed);
     // to = |from| scale, and to = value
     void (*magnitudes[2])(const void* from, std::int64_t size, double scale, void* to);

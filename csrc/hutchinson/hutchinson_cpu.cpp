@@ -62,10 +62,12 @@ CURVKERN_HD double sum(const T* x, std::int64_t size, bool is_signed) {
     return total;
 }
 
-// The means of `lanes` short blocks at a time, each in a lane of its own.
-template <class T>
-std::int64_t means_of_short(T* x, std::int64_t size, std::int64_t block, bool is_signed) {
-    constexpr int lanes = 16;
+// The means of `lanes` short blocks at a time, each in a lane of its own. They are stored as
+// whole registers, whose ends the next block overwrites.
+template <class R, class T>
+std::int64_t means_of_short(const T* x, std::int64_t size, std::int64_t block, bool is_signed,
+                            T* to) {
+    constexpr int lanes = 16, width = Lanes<R>::width;
     const T share = static_cast<T>(1 / static_cast<double>(block));
     std::int64_t begin = 0;
     for (; begin + lanes * block <= size; begin += lanes * block) {
@@ -78,24 +80,26 @@ std::int64_t means_of_short(T* x, std::int64_t size, std::int64_t block, bool is
             }
         }
         for (int lane = 0; lane < lanes; ++lane) {
-            const T value = mean[lane] * share;
-            T* to = x + begin + lane * block;
-            for (std::int64_t i = 0; i < block; ++i) to[i] = value;
+            const R value = c<R>(static_cast<double>(mean[lane] * share));
+            for (std::int64_t i = 0; i < block; i += width) {
+                store(to + begin + lane * block + i, value);
+            }
         }
     }
     return begin;
 }
 
-template <class T>
-void means(void* D, std::int64_t size, std::int64_t block, bool is_signed) {
-    auto* x = static_cast<T*>(D);
-    std::int64_t done = 0;
-    if (block < 32) done = means_of_short(x, size, block, is_signed);
-    for (std::int64_t begin = done; begin < size; begin += block) {
+template <class R, class T>
+void means(const void* D, std::int64_t size, std::int64_t block, bool is_signed, void* to) {
+    const auto* x = static_cast<const T*>(D);
+    auto* out = static_cast<T*>(to);
+    std::int64_t begin = 0;
+    if (block < 32) begin = means_of_short<R>(x, size, block, is_signed, out);
+    for (; begin < size; begin += block) {
         const std::int64_t width = size - begin < block ? size - begin : block;
         const auto mean =
             static_cast<T>(sum(x + begin, width, is_signed) / static_cast<double>(width));
-        for (std::int64_t i = 0; i < width; ++i) x[begin + i] = mean;
+        for (std::int64_t i = 0; i < width; ++i) out[begin + i] = mean;
     }
 }
 
@@ -205,7 +209,7 @@ const Kernels& kernels() {
     static const Kernels table = {philox,
                                   CURVKERN_STORAGES(signs),
                                   CURVKERN_STORAGES(product),
-                                  {means<double>, means<float>},
+                                  {means<VectorDouble, double>, means<VectorFloat, float>},
                                   {total<double>, total<float>},
                                   {magnitudes<double>, magnitudes<float>},
                                   {constant<double>, constant<float>},

@@ -116,8 +116,7 @@ class Tiles {
 const void* products(const Step& step, const Leaf& leaf, std::int64_t begin, std::int64_t size,
                      void* D) {
     const bool sign_matters = step.probes > 1 || (leaf.is_signed && leaf.block > 1);
-    const bool is_copied = sign_matters || (leaf.block > 1 && leaf.block <= tile) ||
-                           leaf.storage == Storage::bfloat16;
+    const bool is_copied = sign_matters || leaf.storage == Storage::bfloat16;
     if (!is_copied) return shifted(leaf.hz[0], begin, leaf.storage);
     Signs signs;
     for (std::int64_t probe = 0; probe < step.probes; ++probe) {
@@ -159,7 +158,7 @@ void run(const Step& step) {
         const std::int64_t begin = cut.begin(i), size = cut.end(i, leaf.size) - begin;
         if (size <= 0) return;
         const Storage state = state_storage(leaf.storage);
-        alignas(64) double buffer[tile];
+        alignas(64) double buffer[tile + slack], means[tile + slack];
         void* stale = shifted(leaf.stale, begin, state);
         const void* D = stale;
         double scale = 1;
@@ -179,7 +178,8 @@ void run(const Step& step) {
             } else {
                 D = products(step, leaf, begin, size, buffer);
                 if (leaf.block > 1) {
-                    kernels.means[index(state)](buffer, size, leaf.block, leaf.is_signed);
+                    kernels.means[index(state)](D, size, leaf.block, leaf.is_signed, means);
+                    D = means;
                 }
             }
             if (stale != nullptr) {
