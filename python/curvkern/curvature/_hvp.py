@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..optim import _products
 
-MODES = ("auto", "reverse", "forward_over_reverse", "native")
+MODES = ("auto", "reverse", "forward_over_reverse")
 Loss = Tensor | Callable[..., Tensor]
 
 
@@ -145,8 +145,6 @@ def hvp(loss_or_closure: Loss, params: Any, v: Any, *, mode: str = "auto") -> An
     TypeError, ValueError
         A parameter does not require grad, the loss is no scalar, shapes differ, or there is no
         such mode.
-    NotImplementedError
-        mode is "native".
     RuntimeError
         torch cannot differentiate the loss in this mode, as ``mse_loss`` forward over reverse.
 
@@ -163,8 +161,6 @@ def hvp(loss_or_closure: Loss, params: Any, v: Any, *, mode: str = "auto") -> An
     """
     if mode not in MODES:
         raise ValueError(f"hvp: mode must be one of {', '.join(MODES)}, got {mode!r}")
-    if mode == "native":
-        raise NotImplementedError("hvp: mode 'native' is not in this version; use 'reverse'")
     listed = checked_params("hvp", params)
     vectors = checked_vectors("hvp", "v", v, listed)
     if mode == "forward_over_reverse":
