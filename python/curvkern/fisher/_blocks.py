@@ -105,6 +105,12 @@ class BlockQueries(Fisher):
         v = v.double()
         return (self._solved(v, self._damping) * v).sum(1)
 
+    @guarded
+    def inverse_block(self, index: Tensor) -> Tensor:
+        """``F^-1`` of k rows and columns, (k, k), float64."""
+        index = _checks.indices("inverse_block", "index", index, self.d, 1)
+        return self.elements(index[:, None], index[None, :])
+
 
 class BlockWindowFisher(BlockQueries, SlidingWindowFisher):
     """What SlidingWindowFisher makes with a ``block_size``."""
@@ -169,12 +175,6 @@ class BlockWindowFisher(BlockQueries, SlidingWindowFisher):
         for name, k in (("i", i), ("j", j)):
             _checks.indices("elements", name, k, self.d)
         return self._at().elements(i, j)
-
-    @guarded
-    def inverse_block(self, index: Tensor) -> Tensor:
-        """``F^-1`` of k rows and columns, (k, k), float64."""
-        index = _checks.indices("inverse_block", "index", index, self.d)
-        return self.elements(index[:, None], index[None, :])
 
     @guarded
     def logdet(self) -> float:
