@@ -132,6 +132,7 @@ class BlockWindowFisher(BlockQueries, SlidingWindowFisher):
         )
 
     def _store(self, order: list[int], into: int, row: Tensor, v: Tensor) -> Tensor:
+        self._unfinished = order, into, row
         self._window[order[into]].copy_(row[0])
         self._order = order
         self._version += 1
@@ -142,7 +143,7 @@ class BlockWindowFisher(BlockQueries, SlidingWindowFisher):
     def push_ihvp(self, grad: Any, v: Any = None) -> Tensor:
         """Push a gradient and return F^-1 v, or without v that of the gradient as stored."""
         if v is not None:
-            _checks.vector("push_ihvp", "v", v, self.d, self.device)
+            v = _checks.vector("push_ihvp", "v", v, self.d, self.device).detach()
         given, _ = self._push("push_ihvp", grad, None)
         if v is not None:
             result: Tensor = self.ihvp(v)
@@ -172,8 +173,9 @@ class BlockWindowFisher(BlockQueries, SlidingWindowFisher):
         """Elements of ``F^-1`` at integer tensors i and j, which broadcast; float64."""
         if not len(self):
             return super().elements(i, j)
-        for name, k in (("i", i), ("j", j)):
-            _checks.indices("elements", name, k, self.d)
+        i, j = (
+            _checks.indices("elements", name, k, self.d) for name, k in (("i", i), ("j", j))
+        )
         return self._at().elements(i, j)
 
     @guarded

@@ -32,8 +32,9 @@ class Factor:
 
     def slide(self, column: Tensor, shift: float, full: bool) -> None:
         """Append the newest row's products with all rows; drop the oldest if full."""
-        if self.shift != shift:
-            self.shift = None
+        is_current = self.shift == shift
+        self.forget()  # until it belongs to all rows again, whatever comes between
+        if not is_current:
             return
         if full:
             _mfac.native().mfac_drop_first(self.matrix, self.count)
@@ -42,9 +43,11 @@ class Factor:
         diagonal = float(column[-1]) + shift
         _mfac.native().mfac_append(self.matrix, self.count, head, diagonal, shift)
         self.count += 1
+        self.shift = shift
 
     def build(self, gram: Tensor, shift: float) -> None:
         """From all of K."""
+        self.forget()
         count = len(gram)
         system = self.matrix[:count, :count]
         system.copy_(gram).diagonal().add_(shift)
