@@ -723,3 +723,39 @@ def test_made_in_inference_mode() -> None:
     fisher.push(torch.randn(40))
     G = fisher._window[fisher._order]
     assert_close(fisher.gram(), G @ G.T)
+
+
+def untrue() -> dict[str, Any]:
+    torch.manual_seed(3)
+    state = pushed(9).state_dict()
+    gram, factor = state["gram"], state["factor"]
+    skewed = gram.clone()
+    skewed[0, 1] += 1
+    return {
+        "products": {"gram": gram + 0.1 * torch.eye(6, dtype=WIDE), "factor": None},
+        "sides": {"gram": skewed, "factor": None},
+        "sign": {"gram": -gram, "factor": None},
+        "rows": {"window": state["window"].flip(0), "factor": None},
+        "overflow": {"window": 1e300 * state["window"]},
+        "damping": {"damping": 7.0},
+        "head": {"head": 1},
+        "factor": {"factor": torch.eye(6, dtype=WIDE)},
+        "pivots": {"factor": -factor},
+        "no data": {"window": state["window"].to("meta")},
+        "layout": {"gram": gram.to_sparse()},
+        "kind": {"d": torch.tensor([40, 40])},
+    }
+
+
+@pytest.mark.parametrize("name", untrue())
+def test_states_that_cannot_be_true_are_refused(name: str) -> None:
+    change = untrue()[name]
+    torch.manual_seed(3)
+    fisher = pushed(9)
+    state, v = fisher.state_dict(), torch.randn(40, dtype=WIDE)
+    before = fisher.ihvp(v)
+    with pytest.raises(ValueError, match="load_state_dict"):
+        fisher.load_state_dict({**state, **change})
+    assert torch.equal(fisher.ihvp(v), before)
+    fisher.load_state_dict({**state, "window": state["window"].clone().requires_grad_()})
+    assert not fisher._window.requires_grad

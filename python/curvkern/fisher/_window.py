@@ -227,8 +227,12 @@ class SlidingWindowFisher(Fisher):
         window = state["window"].detach().to(self.device)
         gram, factor = state["gram"].detach().cpu(), state["factor"]
         order = [(head + k) % max(count, 1) for k in range(count)]
+        norm = self.capacity if self.normalize == "capacity" else max(1, count)
+        if self.block_size is None and self._group is None:
+            _state.check_gram(window, gram)
         if factor is not None:
             factor = factor.detach().cpu()
+            _state.check_factor(factor, gram[order][:, order], norm * state["damping"])
         self._factor.forget()
         self._order = []  # rows are in use once all there is to know of them is
         self._window[:count] = window
