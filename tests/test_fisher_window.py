@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from curvkern.fisher import SlidingWindowFisher
+from curvkern.fisher import SlidingWindowFisher, StaticFisher
 from curvkern.fisher._partial import push_known
 from curvkern.reference import mfac
 from mfac_truth import Problem, check_ring, check_static, error, problems
@@ -759,3 +759,31 @@ def test_states_that_cannot_be_true_are_refused(name: str) -> None:
     assert torch.equal(fisher.ihvp(v), before)
     fisher.load_state_dict({**state, "window": state["window"].clone().requires_grad_()})
     assert not fisher._window.requires_grad
+
+
+@pytest.mark.parametrize(("d", "m", "scale"), [(4, 256, 1e3), (1, 64, 1e9), (50, 200, 1e6)])
+def test_pivots_of_rounding_do_not_grow(d: int, m: int, scale: float) -> None:
+    """Rows in few dimensions whose shift lies below the rounding of their products."""
+    rows = scale * torch.randn(m + 20, d)
+    fisher = SlidingWindowFisher(d, m, 1e-10)
+    for row in rows:
+        assert torch.isfinite(fisher.push_ihvp(row)).all()
+    v = torch.ones(d, dtype=WIDE)
+    assert torch.isfinite(fisher.ihvp(v)).all()
+    fisher.remove(0)
+    assert torch.isfinite(fisher.ihvp(v)).all()
+    assert math.isfinite(fisher.logdet())
+    assert torch.isfinite(StaticFisher.from_gradients(rows, 1e-10).diag_inverse()).all()
+
+
+def test_blocks_below_rounding() -> None:
+    """Finite, where a Cholesky factor has no more pivots."""
+    rows = 1e3 * torch.randn(60) * (1 + 1e-7 * torch.randn(120, 60))
+    fisher = SlidingWindowFisher(60, 120, 1e-10, block_size=60)
+    for row in rows:
+        fisher.push(row)
+    static = StaticFisher.from_gradients(rows, 1e-10, block_size=60)
+    for one in (fisher, static):
+        assert torch.isfinite(one.ihvp(torch.ones(60, dtype=WIDE))).all()
+        assert torch.isfinite(one.diag_inverse()).all()
+        assert math.isfinite(one.logdet())

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from . import _checks
 from ._base import Fisher, guarded
+from ._factor import by_eigenvectors
 from ._window import SlidingWindowFisher
 
 
@@ -37,12 +38,17 @@ class Blocks:
             self.lower = lower
             return
         if self.is_small:
-            system = self.X.mT @ self.X / norm
-            system.diagonal(dim1=1, dim2=2).add_(damping)
+            gram, shift = self.X.mT @ self.X / norm, damping
         else:
-            system = self.X @ self.X.mT
-            system.diagonal(dim1=1, dim2=2).add_(norm * damping)
-        self.lower = torch.linalg.cholesky(system)
+            gram, shift = self.X @ self.X.mT, norm * damping
+        system = gram.clone()
+        system.diagonal(dim1=1, dim2=2).add_(shift)
+        if torch.compiler.is_compiling():  # no choice by data in a graph
+            self.lower = torch.linalg.cholesky(system)
+            return
+        self.lower, failed = torch.linalg.cholesky_ex(system)
+        if bool(failed.any()):
+            self.lower = by_eigenvectors(gram, shift).mT
 
     def _split(self, v: Tensor) -> Tensor:
         padded = torch.nn.functional.pad(v, (0, self.count * self.size - self.d))

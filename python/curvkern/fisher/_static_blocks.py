@@ -45,7 +45,9 @@ class BlockStaticFisher(BlockQueries, StaticFisher):
         """The diagonal of ``F^-1``, (d,), float64; O(d m min(block_size, m))."""
         if self.device.type == "cpu":
             self._require_unwritten()
-            return block_diagonal(self._window, self._size, self._damping, self._n)
+            found = block_diagonal(self._window, self._size, self._damping, self._n)
+            if bool(torch.isfinite(found).all()):
+                return found
         found = torch.empty(self.d, dtype=torch.float64, device=self.device)
         for columns, part in self._parts(self._damping, keep=False):
             found[columns] = part.diagonal()
