@@ -444,3 +444,45 @@ def test_an_interrupt_ends_a_long_call() -> None:
         timer.cancel()
         signal.signal(signal.SIGINT, previous)
     assert torch.isfinite(fisher.diag_inverse()).all()
+
+
+@pytest.mark.parametrize("options", [{"whiten": True}, {}, {"block_size": 7}], ids=str)
+def test_an_interrupted_change_of_damping(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R43: nothing that was found for the damping before is taken for the new one."""
+    fisher = sample(**options)
+    fisher.element(3, 4), fisher.ihvp(torch.ones(40)), fisher.diag_inverse()
+
+    def interrupted(*_: Any) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    name = "_whiten" if "whiten" in options else "_parts" if options else "_factored"
+    monkeypatch.setattr(fisher, name, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        [fisher.set_damping(0.5), fisher.ihvp(torch.ones(40))]
+    fresh = StaticFisher.from_gradients(fisher._window, 0.5, **options)
+    assert_close(fisher.diag_inverse(), fresh.diag_inverse())
+    assert_close(fisher.element(3, 4), fresh.element(3, 4))
+    assert_close(fisher.ihvp(torch.ones(40)), fresh.ihvp(torch.ones(40)))
+
+
+@pytest.mark.parametrize("block_size", [None, 2])
+def test_arrays_and_squares_that_are_refused(block_size: int | None) -> None:
+    G = np.ones((3, 5))
+    assert from_(G.astype(">f8"), 0.1, block_size=block_size).d == 5
+    for bad in (np.ma.masked_less(G, 2), G.astype(np.longdouble), G.astype(object)):
+        with pytest.raises(TypeError, match="StaticFisher: G"):
+            from_(bad, 0.1, block_size=block_size)
+    with pytest.raises(ValueError, match="squares"):
+        from_(1e160 * G, 0.1, block_size=block_size)
+
+
+def test_places_in_blocks() -> None:
+    fisher = sample(block_size=7)
+    inverse = fisher.ihvp(torch.eye(40, dtype=WIDE))
+    index = torch.tensor([3, 38, 3, 6, 7])
+    assert_close(fisher.inverse_block(index), inverse[index][:, index])
+    with pytest.raises(TypeError, match="integers"):
+        fisher.elements(index, index.double())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import math
+import signal
 import threading
 from typing import Any
 
@@ -15,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from curvkern.fisher import SlidingWindowFisher
+from curvkern.fisher import SlidingWindowFisher, StaticFisher
+from curvkern.fisher._partial import push_known
 from curvkern.reference import mfac
 from mfac_truth import Problem, check_ring, check_static, error, problems
 
@@ -507,3 +509,281 @@ def test_four_threads_on_one_window() -> None:
     assert_close(fisher.gram(), G @ G.T)
     v = torch.randn(500, dtype=WIDE)
     assert error(fisher.ihvp(v), torch.linalg.solve(dense(G, 16, 0.1), v)) <= 1e-11
+
+
+def cut_short(fisher: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C in a method of the window or its factor, as it begins."""
+    owner = fisher if hasattr(fisher, name) else fisher._factor
+
+    def interrupted(*_: Any) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(owner, name, interrupted)
+
+
+CHANGES_OF_ROWS = {
+    "push": lambda fisher, g: fisher.push(g),
+    "push_ihvp": lambda fisher, g: fisher.push_ihvp(g, g),
+    "replace": lambda fisher, g: fisher.replace(1, g),
+    "push_known": lambda fisher, g: push_known(fisher, g, fisher._window[fisher._order] @ g),
+}
+
+
+# The methods that each goes through, after it is clear that it can be done.
+WAYS = {
+    "push": ("_store", "_record", "slide"),
+    "push_ihvp": ("_store", "_record", "slide", "_combined"),
+    "replace": ("_store", "_record"),
+    "push_known": ("_record", "slide", "_combined"),
+}
+
+
+@pytest.mark.parametrize("count", [2, 4, 9])
+@pytest.mark.parametrize(
+    ("change", "where"), [(name, where) for name in WAYS for where in WAYS[name]]
+)
+def test_interrupted_changes_are_whole(
+    change: str, where: str, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R43: rows, Gram matrix and factor stay of one piece, and later products are right."""
+    fisher, g = pushed(count), torch.randn(40, dtype=WIDE)
+    cut_short(fisher, where, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        CHANGES_OF_ROWS[change](fisher, g)
+    for _ in range(2):
+        G = fisher._window[fisher._order]
+        assert_close(fisher.gram(), G @ G.T)
+        v = torch.randn(40, dtype=WIDE)
+        assert error(fisher.ihvp(v), torch.linalg.solve(dense(G, 6, 1e-3), v)) <= 1e-10
+        fisher.push(v)
+
+
+def test_interrupted_push_of_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    fisher, g = pushed(6, block_size=7), torch.randn(40, dtype=WIDE)
+    before = fisher._window[fisher._order].clone()
+    cut_short(fisher, "slide", monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        fisher.push(g)
+    assert torch.equal(fisher._window[fisher._order], torch.cat([before[1:], g[None]]))
+
+
+def test_interrupted_load_leaves_nothing_or_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    fisher, state = pushed(9), pushed(9).state_dict()
+    cut_short(fisher, "forget", monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        fisher.load_state_dict(state)
+    G = fisher._window[fisher._order]
+    assert_close(fisher.gram(), G @ G.T)
+    fisher.load_state_dict(state)
+    assert torch.equal(fisher.state_dict()["window"], state["window"])
+
+
+def test_a_signal_during_pushes() -> None:
+    """The same by a real signal, which comes as the row has been written."""
+    d, previous = 300_000, signal.signal(signal.SIGINT, signal.default_int_handler)
+    rows, ident = torch.randn(5, d), threading.main_thread().ident
+    fisher = SlidingWindowFisher(d, 16, 1e-3)
+
+    def pushes(timer: threading.Timer) -> None:
+        timer.start()
+        for j in range(100_000):
+            fisher.push((j + 1) * rows[j % 5])
+
+    try:
+        for k in range(6):
+            timer = threading.Timer(
+                0.01 + 0.007 * k, signal.pthread_kill, (ident, signal.SIGINT)
+            )
+            with pytest.raises(KeyboardInterrupt):
+                pushes(timer)
+            timer.join()
+            G = fisher._window[fisher._order].double()
+            assert_close(fisher.gram(), G @ G.T)
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+# What comes in -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("storage", [WIDE, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("d", [7, 100, 515])
+def test_many_vectors_are_those_of_one_at_a_time(d: int, storage: torch.dtype) -> None:
+    """Bit for bit, also where columns do not fill a register."""
+    fisher = pushed(7, d=d, dtype=storage)
+    for dtype in (WIDE, torch.float32):
+        for k in (2, 3, 6, 33):
+            V = torch.randn(k, d, dtype=dtype)
+            assert torch.equal(fisher.ihvp(V), torch.stack([fisher.ihvp(v) for v in V]))
+
+
+def test_a_push_with_many_vectors() -> None:
+    fisher, twin = pushed(9), pushed(0)
+    twin.load_state_dict(fisher.state_dict())
+    g, V = torch.randn(40), torch.randn(9, 40, dtype=WIDE)
+    X = fisher.push_ihvp(g, V)
+    twin.push(g)
+    assert torch.equal(X, twin.ihvp(V))
+
+
+@pytest.mark.parametrize("options", [{}, {"block_size": 3}], ids=str)
+def test_arrays_of_every_kind(
+    options: dict[str, Any], recwarn: pytest.WarningsRecorder
+) -> None:
+    """R24"""
+    fisher = pushed(4, **options)
+    v = np.random.default_rng(0).standard_normal(40)
+    wanted = fisher.ihvp(v)
+    fixed = v.copy()
+    fixed.flags.writeable = False
+    for form in (fixed, v.astype(">f8"), v[::-1].copy()[::-1], np.stack([v, v])[:, ::1][1]):
+        assert np.array_equal(fisher.ihvp(form), wanted)
+    fisher.push(fixed)
+    assert isinstance(fisher.push_ihvp(v, fixed), Tensor)
+    with pytest.raises(TypeError, match="v is a masked array"):
+        fisher.ihvp(np.ma.masked_less(v, 0))
+    for bad in (v.astype(np.longdouble), np.array([None] * 40), np.array(["a"] * 40)):
+        with pytest.raises(TypeError, match="ihvp: v must be real"):
+            fisher.ihvp(bad)
+    assert not recwarn.list
+
+
+def test_where_to_put_the_result() -> None:
+    fisher, v = pushed(4), torch.randn(40, dtype=WIDE)
+    wanted, out = fisher.ihvp(v), torch.empty(40, dtype=WIDE)
+    assert fisher.ihvp(v, out=out) is out
+    assert torch.equal(out, wanted)
+    with pytest.raises(ValueError, match=r"out must have shape \(40,\)"):
+        fisher.ihvp(v, out=torch.empty(2, 40, dtype=WIDE))
+    for bad in (torch.empty(40), torch.empty(40, dtype=torch.int64), np.empty(40)):
+        with pytest.raises(TypeError, match="out must be"):
+            fisher.ihvp(v, out=bad)
+    for one, other in ((v.clone().requires_grad_(), out), (v, out.clone().requires_grad_())):
+        with pytest.raises(RuntimeError, match="derivatives"):
+            fisher.ihvp(one, out=other)
+
+
+@pytest.mark.parametrize("options", [{}, {"block_size": 3}], ids=str)
+def test_places_of_elements(options: dict[str, Any]) -> None:
+    fisher = pushed(4, **options)
+    inverse = fisher.ihvp(torch.eye(40, dtype=WIDE))
+    index = torch.tensor([5, 3, 5, 39], dtype=torch.uint8)
+    assert_close(fisher.inverse_block(index), inverse[index.long()][:, index.long()])
+    assert_close(fisher.elements(index, index), inverse.diagonal()[index.long()])
+    for bad in ([0, 1], np.array([0]), torch.tensor([0.0]), torch.tensor([True])):
+        for call in (fisher.inverse_block, lambda i: fisher.elements(i, i)):
+            with pytest.raises(TypeError, match="must be"):
+                call(bad)
+    with pytest.raises(ValueError, match="1 dimension"):
+        fisher.inverse_block(torch.zeros(1, 2, dtype=torch.int64))
+
+
+def test_complex_vectors_of_the_linear_operator() -> None:
+    pytest.importorskip("scipy")
+    fisher, z = pushed(4), np.linspace(-1, 1, 40) * (1 + 2j)
+    found = fisher.as_linear_operator() @ z
+    assert np.allclose(found, fisher.ihvp(z.real) + 1j * fisher.ihvp(z.imag), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("d", "m", "kind"),
+    [(2**70, 1, ValueError), (3, 2**70, ValueError), (3, 10**9, MemoryError)],
+)
+def test_sizes_beyond_all_memory(d: int, m: int, kind: type[Exception]) -> None:
+    """R31"""
+    with pytest.raises(kind, match="too large"):
+        SlidingWindowFisher(d, m, 0.1)
+
+
+@pytest.mark.parametrize("options", [{}, {"block_size": 3}], ids=str)
+def test_squares_that_overflow_are_refused(options: dict[str, Any]) -> None:
+    fisher = pushed(4, **options)
+    v = torch.ones(40, dtype=WIDE)
+    before = fisher.ihvp(v)
+    for call in (fisher.push, fisher.push_ihvp, lambda row: fisher.replace(0, row)):
+        with pytest.raises(ValueError, match="square"):
+            call(1e160 * v)
+    assert torch.equal(fisher.ihvp(v), before)
+
+
+def test_no_block_size_in_a_subclass() -> None:
+    class Window(SlidingWindowFisher):
+        pass
+
+    assert Window(4, 2, 0.1).block_size is None
+    with pytest.raises(TypeError, match="block_size"):
+        Window(4, 2, 0.1, block_size=2)
+
+
+def test_made_in_inference_mode() -> None:
+    """R34"""
+    with torch.inference_mode():
+        fisher = pushed(2)
+    fisher.push(torch.randn(40))
+    G = fisher._window[fisher._order]
+    assert_close(fisher.gram(), G @ G.T)
+
+
+def untrue() -> dict[str, Any]:
+    torch.manual_seed(3)
+    state = pushed(9).state_dict()
+    gram, factor = state["gram"], state["factor"]
+    skewed = gram.clone()
+    skewed[0, 1] += 1
+    return {
+        "products": {"gram": gram + 0.1 * torch.eye(6, dtype=WIDE), "factor": None},
+        "sides": {"gram": skewed, "factor": None},
+        "sign": {"gram": -gram, "factor": None},
+        "rows": {"window": state["window"].flip(0), "factor": None},
+        "overflow": {"window": 1e300 * state["window"]},
+        "damping": {"damping": 7.0},
+        "head": {"head": 1},
+        "factor": {"factor": torch.eye(6, dtype=WIDE)},
+        "pivots": {"factor": -factor},
+        "no data": {"window": state["window"].to("meta")},
+        "layout": {"gram": gram.to_sparse()},
+        "kind": {"d": torch.tensor([40, 40])},
+    }
+
+
+@pytest.mark.parametrize("name", untrue())
+def test_states_that_cannot_be_true_are_refused(name: str) -> None:
+    change = untrue()[name]
+    torch.manual_seed(3)
+    fisher = pushed(9)
+    state, v = fisher.state_dict(), torch.randn(40, dtype=WIDE)
+    before = fisher.ihvp(v)
+    with pytest.raises(ValueError, match="load_state_dict"):
+        fisher.load_state_dict({**state, **change})
+    assert torch.equal(fisher.ihvp(v), before)
+    fisher.load_state_dict({**state, "window": state["window"].clone().requires_grad_()})
+    assert not fisher._window.requires_grad
+
+
+@pytest.mark.parametrize(("d", "m", "scale"), [(4, 256, 1e3), (1, 64, 1e9), (50, 200, 1e6)])
+def test_pivots_of_rounding_do_not_grow(d: int, m: int, scale: float) -> None:
+    """Rows in few dimensions whose shift lies below the rounding of their products."""
+    rows = scale * torch.randn(m + 20, d)
+    fisher = SlidingWindowFisher(d, m, 1e-10)
+    for row in rows:
+        assert torch.isfinite(fisher.push_ihvp(row)).all()
+    v = torch.ones(d, dtype=WIDE)
+    assert torch.isfinite(fisher.ihvp(v)).all()
+    fisher.remove(0)
+    assert torch.isfinite(fisher.ihvp(v)).all()
+    assert math.isfinite(fisher.logdet())
+    assert torch.isfinite(StaticFisher.from_gradients(rows, 1e-10).diag_inverse()).all()
+
+
+def test_blocks_below_rounding() -> None:
+    """Finite, where a Cholesky factor has no more pivots."""
+    rows = 1e3 * torch.randn(60) * (1 + 1e-7 * torch.randn(120, 60))
+    fisher = SlidingWindowFisher(60, 120, 1e-10, block_size=60)
+    for row in rows:
+        fisher.push(row)
+    static = StaticFisher.from_gradients(rows, 1e-10, block_size=60)
+    for one in (fisher, static):
+        assert torch.isfinite(one.ihvp(torch.ones(60, dtype=WIDE))).all()
+        assert torch.isfinite(one.diag_inverse()).all()
+        assert math.isfinite(one.logdet())

@@ -67,6 +67,19 @@ def test_influence_refuses(test: Any, train: Any, fisher: Any, kind: Any, words:
         influence(test, train, fisher)
 
 
+def test_influence_needs_products_only() -> None:
+    class Bare:
+        d = 5
+
+        def ihvp(self, v: Tensor) -> Tensor:
+            return v / 2
+
+    a, b = torch.randn(3, 5), torch.randn(4, 5)
+    torch.testing.assert_close(influence(a, b, Bare()), -a @ b.T / 2)
+    with pytest.raises(TypeError, match="layout"):
+        influence(a.to_sparse(), b, Bare())
+
+
 def ridge(h: Tensor, scale: Tensor, n: int = 30, d: int = 4) -> tuple[Any, Any, Tensor]:
     """Training and validation loss and the trained weights for penalties h and a scale."""
     generator = torch.Generator().manual_seed(1)

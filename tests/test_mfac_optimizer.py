@@ -449,3 +449,94 @@ def test_damping_changed_on_one_side_is_refused_before_the_step() -> None:
     optimizer.param_groups[1]["damping"] = 1e-5
     assert same(bits(optimizer), before[0])
     assert a.tolist() == before[1]
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_in_backward_under_a_gradient_scaler(skip: bool) -> None:
+    """The scale comes off the gradients after backward, behind their version counters."""
+    ends = []
+    for in_backward in (False, True):
+        model = network().float()
+        optimizer = MFAC(model.parameters(), lr=1e-2, window=3, in_backward=in_backward)
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        for t, x in enumerate(batches(6)):
+            optimizer.zero_grad()
+            scaler.scale(model(x.float()).square().mean()).backward()
+            if skip and t == 3:
+                model[0].bias.grad.fill_(float("inf"))
+            scaler.step(optimizer)
+            scaler.update()
+        assert optimizer._windows[0].steps == 6 - skip
+        ends.append(values(model))
+    torch.testing.assert_close(*ends)
+
+
+@pytest.mark.parametrize("in_backward", [False, True])
+def test_a_narrow_window_does_not_round_the_step(in_backward: bool) -> None:
+    params = [torch.nn.Parameter(torch.randn(50, dtype=torch.float64)) for _ in range(2)]
+    (one, two), g = params, torch.randn(4, 50, dtype=torch.float64)
+    two.data.copy_(one.data)
+    options = {"lr": 1e-2, "damping": 1e-3, "window": 3, "window_dtype": torch.bfloat16}
+    optimizer = MFAC([one], in_backward=in_backward, **options)
+    dense = Dense([two], **options)
+    for row in g:
+        for p, step in ((one, optimizer.step), (two, dense.step)):
+            p.grad = None
+            (p * row).sum().backward()
+            step()
+    torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("damping", -1.0),
+        ("damping", None),
+        ("lr", float("nan")),
+        ("momentum", 1.5),
+        ("warmup", 0.5),
+        ("maximize", 1),
+    ],
+)
+def test_a_setting_changed_to_nonsense_stops_the_step(name: str, value: Any) -> None:
+    """Before any parameter or window, also those of other groups."""
+    model = network()
+    groups = [{"params": list(layer.parameters())} for layer in (model[0], model[2])]
+    optimizer = MFAC(groups, grouping="per_group")
+    train(model, optimizer, batches(2))
+    before = bits(optimizer), [v.clone() for v in values(model)]
+    kept = optimizer.param_groups[1][name]
+    optimizer.param_groups[1][name] = value
+    with pytest.raises((TypeError, ValueError), match=name):
+        optimizer.step()
+    optimizer.param_groups[1][name] = kept
+    assert same(bits(optimizer), before[0])
+    assert all(map(torch.equal, values(model), before[1]))
+
+
+def test_a_damping_changed_before_the_state_was_saved() -> None:
+    model = network()
+    optimizer = MFAC(model.parameters(), window=3, damping=0.1)
+    train(model, optimizer, batches(2))
+    optimizer.param_groups[0]["damping"] = 10.0
+    twin = copy.deepcopy(model)
+    again = MFAC(twin.parameters(), window=3)
+    again.load_state_dict(optimizer.state_dict())
+    for m, o in ((model, optimizer), (twin, again)):
+        train(m, o, batches(2))
+    assert again._windows[0].fisher.damping == 10.0
+    assert all(map(torch.equal, values(model), values(twin)))
+
+
+@pytest.mark.parametrize("bad", [lambda b: b * float("nan"), lambda b: b.to_sparse()])
+def test_momentum_that_cannot_be_true(bad: Any) -> None:
+    model = network()
+    optimizer = MFAC(model.parameters(), window=3)
+    train(model, optimizer, batches(2))
+    before, state = bits(optimizer), copy.deepcopy(optimizer.state_dict())
+    state["state"][0]["momentum_buffer"] = bad(state["state"][0]["momentum_buffer"])
+    with pytest.raises(ValueError, match="momentum_buffer"):
+        optimizer.load_state_dict(state)
+    assert same(bits(optimizer), before)
+    with pytest.raises(TypeError, match="dict"):
+        optimizer.load_state_dict(None)  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from curvkern import fisher as native
 from curvkern.fisher import SlidingWindowFisher, obs_prune
 from curvkern.reference.mfac import StaticFisher
 from mfac_truth import Problem, error, problems
@@ -228,3 +229,40 @@ def test_an_inverse_that_rounding_has_spoilt(mode: str) -> None:
 
     with pytest.raises(ValueError, match="obs_prune: fisher's inverse must be positive def"):
         obs_prune(torch.ones(2), Spoilt(), n=2, mode=mode)
+
+
+@pytest.mark.parametrize("drop", [0, 3, 6])
+@pytest.mark.parametrize("seed", range(8))
+def test_greedy_blocks_beside_a_mask(seed: int, drop: int) -> None:
+    """Of what the mask has dropped nothing but rounding is left in the inverse."""
+    torch.manual_seed(seed)
+    w, fisher = random(12, 5)
+    mask = torch.ones(12, dtype=torch.bool)
+    mask[3:6] = False
+    new, left, saliency = obs_prune(w, fisher, n=drop, mode="greedy", mask=mask, block=3)
+    assert int((~left).sum()) == 3 + drop
+    assert saliency[1] == torch.inf
+    F = torch.linalg.inv(fisher.ihvp(torch.eye(12, dtype=torch.float64)))
+    start = torch.where(mask, w, 0.0)
+    zero = ~left if drop else ~mask
+    wanted = constrained(start, F, zero) if drop else start
+    assert error(new, wanted) <= 1e-8
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("block", [None, 3])
+def test_blocks_of_a_static_fisher(mode: str, block: int | None) -> None:
+    w, twin = random(12, 5, block_size=6)
+    fisher = native.StaticFisher.from_gradients(twin.G, twin.damping, block_size=6)
+    for got, wanted in zip(
+        obs_prune(w, fisher, n=6, mode=mode, block=block),
+        obs_prune(w, twin, n=6, mode=mode, block=block),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, wanted)
+
+
+def test_sparse_weights_are_refused() -> None:
+    w, fisher = random(12, 5)
+    with pytest.raises(TypeError, match="w has layout"):
+        obs_prune(w.to_sparse(), fisher, n=1)

@@ -29,6 +29,14 @@ struct Spread {
     CURVKERN_HD void fetch(std::int64_t j) const { mfac::fetch(lines, j / width); }
 };
 
+// The last few numbers, and zeros to fill a register.
+template <class S>
+V load_part(const S* p, std::int64_t size) {
+    double part[width] = {};
+    for (std::int64_t j = 0; j < size; ++j) part[j] = one(p + j);
+    return load(part);
+}
+
 // Four rows at a time: a register of v serves them all, and their sums are independent. After
 // each run they are added up, so their order does not depend on K.
 template <class S, int K, class Ahead>
@@ -50,16 +58,20 @@ void dot_block(const S* const* row, const Ahead& ahead, std::int64_t size, const
                 for (int r = 0; r < K; ++r) sum[i][r] += g * x[r];
             }
         }
+        // In registers, too: a loop over numbers is rounded as the compiler likes, for each K.
+        if (j < end) {
+            for (int i = 0; i < rows; ++i) {
+                const V g = load_part(row[i] + j, end - j);
+                for (int r = 0; r < K; ++r) {
+                    sum[i][r] += g * load_part(v + r * stride + j, end - j);
+                }
+            }
+        }
+        j = end;
         CURVKERN_UNROLL
         for (int i = 0; i < rows; ++i) {
             CURVKERN_UNROLL
-            for (int r = 0; r < K; ++r) {
-                double rest = total(sum[i][r]);
-                for (std::int64_t at = j; at < end; ++at) {
-                    rest += one(row[i] + at) * v[r * stride + at];
-                }
-                out[i][r] += rest;
-            }
+            for (int r = 0; r < K; ++r) out[i][r] += total(sum[i][r]);
         }
     }
 }

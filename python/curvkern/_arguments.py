@@ -60,6 +60,18 @@ def _as_tensor(function: str, name: str, value: Any) -> Tensor:
     return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
 
 
+def from_array(function: str, name: str, array: np.ndarray) -> Tensor:
+    """A NumPy array as a tensor of its dtype, which shares its memory where torch can."""
+    _refuse_mask(function, name, array)
+    native = np.asarray(array, dtype=array.dtype.newbyteorder("="), order="C")
+    try:
+        return torch.from_numpy(native if native.flags.writeable else native.copy())
+    except TypeError:
+        raise TypeError(
+            f"{function}: {name} must be real and at most float64, got {array.dtype}"
+        ) from None
+
+
 def checked(function: str, name: str, value: Any) -> Tensor | float:
     """A tensor as it is or a number as a float, if it is of a kind that can stay beside one."""
     if isinstance(value, Tensor):

@@ -23,7 +23,7 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def guarded(method: Method) -> Method:
-    """One thread at a time, and one thread in all in a forked child."""
+    """One thread at a time, one thread in all in a forked child, and no half-done change."""
 
     @functools.wraps(method)
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -31,7 +31,12 @@ def guarded(method: Method) -> Method:
             return method(self, *args, **kwargs)
         with self._lock:
             _runtime.spare_forked_child()
-            return method(self, *args, **kwargs)
+            self._settle()
+            try:
+                return method(self, *args, **kwargs)
+            except BaseException:
+                self._settle()
+                raise
 
     return run  # type: ignore[return-value]
 
@@ -107,7 +112,7 @@ class Fisher(abc.ABC):
         damping : float, optional
             Another damping for this product alone.
         out : Tensor, optional
-            Where to put the result; not together with derivatives.
+            Where to put the result, of the shape and dtype of v; not together with derivatives.
         return_info : bool
             Whether to return ``(result, {"residual": |F x - v| / |v|})``, at the price of two
             more passes.
@@ -122,10 +127,13 @@ class Fisher(abc.ABC):
         TypeError, ValueError
             For a v of another kind, dtype, shape or device, or a damping that is not positive.
         RuntimeError
-            In backward, where the window has been changed since.
+            In backward, where the window has been changed since. For ``out`` where a derivative
+            is wanted.
         """
         given = _checks.vector("ihvp", "v", v, self.d, self.device)
         at = self._damping if damping is None else _checks.positive("ihvp", "damping", damping)
+        if out is not None:
+            _checks.output("ihvp", out, given)
         many = _checks.wide(given).reshape(-1, self.d)
         x = self._apply(many, at)
         result = x.reshape(given.shape).to(given.dtype)
@@ -168,9 +176,11 @@ class Fisher(abc.ABC):
     @guarded
     def elements(self, i: Tensor, j: Tensor) -> Tensor:
         """Elements of ``F^-1`` at integer tensors i and j, which broadcast; float64."""
+        i, j = (
+            _checks.indices("elements", name, k, self.d) for name, k in (("i", i), ("j", j))
+        )
         shape = torch.broadcast_shapes(i.shape, j.shape)
         both = torch.cat([i.flatten(), j.flatten()])
-        both = _checks.indices("elements", "i and j", both, self.d)
         known, back = torch.unique(both, return_inverse=True)
         at_i = back[: i.numel()].reshape(i.shape).expand(shape)
         at_j = back[i.numel() :].reshape(j.shape).expand(shape)
@@ -184,8 +194,8 @@ class Fisher(abc.ABC):
     @guarded
     def inverse_block(self, index: Tensor) -> Tensor:
         """``F^-1`` of k rows and columns, (k, k), float64, in O(k m (k + m))."""
-        index = _checks.indices("inverse_block", "index", index, self.d)
-        block = torch.eye(len(index), dtype=torch.float64, device=self.device)
+        index = _checks.indices("inverse_block", "index", index, self.d, 1)
+        block = (index[:, None] == index).to(self.device, torch.float64)
         if len(self):
             columns = self._window[:, index.to(self.device)][list(self._slots())].double()
             W = self._factored(self._damping).solve(columns.T.contiguous().cpu(), half=True)
@@ -211,6 +221,9 @@ class Fisher(abc.ABC):
         from scipy.sparse.linalg import LinearOperator
 
         def product(x: np.ndarray) -> np.ndarray:
+            if np.iscomplexobj(x):
+                parts: np.ndarray = product(x.real) + 1j * product(x.imag)
+                return parts
             columns = np.asarray(x, dtype=np.float64).reshape(self.d, -1)
             found: np.ndarray = self.ihvp(np.ascontiguousarray(columns.T))
             return found.T.reshape(x.shape)
@@ -221,6 +234,10 @@ class Fisher(abc.ABC):
         )  # fmt: skip
 
     # Inside --------------------------------------------------------------------------------
+
+    def _settle(self) -> None:
+        """Finish a change that an exception, such as Ctrl-C, has cut short."""
+        return
 
     def _apply(self, v: Tensor, damping: float) -> Tensor:
         if torch.compiler.is_compiling():

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from . import _checks
 from ._base import Fisher, guarded
+from ._factor import by_eigenvectors
 from ._window import SlidingWindowFisher
 
 
@@ -37,12 +38,17 @@ class Blocks:
             self.lower = lower
             return
         if self.is_small:
-            system = self.X.mT @ self.X / norm
-            system.diagonal(dim1=1, dim2=2).add_(damping)
+            gram, shift = self.X.mT @ self.X / norm, damping
         else:
-            system = self.X @ self.X.mT
-            system.diagonal(dim1=1, dim2=2).add_(norm * damping)
-        self.lower = torch.linalg.cholesky(system)
+            gram, shift = self.X @ self.X.mT, norm * damping
+        system = gram.clone()
+        system.diagonal(dim1=1, dim2=2).add_(shift)
+        if torch.compiler.is_compiling():  # no choice by data in a graph
+            self.lower = torch.linalg.cholesky(system)
+            return
+        self.lower, failed = torch.linalg.cholesky_ex(system)
+        if bool(failed.any()):
+            self.lower = by_eigenvectors(gram, shift).mT
 
     def _split(self, v: Tensor) -> Tensor:
         padded = torch.nn.functional.pad(v, (0, self.count * self.size - self.d))
@@ -105,6 +111,12 @@ class BlockQueries(Fisher):
         v = v.double()
         return (self._solved(v, self._damping) * v).sum(1)
 
+    @guarded
+    def inverse_block(self, index: Tensor) -> Tensor:
+        """``F^-1`` of k rows and columns, (k, k), float64."""
+        index = _checks.indices("inverse_block", "index", index, self.d, 1)
+        return self.elements(index[:, None], index[None, :])
+
 
 class BlockWindowFisher(BlockQueries, SlidingWindowFisher):
     """What SlidingWindowFisher makes with a ``block_size``."""
@@ -126,6 +138,7 @@ class BlockWindowFisher(BlockQueries, SlidingWindowFisher):
         )
 
     def _store(self, order: list[int], into: int, row: Tensor, v: Tensor) -> Tensor:
+        self._unfinished = order, into, row
         self._window[order[into]].copy_(row[0])
         self._order = order
         self._version += 1
@@ -136,7 +149,7 @@ class BlockWindowFisher(BlockQueries, SlidingWindowFisher):
     def push_ihvp(self, grad: Any, v: Any = None) -> Tensor:
         """Push a gradient and return F^-1 v, or without v that of the gradient as stored."""
         if v is not None:
-            _checks.vector("push_ihvp", "v", v, self.d, self.device)
+            v = _checks.vector("push_ihvp", "v", v, self.d, self.device).detach()
         given, _ = self._push("push_ihvp", grad, None)
         if v is not None:
             result: Tensor = self.ihvp(v)
@@ -166,15 +179,10 @@ class BlockWindowFisher(BlockQueries, SlidingWindowFisher):
         """Elements of ``F^-1`` at integer tensors i and j, which broadcast; float64."""
         if not len(self):
             return super().elements(i, j)
-        for name, k in (("i", i), ("j", j)):
-            _checks.indices("elements", name, k, self.d)
+        i, j = (
+            _checks.indices("elements", name, k, self.d) for name, k in (("i", i), ("j", j))
+        )
         return self._at().elements(i, j)
-
-    @guarded
-    def inverse_block(self, index: Tensor) -> Tensor:
-        """``F^-1`` of k rows and columns, (k, k), float64."""
-        index = _checks.indices("inverse_block", "index", index, self.d)
-        return self.elements(index[:, None], index[None, :])
 
     @guarded
     def logdet(self) -> float:

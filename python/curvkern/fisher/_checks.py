@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 from typing import Any
 
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor
 
 from .. import _mfac
-from .._arguments import check_layout, to_float
+from .._arguments import check_layout, from_array, to_float
+from .._autograd import derivative_wanted
 
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -31,6 +33,8 @@ def count(function: str, name: str, value: Any, least: int = 1) -> int:
         raise TypeError(f"{function}: {name} must be an integer, got {type(value).__name__}")
     if value < least:
         raise ValueError(f"{function}: {name} must be at least {least}, got {value}")
+    if value >= 1 << 63:
+        raise ValueError(f"{function}: {name} is too large, got {value}")
     return int(value)
 
 
@@ -43,8 +47,18 @@ def index(function: str, name: str, value: Any, size: int) -> int:
     return int(value)
 
 
-def indices(function: str, name: str, value: Tensor, size: int) -> Tensor:
-    """Integers below a size; IndexError for others."""
+def indices(function: str, name: str, value: Any, size: int, ndim: int | None = None) -> Tensor:
+    """A tensor of integers below a size; IndexError for others."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{function}: {name} must be a tensor, got {type(value).__name__}")
+    kind = value.dtype
+    if kind.is_floating_point or kind.is_complex or kind is torch.bool:
+        raise TypeError(f"{function}: {name} must be integers, got {kind}")
+    if ndim is not None and value.ndim != ndim:
+        raise ValueError(
+            f"{function}: {name} must have {ndim} dimension, got shape {tuple(value.shape)}"
+        )
+    value = value.long()  # uint8 would be a mask
     if value.numel() and not 0 <= int(value.min()) <= int(value.max()) < size:
         raise IndexError(
             f"{function}: {name} must be in [0, {size}), got {int(value.min())} to "
@@ -66,7 +80,7 @@ def storage(function: str, dtype: Any) -> torch.dtype:
 def vector(function: str, name: str, value: Any, d: int, device: torch.device) -> Tensor:
     """A real tensor (d,) or (k, d) on the window's device; arrays become tensors."""
     if isinstance(value, np.ndarray):
-        value = torch.from_numpy(np.ascontiguousarray(value))
+        value = from_array(function, name, value)
     if not isinstance(value, Tensor):
         raise TypeError(
             f"{function}: {name} must be a tensor or a NumPy array, got {type(value).__name__}"
@@ -86,11 +100,32 @@ def vector(function: str, name: str, value: Any, d: int, device: torch.device) -
     return value
 
 
+def output(function: str, out: Any, v: Tensor) -> None:
+    """Refuse what cannot take the result for v."""
+    if not isinstance(out, Tensor):
+        raise TypeError(f"{function}: out must be a tensor, got {type(out).__name__}")
+    if out.dtype is not v.dtype:
+        raise TypeError(f"{function}: out must be {v.dtype} as v, got {out.dtype}")
+    if out.shape != v.shape or out.device != v.device:
+        raise ValueError(
+            f"{function}: out must have shape {tuple(v.shape)} on {v.device} as v, "
+            f"got {tuple(out.shape)} on {out.device}"
+        )
+    if derivative_wanted(v) or (torch.is_grad_enabled() and out.requires_grad):
+        raise RuntimeError(
+            f"{function}: out does not go together with derivatives; leave it out, or detach v"
+        )
+
+
 def wide(v: Tensor) -> Tensor:
     """float32 for a half, else as it is."""
     return v.float() if v.dtype in HALVES else v
 
 
-def finite(window: Tensor, row: Tensor) -> bool:
-    """Whether a row (1, d) is finite, also once rounded to the window's storage."""
-    return _mfac.is_finite(window, wide(row))
+def storable(window: Tensor, row: Tensor) -> bool:
+    """Whether a row (1, d) and its square are finite, also once rounded to the storage."""
+    if not _mfac.is_finite(window, wide(row)):
+        return False
+    if window.dtype is not torch.float64 or row.dtype is not torch.float64:
+        return True  # squares of other dtypes have room
+    return math.isfinite(float(row.square().sum()))

@@ -32,8 +32,9 @@ class Factor:
 
     def slide(self, column: Tensor, shift: float, full: bool) -> None:
         """Append the newest row's products with all rows; drop the oldest if full."""
-        if self.shift != shift:
-            self.shift = None
+        is_current = self.shift == shift
+        self.forget()  # until it belongs to all rows again, whatever comes between
+        if not is_current:
             return
         if full:
             _mfac.native().mfac_drop_first(self.matrix, self.count)
@@ -42,13 +43,18 @@ class Factor:
         diagonal = float(column[-1]) + shift
         _mfac.native().mfac_append(self.matrix, self.count, head, diagonal, shift)
         self.count += 1
+        if _sound(self.matrix[: self.count, self.count - 1 : self.count], column[-1:], shift):
+            self.shift = shift
 
     def build(self, gram: Tensor, shift: float) -> None:
         """From all of K."""
+        self.forget()
         count = len(gram)
         system = self.matrix[:count, :count]
         system.copy_(gram).diagonal().add_(shift)
         _mfac.native().mfac_factorize(self.matrix, count, shift, None)
+        if not _sound(system, gram.diagonal(), shift):
+            system.copy_(by_eigenvectors(gram, shift))
         self.count, self.shift = count, shift
 
     def solve(self, b: Tensor, *, half: bool = False) -> Tensor:
@@ -67,4 +73,27 @@ def inverse_root(gram: Tensor, shift: float) -> Tensor:
     system, root = gram.clone(), torch.empty_like(gram)
     system.diagonal().add_(shift)
     _mfac.native().mfac_factorize(system, len(gram), shift, root)
+    if not _sound(system, gram.diagonal(), shift):
+        eye = torch.eye(len(gram), dtype=torch.float64)
+        root = torch.linalg.solve_triangular(
+            by_eigenvectors(gram, shift).T, eye, upper=False
+        ).contiguous()
     return root
+
+
+def _sound(columns: Tensor, diagonal: Tensor, shift: float) -> bool:
+    """Whether columns of U are as long as they are in exact algebra.
+
+    Below the rounding of K a pivot is noise, and so is its row, which may grow from pivot to
+    pivot without end.
+    """
+    return bool((columns.square().sum(0) <= 2 * (diagonal + shift)).all())
+
+
+def by_eigenvectors(gram: Tensor, shift: float) -> Tensor:
+    """U, also of batches, where rounding spoils pivots: no eigenvalue falls below the shift."""
+    values, vectors = torch.linalg.eigh(gram)
+    half = (values.clamp(min=0) + shift).sqrt()[..., None] * vectors.mT
+    U = torch.linalg.qr(half, mode="r").R
+    signs = torch.where(U.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(U)
+    return U * signs[..., None]

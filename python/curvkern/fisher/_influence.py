@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._arguments import check_layout
 from ._queries import CHUNK, size
 
 
@@ -28,7 +29,7 @@ def influence(test_grads: Tensor, train_grads: Tensor, fisher: Any) -> Tensor:
     train_grads
         Gradients of the training losses, (n_train, d), floating.
     fisher
-        An object with ``ihvp``, of dimension d: the inverse of the Hessian's stand-in.
+        An object with ``ihvp`` and its dimension ``d``: the inverse of the Hessian's stand-in.
 
     Returns
     -------
@@ -57,10 +58,11 @@ def influence(test_grads: Tensor, train_grads: Tensor, fisher: Any) -> Tensor:
     >>> influence(G[:1], G, StaticFisher.from_gradients(G, 0.1))
     tensor([[-2.4665,  0.5362, -0.6971]])
     """
-    d = size("influence", fisher)
+    d = size("influence", fisher, diagonal=False)
     for name, grads in (("test_grads", test_grads), ("train_grads", train_grads)):
         if not isinstance(grads, Tensor):
             raise TypeError(f"influence: {name} must be a tensor, got {type(grads).__name__}")
+        check_layout("influence", name, grads)
         if not grads.is_floating_point():
             raise TypeError(f"influence: {name} must be floating, got {grads.dtype}")
         if grads.ndim != 2 or grads.shape[1] != d:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._arguments import check_layout
 from ._queries import columns, diagonal_blocks, inverse_block, size
 
 MODES = ("simultaneous", "joint", "greedy")
@@ -173,6 +174,7 @@ def _greedy(
         found = columns(fisher, before).to(w)
         C[:done] = _whitened(found, found[:, before])
         blocks = blocks - _group_squares(C[:done], b)
+        blocks[before[::b] // b] = torch.eye(b).to(w)  # nothing is left of them but rounding
     offset = torch.arange(b, device=w.device)
     saliency = _saliency(w, blocks, kept)
     record, order = saliency.clone(), []
@@ -233,6 +235,7 @@ def _checked(w: Any, fisher: Any, mask: Any) -> tuple[Tensor, Tensor]:
     """Flat float64 weights, zero where the mask is, and the flat mask."""
     if not isinstance(w, Tensor):
         raise TypeError(f"obs_prune: w must be a tensor, got {type(w).__name__}")
+    check_layout("obs_prune", "w", w)
     if not w.is_floating_point():
         raise TypeError(f"obs_prune: w must be floating, got {w.dtype}")
     d = size("obs_prune", fisher)

@@ -10,14 +10,14 @@ from torch import Tensor
 CHUNK = 64  # right-hand sides of a call
 
 
-def size(function: str, fisher: Any) -> int:
+def size(function: str, fisher: Any, *, diagonal: bool = True) -> int:
     """Dimension of a Fisher object; TypeError for what is none."""
-    for name in ("ihvp", "diag_inverse"):
+    d = getattr(fisher, "d", None)
+    for name in ("ihvp", "diag_inverse") if diagonal or d is None else ("ihvp",):
         if not callable(getattr(fisher, name, None)):
             raise TypeError(
                 f"{function}: fisher must have a method {name}, got {type(fisher).__name__}"
             )
-    d = getattr(fisher, "d", None)
     return int(d) if d is not None else len(fisher.diag_inverse())
 
 

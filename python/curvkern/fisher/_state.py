@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 FUNCTION = "SlidingWindowFisher.load_state_dict"
+TOLERANCE = 1e-9  # relative; rounding of sums of 2^40 products, or of a factor, is far below
 CONFIGURATION = ("d", "capacity", "normalize", "dtype", "block_size")
 
 
@@ -22,7 +23,8 @@ def checked(state: Any, configuration: Mapping[str, Any]) -> dict[str, Any]:
     if missing:
         raise ValueError(f"{FUNCTION}: state lacks {', '.join(missing)}")
     for name in CONFIGURATION:
-        if state[name] != configuration[name]:
+        same = isinstance(state[name], type(configuration[name]))
+        if not same or state[name] != configuration[name]:
             raise ValueError(
                 f"{FUNCTION}: {name} is {state[name]!r} but the window's is "
                 f"{configuration[name]!r}"
@@ -47,6 +49,36 @@ def checked(state: Any, configuration: Mapping[str, Any]) -> dict[str, Any]:
     return dict(state)
 
 
+def check_gram(window: Tensor, gram: Tensor) -> None:
+    """Refuse products that are not those of the rows, by those with one vector; O(d m)."""
+    probe = _probe(len(gram))
+    ops, slots = torch.ops.curvkern, list(range(len(gram)))
+    combined = ops.mfac_combine(window, slots, probe.to(window.device), 0.0, None, True)
+    found = ops.mfac_products(window, slots, combined).cpu()
+    norms = gram.diagonal().sqrt()
+    if not torch.equal(gram, gram.T) or not _near(found, probe @ gram, norms):
+        raise ValueError(f"{FUNCTION}: gram must be the products of the rows of window")
+
+
+def check_factor(factor: Tensor, gram: Tensor, shift: float) -> None:
+    """Refuse a factor that is not that of ``shift I + gram``; O(m^2)."""
+    probe, U = _probe(len(gram)), factor.triu()
+    norms = (gram.diagonal() + shift).sqrt()
+    is_near = _near(probe @ U.T @ U, probe @ gram + shift * probe, norms)
+    if not is_near or not bool((U.diagonal() > 0).all()):
+        raise ValueError(f"{FUNCTION}: factor must be that of gram and damping")
+
+
+def _probe(count: int) -> Tensor:
+    """Numbers (1, count) without a pattern."""
+    return torch.cos(torch.arange(1, count + 1, dtype=torch.float64))[None]
+
+
+def _near(x: Tensor, y: Tensor, norms: Tensor) -> bool:
+    """Sums of products of rows of such norms, up to rounding."""
+    return bool(((x - y).abs() <= TOLERANCE * norms * norms.sum()).all())
+
+
 def _integer(state: Mapping[str, Any], name: str, low: int, high: int) -> int:
     value = state[name]
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
@@ -62,6 +94,11 @@ def _tensor(
     value = state[name]
     if not isinstance(value, Tensor):
         raise ValueError(f"{FUNCTION}: {name} must be a tensor, got {type(value).__name__}")
+    if value.layout is not torch.strided or value.is_meta:
+        raise ValueError(
+            f"{FUNCTION}: {name} must be dense and hold data, got layout {value.layout} on "
+            f"{value.device}"
+        )
     if tuple(value.shape) != shape or (dtype is not None and value.dtype is not dtype):
         raise ValueError(
             f"{FUNCTION}: {name} must have shape {shape}"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import _mfac_tiles
-from .._arguments import check_layout
+from .._arguments import check_layout, from_array
 from . import _checks, _sharding
 from ._base import Fisher, guarded
 from ._factor import Factor
@@ -139,8 +139,10 @@ class StaticFisher(Fisher):
     @guarded
     def set_damping(self, damping: float) -> None:
         """Change the damping: O(m^3), and O(d m^2) for what was whitened."""
-        super().set_damping(damping)
+        damping = _checks.positive("set_damping", "damping", damping)
         self._columns.clear()
+        self._whitened = None
+        super().set_damping(damping)
         if self._whitens:
             self._whitened = self._whiten()
 
@@ -229,8 +231,7 @@ class StaticFisher(Fisher):
 def _gradients(G: Any) -> Tensor:
     """Gradients as a contiguous matrix in a dtype that a window can have."""
     if isinstance(G, np.ndarray):
-        array = np.ascontiguousarray(G)
-        G = torch.from_numpy(array if array.flags.writeable else array.copy())
+        G = from_array(NAME, "G", G)
     if not isinstance(G, Tensor):
         raise TypeError(f"{NAME}: G must be a tensor or a NumPy array, got {type(G).__name__}")
     check_layout(NAME, "G", G)

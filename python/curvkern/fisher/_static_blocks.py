@@ -37,15 +37,17 @@ class BlockStaticFisher(BlockQueries, StaticFisher):
     @guarded
     def set_damping(self, damping: float) -> None:
         """Change the damping."""
-        super().set_damping(damping)
         self._lower = None
+        super().set_damping(damping)
 
     @guarded
     def diag_inverse(self) -> Tensor:
         """The diagonal of ``F^-1``, (d,), float64; O(d m min(block_size, m))."""
         if self.device.type == "cpu":
             self._require_unwritten()
-            return block_diagonal(self._window, self._size, self._damping, self._n)
+            found = block_diagonal(self._window, self._size, self._damping, self._n)
+            if bool(torch.isfinite(found).all()):
+                return found
         found = torch.empty(self.d, dtype=torch.float64, device=self.device)
         for columns, part in self._parts(self._damping, keep=False):
             found[columns] = part.diagonal()
@@ -60,11 +62,11 @@ class BlockStaticFisher(BlockQueries, StaticFisher):
     @guarded
     def elements(self, i: Tensor, j: Tensor) -> Tensor:
         """Elements of ``F^-1`` at integer tensors i and j, which broadcast; float64."""
-        shape = torch.broadcast_shapes(i.shape, j.shape)
         i, j = (
-            _checks.indices("elements", name, k.expand(shape).flatten(), self.d)
-            for name, k in (("i", i), ("j", j))
+            _checks.indices("elements", name, k, self.d) for name, k in (("i", i), ("j", j))
         )
+        shape = torch.broadcast_shapes(i.shape, j.shape)
+        i, j = (k.expand(shape).flatten() for k in (i, j))
         found = torch.zeros(len(i), dtype=torch.float64, device=self.device)
         together = i // self._size == j // self._size
         for columns, part in self._parts(self._damping):
@@ -125,4 +127,6 @@ class BlockStaticFisher(BlockQueries, StaticFisher):
         return torch.cat([part.X @ part.X.mT for _, part in self._parts(self._damping)])
 
     def _prepare(self) -> None:
-        _refuse_unless(all(_checks.finite(self._window, row) for row in self._window.split(1)))
+        _refuse_unless(
+            all(_checks.storable(self._window, row) for row in self._window.split(1))
+        )

@@ -12,6 +12,7 @@ from .._arguments import memory_error
 from . import _checks, _sharding, _state
 from ._base import Fisher, guarded
 
+FEW = 2  # vectors beside a pushed one; passes with more can be interrupted, a push cannot
 NORMALIZATIONS = ("capacity", "filled")
 
 
@@ -49,7 +50,8 @@ class SlidingWindowFisher(Fisher):
     Raises
     ------
     TypeError, ValueError
-        For sizes below 1, a damping that is not positive, an unknown dtype or normalization.
+        For sizes below 1, a damping that is not positive, an unknown dtype or normalization, or
+        ``block_size`` in a subclass.
     MemoryError
         Where the window does not fit.
 
@@ -71,10 +73,17 @@ class SlidingWindowFisher(Fisher):
     """
 
     def __new__(cls, d: int, m: int, damping: float, **options: Any) -> SlidingWindowFisher:
-        if cls is SlidingWindowFisher and options.get("block_size") is not None:
-            from ._blocks import BlockWindowFisher
+        if options.get("block_size") is None:
+            return object.__new__(cls)
+        from ._blocks import BlockWindowFisher
 
+        if cls is SlidingWindowFisher:
             return object.__new__(BlockWindowFisher)
+        if not issubclass(cls, BlockWindowFisher):
+            raise TypeError(
+                f"SlidingWindowFisher: block_size is not for its subclass {cls.__name__}; "
+                "hold a SlidingWindowFisher instead"
+            )
         return object.__new__(cls)
 
     def __init__(
@@ -99,15 +108,23 @@ class SlidingWindowFisher(Fisher):
             )
         dtype = _checks.storage(name, dtype)
         try:
-            window = torch.empty(m, d, dtype=dtype, device=device)
+            with torch.inference_mode(False):  # what changes later can be no inference tensor
+                window = torch.empty(m, d, dtype=dtype, device=device)
         except RuntimeError as error:
             raise memory_error(name, (m, d), error) from None
-        super().__init__(d, damping, window, m, process_group)
+        try:
+            with torch.inference_mode(False):
+                super().__init__(d, damping, window, m, process_group)
+                products = torch.zeros(m, m, dtype=torch.float64)
+        except RuntimeError as error:
+            raise memory_error(name, (m, m), error) from None
         self.capacity = m
         self.normalize = normalize
         self.block_size = block_size
         self._order: list[int] = []  # slots, oldest first
-        self._products_of = torch.zeros(m, m, dtype=torch.float64)  # K, by slots
+        self._products_of = products  # K, by slots
+        # The order, place and row of a change that is under way.
+        self._unfinished: tuple[list[int], int, Tensor] | None = None
 
     def __repr__(self) -> str:
         return (
@@ -117,7 +134,10 @@ class SlidingWindowFisher(Fisher):
 
     @guarded
     def push(self, grad: Any) -> None:
-        """Store a gradient (d,), which must be finite; the oldest leaves a full window."""
+        """Store a gradient (d,), which must be finite; the oldest leaves a full window.
+
+        A push, or another change, that Ctrl-C interrupts has happened wholly or not at all.
+        """
         self._push("push", grad, None)
 
     @guarded
@@ -150,6 +170,9 @@ class SlidingWindowFisher(Fisher):
             return self._newest(given)
         wanted = _checks.vector("push_ihvp", "v", v, self.d, self.device).detach()
         many = _checks.wide(wanted).reshape(-1, self.d)
+        if len(many) > FEW:
+            self._push("push_ihvp", grad, None)
+            return self._solved(many, self._damping).reshape(wanted.shape).to(wanted.dtype)
         _, b = self._push("push_ihvp", grad, many)
         c = self._factored(self._damping).solve(b)
         x = self._combined(c / -self._damping, many.dtype, 1 / self._damping, many)
@@ -160,15 +183,16 @@ class SlidingWindowFisher(Fisher):
         """Put a gradient in the place of the i-th oldest; the factor is computed anew."""
         i = _checks.index("replace", "i", i, len(self))
         _, row = self._row("replace", grad)
-        self._store(self._order, i, row, row[:0])
         self._factor.forget()
+        self._store(self._order, i, row, row[:0])
+        self._unfinished = None
 
     @guarded
     def remove(self, i: int) -> None:
         """Drop the i-th oldest gradient; n stays m under normalize="capacity"."""
         i = _checks.index("remove", "i", i, len(self))
-        self._order = [*self._order[:i], *self._order[i + 1 :]]
         self._factor.forget()
+        self._order = [*self._order[:i], *self._order[i + 1 :]]
         self._version += 1
 
     @guarded
@@ -200,13 +224,23 @@ class SlidingWindowFisher(Fisher):
         """
         state = _state.checked(state, self._configuration())
         count, head = state["count"], state["head"]
-        self._order = [(head + k) % max(count, 1) for k in range(count)]
-        self._window[:count] = state["window"].to(self.device)
-        self._products_of[:count, :count] = state["gram"].cpu()
-        self._damping = state["damping"]
+        window = state["window"].detach().to(self.device)
+        gram, factor = state["gram"].detach().cpu(), state["factor"]
+        order = [(head + k) % max(count, 1) for k in range(count)]
+        norm = self.capacity if self.normalize == "capacity" else max(1, count)
+        if self.block_size is None and self._group is None:
+            _state.check_gram(window, gram)
+        if factor is not None:
+            factor = factor.detach().cpu()
+            _state.check_factor(factor, gram[order][:, order], norm * state["damping"])
         self._factor.forget()
-        if state["factor"] is not None:
-            self._factor.matrix[:count, :count] = state["factor"].cpu()
+        self._order = []  # rows are in use once all there is to know of them is
+        self._window[:count] = window
+        self._products_of[:count, :count] = gram
+        self._damping = state["damping"]
+        self._order = order
+        if factor is not None:
+            self._factor.matrix[:count, :count] = factor
             self._factor.count = count
             self._factor.shift = self._norm() * self._damping
         self._version += 1
@@ -257,11 +291,11 @@ class SlidingWindowFisher(Fisher):
                 f"{function}: grad has shape {tuple(given.shape)}, expected ({self.d},)"
             )
         row = _checks.wide(given)[None].contiguous()
-        finite = _sharding.all_agree(_checks.finite(self._window, row), self._group)
+        finite = _sharding.all_agree(_checks.storable(self._window, row), self._group)
         if not finite:
             raise ValueError(
-                f"{function}: grad must be finite, and stay so in {self._window.dtype}; the "
-                "window is unchanged"
+                f"{function}: grad must be finite, and stay so in {self._window.dtype}, and so "
+                "must its square; the window is unchanged"
             )
         return given, row
 
@@ -271,6 +305,7 @@ class SlidingWindowFisher(Fisher):
         order, full = self._next_order()
         products = self._store(order, len(order) - 1, row, row[:0] if v is None else v)
         self._factor.slide(products[0], self._norm() * self._damping, full)
+        self._unfinished = None
         return given, products[1:]
 
     def _next_order(self) -> tuple[list[int], bool]:
@@ -283,13 +318,16 @@ class SlidingWindowFisher(Fisher):
         taken = set(self._order)
         return [*self._order, next(k for k in range(self.capacity) if k not in taken)], full
 
+    @guarded
     def _push_known(self, row: Tensor, products: Tensor) -> Tensor:
         """As push_ihvp(row), of which the products with all rows and itself are known."""
         order, full = self._next_order()
         products = products[-len(order) :]
+        self._unfinished = order, len(order) - 1, row[None]
         self._window[order[-1]].copy_(row)
         self._record(order, len(order) - 1, products)
         self._factor.slide(products, self._norm() * self._damping, full)
+        self._unfinished = None
         return self._newest(row)
 
     def _newest(self, given: Tensor) -> Tensor:
@@ -301,10 +339,23 @@ class SlidingWindowFisher(Fisher):
 
     def _store(self, order: list[int], into: int, row: Tensor, v: Tensor) -> Tensor:
         """Write a row; its products with all rows, then those of v, where the factor lies."""
+        self._unfinished = order, into, row
         found = torch.ops.curvkern.mfac_push(self._window, order, into, row, v)
         found = _sharding.summed(found, self._group).cpu()
         self._record(order, into, found[0])
         return found
+
+    def _settle(self) -> None:
+        if self._unfinished is None:
+            return
+        order, into, row = self._unfinished
+        # Other ranks do not know, so there a sum over them would wait for ever.
+        if self._group is None and torch.equal(
+            self._window[order[into]], row[0].to(self._window)
+        ):
+            self._factor.forget()
+            self._store(order, into, row, row[:0])
+        self._unfinished = None
 
     def _record(self, order: list[int], into: int, products: Tensor) -> None:
         """A row was written: the slots in use, and its products with all rows."""

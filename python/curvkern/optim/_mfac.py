@@ -72,8 +72,8 @@ class MFAC(Optimizer):
     ------
     ValueError
         A setting is out of range or differs within a window. From :meth:`step`: a gradient has
-        an element that is not finite in the window's dtype; parameters and windows are
-        unchanged.
+        an element that is not finite in the window's dtype, or a setting was changed to one
+        that is out of range; parameters and windows are unchanged.
     TypeError
         A setting or parameter is of another kind; a gradient is sparse.
 
@@ -173,6 +173,8 @@ class MFAC(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        for group in self.param_groups:
+            _check_settings(group)
         windows = self._windows + self._new_windows()
         rows = [window.read() for window in windows]
         for window, row in zip(windows, rows, strict=True):
@@ -220,6 +222,8 @@ class MFAC(Optimizer):
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continue from a state of an optimizer of the same parameters; checked before."""
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(f"MFAC: state_dict must be a dict, got {type(state_dict).__name__}")
         saved = state_dict.get("windows")
         if not isinstance(saved, Sequence):
             raise ValueError("MFAC: state_dict has no list 'windows'")
@@ -254,11 +258,14 @@ class MFAC(Optimizer):
             return
         momentum = state.get("momentum_buffer")
         shape = local(p).shape
-        if len(state) > 1 or not isinstance(momentum, Tensor) or momentum.shape != shape:
+        is_one = isinstance(momentum, Tensor) and momentum.layout is torch.strided
+        if len(state) > 1 or not is_one or momentum.shape != shape:
             raise ValueError(
                 f"MFAC: state_dict must hold one momentum_buffer of shape {tuple(shape)} for "
                 f"a parameter, got {', '.join(map(str, state))}"
             )
+        if not bool(torch.isfinite(momentum).all()):
+            raise ValueError("MFAC: momentum_buffer of state_dict must be finite")
         state["momentum_buffer"] = momentum.clone()
 
     def _everyone(self) -> list[tuple[Tensor, Settings]]:
@@ -285,6 +292,7 @@ class MFAC(Optimizer):
         window = self._window([(params[i], settings[i]) for i in entry["params"]])
         window.steps = entry["steps"]
         window.fisher.load_state_dict(entry["fisher"])
+        window.damping = window.fisher.damping  # a change of the setting may wait for a step
         return window
 
 

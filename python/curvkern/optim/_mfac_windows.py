@@ -58,7 +58,6 @@ class Window:
         # A share of a whole parameter is cut anywhere, so its columns wait for the step.
         self.in_backward = in_backward and not (whole and self.ranks > 1)
         self._products: list[Tensor | None] = [None] * len(self.params)
-        self._stamps: list[Any] = [None] * len(self.params)
         if self.in_backward:
             for index, (p, _) in enumerate(self.params):
                 _watch(p, self, index)
@@ -67,9 +66,12 @@ class Window:
         """The gradient row of this rank, (d,), in the window's dtype; None is zero."""
         self._wanted_damping = _agreed(self.params, "damping")
         for index, (p, settings) in enumerate(self.params):
-            if self._products[index] is None or not self._stamps[index].holds(p, settings):
+            part = self._part(index)
+            # Not by version counters: a GradScaler, for one, changes gradients behind them.
+            met = None if self._products[index] is None else part.clone()
+            write_gradient(p, settings, part)
+            if met is not None and not torch.equal(part, met):
                 self._products[index] = None
-                write_gradient(p, settings, self._part(index))
         return self._mine(self._flat)
 
     @torch.no_grad()
@@ -77,21 +79,21 @@ class Window:
         """The products of a parameter's columns with its gradient, which is complete."""
         p, settings = self.params[index]
         write_gradient(p, settings, self._part(index))
-        self._stamps[index] = Stamp(p, settings)
         self._products[index] = self._columns_products(index)
 
     def _columns_products(self, index: int) -> Tensor:
         return partial_products(self.fisher, self._starts[index], self._part(index))
 
     def _solved(self, row: Tensor) -> Tensor:
-        """F^-1 times the row, which is pushed first."""
+        """F^-1 times the row, which is pushed first; in float32 for rows of bfloat16."""
+        row = row.float() if row.dtype is torch.bfloat16 else row
         if not self.in_backward:
             return self.fisher.push_ihvp(row)
         total = torch.zeros(len(self.fisher), dtype=torch.float64, device=row.device)
         for index, known in enumerate(self._products):
             total += self._columns_products(index) if known is None else known
             # They were those of the rows before this one.
-            self._products[index] = self._stamps[index] = None
+            self._products[index] = None
         return push_known(self.fisher, row, total)
 
     def not_finite(self, row: Tensor) -> Tensor:
@@ -143,23 +145,6 @@ def _watch(p: Tensor, window: Window, index: int) -> None:
             alive.meet(index)
 
     p.register_post_accumulate_grad_hook(meet)
-
-
-class Stamp:
-    """What a part of the row was made of, to know whether that has changed since."""
-
-    def __init__(self, p: Tensor, settings: Settings) -> None:
-        self.grad = p.grad  # held, so that no other tensor is taken for it
-        self.state = self._state(p, settings)
-
-    def holds(self, p: Tensor, settings: Settings) -> bool:
-        return p.grad is self.grad and self._state(p, settings) == self.state
-
-    @staticmethod
-    def _state(p: Tensor, settings: Settings) -> tuple[Any, ...]:
-        names = ("maximize", "weight_decay", "decoupled_weight_decay")
-        versions = [None if t is None else local(t)._version for t in (p, p.grad)]
-        return (*versions, *(settings[name] for name in names))
 
 
 def is_sharded(p: Tensor) -> bool:
