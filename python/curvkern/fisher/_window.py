@@ -100,14 +100,14 @@ class SlidingWindowFisher(Fisher):
         dtype = _checks.storage(name, dtype)
         try:
             window = torch.empty(m, d, dtype=dtype, device=device)
+            super().__init__(d, damping, window, m, process_group)
+            self._products_of = torch.zeros(m, m, dtype=torch.float64)  # K, by slots
         except RuntimeError as error:
-            raise memory_error(name, (m, d), error) from None
-        super().__init__(d, damping, window, m, process_group)
+            raise memory_error(name, (m, max(d, m)), error) from None
         self.capacity = m
         self.normalize = normalize
         self.block_size = block_size
         self._order: list[int] = []  # slots, oldest first
-        self._products_of = torch.zeros(m, m, dtype=torch.float64)  # K, by slots
 
     def __repr__(self) -> str:
         return (
