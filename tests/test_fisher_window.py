@@ -245,6 +245,40 @@ def test_many_vectors_at_once(k: int, dtype: torch.dtype) -> None:
     assert error(fisher.ihvp(V.double()), wanted) < 1e-12
 
 
+@pytest.mark.parametrize("storage", [WIDE, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("first", "d"), [(0, 9000), (1, 64), (3, 1), (5, 0), (7, 8195)])
+def test_some_columns_of_a_window(first: int, d: int, storage: torch.dtype) -> None:
+    """They are not copied, get the bits of a copy, and what surrounds them is not written."""
+    ops, columns = torch.ops.curvkern, slice(first, first + d)
+    wider = torch.randn(9, 9001).to(storage)
+    before, part = wider.clone(), wider[:, columns]
+    copied = part.contiguous()
+    slots, v = [7, 0, 3, 4, 8], torch.randn(5, d, dtype=WIDE)
+    for k in (0, 1, 5):
+        pairs = [
+            (ops.mfac_push(w, slots, 2, v[:1], v[:k]), ops.mfac_products(w, slots, v[:k]), w)
+            for w in (part, copied)
+        ]
+        assert all(map(torch.equal, *pairs))
+        c = torch.randn(k, 5, dtype=WIDE)
+        combined = [ops.mfac_combine(w, slots, c, 0.5, v[:k], True) for w in (part, copied)]
+        assert torch.equal(*combined)
+    before[:, columns] = copied
+    assert torch.equal(wider, before)
+    if d > 1:  # rows that overlap, and columns instead of rows, are copied or refused
+        over, turned = wider.flatten().as_strided((3, d), (1, 1)), part[:, :9].T
+        v = torch.randn(2, d, dtype=WIDE)
+        wanted = v @ over.double().T
+        assert error(ops.mfac_products(over, [0, 1, 2], v), wanted) < 1e-12
+        v = torch.randn(2, 9, dtype=WIDE)
+        assert (
+            error(ops.mfac_products(turned, [1, 0], v), v @ turned[[1, 0]].double().T) < 1e-12
+        )
+        for window, row in ((over, wider[:1, :d]), (turned, v[:1])):
+            with pytest.raises(ValueError, match="contiguous"):
+                ops.mfac_push(window, [0], 0, row.double(), row[:0].double())
+
+
 def test_the_damping_of_a_product_outlasts_a_change() -> None:
     fisher = pushed(3)
     v = torch.randn(40, dtype=WIDE, requires_grad=True)

@@ -170,6 +170,27 @@ def test_rows_that_begin_anywhere(shift: int, storage: torch.dtype, device: str)
 
 
 @both_devices
+@every_storage
+@pytest.mark.parametrize(("first", "d"), [(0, 64), (1, 64), (4, 60), (3, 1), (8, 5000)])
+def test_some_columns(first: int, d: int, storage: torch.dtype, device: str) -> None:
+    """Of a wider window: as a copy of them but for the width of loads, and alone written."""
+    wider = window_of(6, 5017, storage).to(device)
+    before, columns = wider.clone(), slice(first, first + d)
+    part, copied = wider[:, columns], wider[:, columns].contiguous()
+    slots, v = [4, 0, 2], torch.randn(2, d, dtype=WIDE, device=device)
+    found = []
+    for window in (part, copied):
+        out = torch.empty(3, 3, dtype=WIDE, device=device)
+        _mfac_device.push(window, slots, 1, v[:1], v, out)
+        y = torch.empty(3, d, dtype=WIDE, device=device)
+        _mfac_device.combine(window, slots, out, 0.0, None, y)
+        found.append((out, y, window))
+    assert_close(*found, rtol=1e-13, atol=1e-10)
+    before[:, columns] = copied
+    assert torch.equal(wider, before)
+
+
+@both_devices
 def test_nothing_to_read(device: str) -> None:
     window = torch.ones(3, 5, device=device)
     v = torch.randn(2, 5, device=device)

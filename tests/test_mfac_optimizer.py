@@ -341,58 +341,6 @@ def test_a_loaded_state_is_not_shared() -> None:
     assert same(bits(two), state)
 
 
-CHANGES = [
-    *("no windows", "no fisher", "parameter 9", "parameter twice", "shared", "steps"),
-    *("columns", "empty", "damping", "lacks", "momentum", "groups"),
-]
-
-
-def broken(state: dict[str, Any], change: str) -> dict[str, Any]:
-    window = state["windows"][0]
-    if change == "no windows":
-        del state["windows"]
-    elif change == "no fisher":
-        del window["fisher"]
-    elif change == "parameter 9":
-        window["params"] = [0, 9]
-    elif change == "parameter twice":
-        window["params"] = [0, 0]
-    elif change == "shared":
-        state["windows"] = [window, copy.deepcopy(window)]
-    elif change == "steps":
-        window["steps"] = -5
-    elif change == "columns":
-        window["params"] = [0, 1]
-    elif change == "empty":
-        window["params"] = []
-    elif change == "damping":
-        state["param_groups"][0]["damping"] = -1.0
-    elif change == "lacks":
-        del state["param_groups"][0]["warmup"]
-    elif change == "momentum":
-        state["state"][0]["momentum_buffer"] = torch.ones(7)
-    elif change == "groups":
-        state["param_groups"] = state["param_groups"] * 2
-    return state
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_hostile_states(change: str) -> None:
-    data = batches(6)
-    model = network()
-    optimizer = MFAC(model.parameters(), window=3)
-    train(model, optimizer, data[:3])
-    twin, twin_optimizer = copy.deepcopy((model, optimizer))
-    before = bits(optimizer)
-    hostile = broken(copy.deepcopy(optimizer.state_dict()), change)
-    with pytest.raises(ValueError, match=r"MFAC|SlidingWindowFisher|param"):
-        optimizer.load_state_dict(hostile)
-    assert same(bits(optimizer), before)
-    got = train(model, optimizer, data[3:])
-    wanted = train(twin, twin_optimizer, data[3:])
-    assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
-
-
 @pytest.mark.parametrize(
     ("options", "kind", "words"),
     [

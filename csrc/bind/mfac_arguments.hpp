@@ -32,7 +32,7 @@ struct WindowArgument {
 
     WindowArgument(const char* op, py::handle window, std::vector<std::int64_t> slots,
                    dlpack::DeviceType where = dlpack::device_cpu)
-        : view(window, op, "window", where, true), slot(std::move(slots)) {
+        : view(window, op, "window", where, true, Layout::rows), slot(std::move(slots)) {
         if (view.ndim() != 2) {
             refuse(op, "window must have 2 dimensions, got " + std::to_string(view.ndim()));
         }
@@ -44,8 +44,8 @@ struct WindowArgument {
         }
     }
     Window get() const {
-        return {view.data(), storage_of(view), view.shape(1), slot.data(),
-                static_cast<std::int64_t>(slot.size())};
+        return {view.data(),       storage_of(view), view.shape(1),
+                view.row_stride(), slot.data(),      static_cast<std::int64_t>(slot.size())};
     }
 };
 

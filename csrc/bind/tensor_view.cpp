@@ -68,11 +68,16 @@ const char* dtype_text(Dtype dtype) {
                                      : "bfloat16";
 }
 
-bool is_contiguous(const dlpack::Tensor& tensor, std::int64_t size) {
+bool is_laid_out(const dlpack::Tensor& tensor, std::int64_t size, Layout layout) {
     if (tensor.strides == nullptr || size == 0) return true;
     std::int64_t expected = 1;
     for (int axis = tensor.ndim - 1; axis >= 0; --axis) {
-        if (tensor.shape[axis] != 1 && tensor.strides[axis] != expected) return false;
+        const std::int64_t stride = tensor.strides[axis];
+        const bool may_be_wider = layout == Layout::rows && tensor.ndim == 2 && axis == 0;
+        if (tensor.shape[axis] != 1 &&
+            (may_be_wider ? stride < expected : stride != expected)) {
+            return false;
+        }
         expected *= tensor.shape[axis];
     }
     return true;
@@ -81,7 +86,7 @@ bool is_contiguous(const dlpack::Tensor& tensor, std::int64_t size) {
 }  // namespace
 
 TensorView::TensorView(py::handle object, const char* op, const char* name,
-                       dlpack::DeviceType device, bool takes_bfloat16)
+                       dlpack::DeviceType device, bool takes_bfloat16, Layout layout)
     : op_(op), name_(name) {
     if (const auto* api = exchange_api(Py_TYPE(object.ptr()))) {
         if (api->tensor_from_object(object.ptr(), &tensor_) != 0) throw py::error_already_set();
@@ -119,9 +124,14 @@ TensorView::TensorView(py::handle object, const char* op, const char* name,
     } catch (const std::length_error& error) {
         throw py::value_error(label() + " is " + error.what());
     }
-    if (!is_contiguous(tensor_, size_)) {
+    if (!is_laid_out(tensor_, size_, layout)) {
         throw py::value_error(label() + " must be contiguous; call .contiguous() on it");
     }
+}
+
+std::int64_t TensorView::row_stride() const {
+    const bool is_given = tensor_.strides != nullptr && shape(0) > 1;
+    return is_given ? tensor_.strides[0] : shape(1);
 }
 
 void TensorView::require_same_dtype(const TensorView& other) const {

@@ -16,18 +16,26 @@ namespace py = pybind11;
 
 enum class Dtype { float32, float64, bfloat16 };
 
-// A contiguous float32 or float64 tensor on the wanted device; bfloat16 where the operation
-// takes it. Borrows memory and shape from the Python object, which must outlive it.
+// Whether all elements of a tensor follow each other, or those of each row of a matrix, as in
+// some columns of a wider one; rows do not overlap.
+enum class Layout { contiguous, rows };
+
+// A float32 or float64 tensor on the wanted device, bfloat16 where the operation takes it;
+// contiguous unless it takes rows. Borrows memory and shape from the Python object, which must
+// outlive it.
 class TensorView {
   public:
     // `op` and `name` are what error messages call the operation and its argument.
     TensorView(py::handle object, const char* op, const char* name,
-               dlpack::DeviceType device = dlpack::device_cpu, bool takes_bfloat16 = false);
+               dlpack::DeviceType device = dlpack::device_cpu, bool takes_bfloat16 = false,
+               Layout layout = Layout::contiguous);
 
     Dtype dtype() const { return dtype_; }
     int device_id() const { return tensor_.device.id; }
     std::int64_t size() const { return size_; }
     int ndim() const { return tensor_.ndim; }
+    // From the start of a matrix' row to that of the next.
+    std::int64_t row_stride() const;
     std::int64_t shape(int axis) const { return tensor_.shape[axis]; }
 
     // Throw TypeError or ValueError naming both arguments.

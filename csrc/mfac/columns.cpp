@@ -23,7 +23,7 @@ void point(const Window& window, std::int64_t first, std::int64_t count, std::in
     const std::int64_t size = element_size(window.storage);
     for (std::int64_t i = 0; i < count; ++i) {
         row[i] = static_cast<const char*>(window.data) +
-                 (window.slot[first + i] * window.d + column) * size;
+                 (window.slot[first + i] * window.stride + column) * size;
     }
 }
 

@@ -41,12 +41,13 @@ Window on_device(Queue& queue, Window window, double* workspace) {
     return window;
 }
 
-// run.operator()<S, Bytes>() with the widest loads that all rows of a window are aligned to
+// run.operator()<S, Bytes>() with the widest loads that all rows of a window are aligned to and
+// have a whole number of
 template <class Run>
 void with_packs(const Window& window, Run run) {
     const auto address = reinterpret_cast<std::uintptr_t>(window.data);
-    const std::uintptr_t start =
-        address | static_cast<std::uintptr_t>(window.d * element_size(window.storage));
+    const std::int64_t both = (window.d | window.stride) * element_size(window.storage);
+    const std::uintptr_t start = address | static_cast<std::uintptr_t>(both);
     const bool is_aligned = start % widest == 0;
     switch (window.storage) {
         case Storage::float64:

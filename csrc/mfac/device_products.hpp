@@ -82,7 +82,8 @@ struct MultiplyRows {
                 round_to(element(incoming, window.d, r, j + c), &stored);
                 x = one(&stored);
                 if (writes && k == 0) {
-                    static_cast<S*>(window.data)[window.slot[into] * window.d + j + c] = stored;
+                    static_cast<S*>(window.data)[window.slot[into] * window.stride + j + c] =
+                        stored;
                 }
             } else {
                 x = element(v, window.d, r - incoming.k, j + c);

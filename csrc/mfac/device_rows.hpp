@@ -61,7 +61,7 @@ CURVKERN_HD Rows<S> rows_at(const Window& window, std::int64_t i) {
     CURVKERN_IN_REGISTERS
     for (int r = 0; r < rows_at_once; ++r) {
         const std::int64_t slot = window.slot[smaller(i + r, window.count - 1)];
-        y.row[r] = static_cast<S*>(window.data) + slot * window.d;
+        y.row[r] = static_cast<S*>(window.data) + slot * window.stride;
     }
     return y;
 }

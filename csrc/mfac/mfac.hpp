@@ -25,11 +25,12 @@ constexpr std::int64_t element_size(Storage storage) {
     return storage == Storage::float64 ? 8 : storage == Storage::float32 ? 4 : 2;
 }
 
-// Rows slot[0], slot[1], .. slot[count - 1] of a matrix with rows of d elements.
+// Rows slot[0], slot[1], .. slot[count - 1] of a matrix with rows of d elements, whose starts
+// are `stride` apart: more than d for some columns of a wider one.
 struct Window {
     void* data;
     Storage storage;
-    std::int64_t d;
+    std::int64_t d, stride;
     const std::int64_t* slot;
     std::int64_t count;
 };

@@ -20,7 +20,8 @@ struct Four {
     int valid;
     Four(const Window& window, std::int64_t i, std::int64_t column, std::int64_t then) {
         const bool is_last = i + rows >= window.count;
-        const bool is_cached = window.count * window.d * element_size(window.storage) <= cached;
+        const bool is_cached =
+            window.count * window.stride * element_size(window.storage) <= cached;
         valid = static_cast<int>(std::min<std::int64_t>(rows, window.count - i));
         for (int at = 0; at < rows; ++at) {
             const std::int64_t now = i + std::min(at, valid - 1);

@@ -31,7 +31,7 @@ inline int index(const Vectors& v) {
 
 inline char* element(const Window& window, std::int64_t i, std::int64_t column) {
     return static_cast<char*>(window.data) +
-           (window.slot[i] * window.d + column) * element_size(window.storage);
+           (window.slot[i] * window.stride + column) * element_size(window.storage);
 }
 inline char* element(const Vectors& v, std::int64_t d, std::int64_t r, std::int64_t column) {
     return static_cast<char*>(v.data) + (r * d + column) * (v.is_float32 ? 4 : 8);

@@ -1,8 +1,9 @@
 """Operations of the M-FAC family: ``torch.ops.curvkern.mfac_*``.
 
 A window is a matrix (m, d) in float64, float32 or bfloat16, of which the rows ``slots`` take
-part, in their order. Vectors are rows of float64 or float32; sums are float64. CPU and CUDA
-have compiled passes; CUDA tensors in a build without its kernels go by tiles.
+part, in their order; some columns of one are a window, too, and are not copied. Vectors are
+rows of float64 or float32; sums are float64. CPU and CUDA have compiled passes; CUDA tensors in
+a build without its kernels go by tiles.
 """
 
 from __future__ import annotations
@@ -47,18 +48,24 @@ def _products_out(window: Tensor, slots: Sequence[int], v: Tensor, more: int = 0
     return window.new_zeros(v.shape[0] + more, len(slots), dtype=torch.float64)
 
 
+def _rows(window: Tensor) -> Tensor:
+    """A window that the passes take: as it is, where elements of a row follow each other."""
+    wider = window.stride(1) == 1 and window.stride(0) >= window.shape[1]
+    return window if wider else _contiguous(window)
+
+
 def _define_products() -> None:
     def cpu(window: Tensor, slots: Sequence[int], v: Tensor) -> Tensor:
         torch.get_num_threads()  # hands the setting to a new thread
         _check("mfac_products", window, slots, v=v)
         out = _products_out(window, slots, v)
-        _runtime.cpu_module().mfac_products(_contiguous(window), slots, _contiguous(v), out)
+        _runtime.cpu_module().mfac_products(_rows(window), slots, _contiguous(v), out)
         return out
 
     def cuda(window: Tensor, slots: Sequence[int], v: Tensor) -> Tensor:
         _check("mfac_products", window, slots, v=v)
         out = _products_out(window, slots, v)
-        _passes(window).products(window, slots, v, out)
+        _passes(window).products(_rows(window), slots, v, out)
         return out
 
     def fake(window: Tensor, slots: Sequence[int], v: Tensor) -> Tensor:
@@ -133,13 +140,13 @@ def _define_combine() -> None:
         out = allocate(*arguments)
         v = None if v is None else _contiguous(v)
         _runtime.cpu_module().mfac_combine(
-            _contiguous(window), slots, _contiguous(coefficient), alpha, v, out
+            _rows(window), slots, _contiguous(coefficient), alpha, v, out
         )
         return out
 
     def cuda(*arguments: Any) -> Tensor:
         out = allocate(*arguments)
-        _passes(arguments[0]).combine(*arguments[:-1], out)
+        _passes(arguments[0]).combine(_rows(arguments[0]), *arguments[1:-1], out)
         return out
 
     schema = (

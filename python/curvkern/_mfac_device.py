@@ -39,7 +39,7 @@ def combine(
     v = None if v is None else v.contiguous()
     workspace = _float64(window, len(slots))
     _module(window).mfac_device_combine(
-        window.contiguous(), slots, coefficient.contiguous(), alpha, v, workspace, out,
+        window, slots, coefficient.contiguous(), alpha, v, workspace, out,
         _stream(window),
     )  # fmt: skip
 
@@ -54,8 +54,6 @@ def _products(
 ) -> None:
     module = _module(window)
     size = module.mfac_device_workspace(len(slots), window.shape[1], len(out))
-    # A window that is written to has to be contiguous itself.
-    window = window if gradient is not None else window.contiguous()
     module.mfac_device_products(
         window, slots, into, gradient, v.contiguous(), _float64(window, size), out,
         _stream(window),

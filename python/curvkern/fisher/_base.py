@@ -186,8 +186,7 @@ class Fisher(abc.ABC):
         at_j = back[i.numel() :].reshape(j.shape).expand(shape)
         result = (at_i == at_j).double()
         if len(self):
-            columns = self._window[:, known.to(self.device)][list(self._slots())].double()
-            W = self._factored(self._damping).solve(columns.T.contiguous().cpu(), half=True)
+            W = self._white_columns(known)
             result = result - (W[at_i] * W[at_j]).sum(-1)
         return result / self._damping
 
@@ -197,8 +196,7 @@ class Fisher(abc.ABC):
         index = _checks.indices("inverse_block", "index", index, self.d, 1)
         block = (index[:, None] == index).to(self.device, torch.float64)
         if len(self):
-            columns = self._window[:, index.to(self.device)][list(self._slots())].double()
-            W = self._factored(self._damping).solve(columns.T.contiguous().cpu(), half=True)
+            W = self._white_columns(index)
             block -= (W @ W.T).to(self.device)
         return block / self._damping
 
@@ -272,12 +270,20 @@ class Fisher(abc.ABC):
         return ((v.double() - c.T @ G) / damping).to(v.dtype)
 
     def _residual(self, v: Tensor, x: Tensor, damping: float) -> Tensor:
-        v, x = v.double(), x.double()
-        back = damping * x
-        if len(self):
-            back = self._combined(self._products(x) / self._norm(), x.dtype, damping, x)
+        v, back = v.double(), self._multiplied(x.double(), damping)
         off, size = (_sharding.summed(t.square().sum(1), self._group) for t in (back - v, v))
         return torch.where(size > 0, (off / size).sqrt(), off)
+
+    def _multiplied(self, x: Tensor, damping: float) -> Tensor:
+        """F x for x of shape (k, d) in float64."""
+        if not len(self):
+            return damping * x
+        return self._combined(self._products(x) / self._norm(), x.dtype, damping, x)
+
+    def _white_columns(self, index: Tensor) -> Tensor:
+        """Columns of W = U'^-1 G as rows (k, count), where the factor lies."""
+        columns = self._window[:, index.to(self.device)][list(self._slots())].double()
+        return self._factored(self._damping).solve(columns.T.contiguous().cpu(), half=True)
 
     def _factored(self, damping: float) -> Factor:
         """The factor of the present rows, kept if the damping is the object's own."""

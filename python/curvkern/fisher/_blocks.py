@@ -163,11 +163,8 @@ class BlockWindowFisher(BlockQueries, SlidingWindowFisher):
     def _traced(self, v: Tensor, damping: float) -> Tensor:
         return self._solved(v, damping)
 
-    def _residual(self, v: Tensor, x: Tensor, damping: float) -> Tensor:
-        v = v.double()
-        back = self._at(damping).multiply(x) if len(self) else damping * x.double()
-        off, size = (t.square().sum(1) for t in (back - v, v))
-        return torch.where(size > 0, (off / size).sqrt(), off)
+    def _multiplied(self, x: Tensor, damping: float) -> Tensor:
+        return self._at(damping).multiply(x) if len(self) else damping * x
 
     @guarded
     def diag_inverse(self) -> Tensor:

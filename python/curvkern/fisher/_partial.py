@@ -9,27 +9,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import _sharding
+from . import _checks, _sharding
 from ._window import SlidingWindowFisher
-
-TILE = 1 << 14  # columns that are float64 at a time
 
 
 def partial_products(fisher: SlidingWindowFisher, start: int, part: Tensor) -> Tensor:
     """Products of columns from ``start`` on with a part of a row, (count,), oldest first."""
-    order = fisher._order
-    held = range(len(order))
-    # Mostly the first rows of the window, of which no copy is made.
-    rows = fisher._window[: len(order)] if sorted(order) == list(held) else None
-    total = torch.zeros(len(order), dtype=torch.float64, device=part.device)
-    for first in range(0, len(part), TILE):
-        piece = part[first : first + TILE].double()
-        columns = slice(start + first, start + first + len(piece))
-        if rows is None:
-            total += fisher._window[order, columns].double() @ piece
-        else:
-            total += rows[:, columns].double() @ piece
-    return total if rows is None else total[order]
+    columns = fisher._window[:, start : start + len(part)]
+    return _products(columns, fisher._order, part)
 
 
 def push_known(fisher: SlidingWindowFisher, row: Tensor, products: Tensor) -> Tensor:
@@ -38,6 +25,11 @@ def push_known(fisher: SlidingWindowFisher, row: Tensor, products: Tensor) -> Te
     ``products`` are this rank's, with the rows held before; oldest first.
     """
     with fisher._lock:
-        own = row.double().square().sum()[None]
+        own = _products(row[None], [0], row)
         found = _sharding.summed(torch.cat([products, own]), fisher._group)
         return fisher._push_known(row, found.cpu())
+
+
+def _products(window: Tensor, slots: list[int], v: Tensor) -> Tensor:
+    found: Tensor = torch.ops.curvkern.mfac_products(window, slots, _checks.wide(v)[None])
+    return found[0]

@@ -46,6 +46,11 @@ def checked(state: Any, configuration: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("window", "gram", "factor"):
         if state[name] is not None and not bool(torch.isfinite(state[name]).all()):
             raise ValueError(f"{FUNCTION}: {name} must be finite")
+    gram, factor = state["gram"], state["factor"]
+    if not torch.equal(gram, gram.T) or bool((gram.diagonal() < 0).any()):
+        raise ValueError(f"{FUNCTION}: gram must be symmetric, with a diagonal not below 0")
+    if factor is not None and not bool((factor.diagonal() > 0).all()):
+        raise ValueError(f"{FUNCTION}: factor must have a positive diagonal")
     return dict(state)
 
 

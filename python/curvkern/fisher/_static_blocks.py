@@ -116,12 +116,11 @@ class BlockStaticFisher(BlockQueries, StaticFisher):
         part = Blocks(self._window.double(), self._size, self._n, damping)
         return part.solve(v).to(v.dtype)
 
-    def _residual(self, v: Tensor, x: Tensor, damping: float) -> Tensor:
-        v, back = v.double(), torch.empty_like(v, dtype=torch.float64)
+    def _multiplied(self, x: Tensor, damping: float) -> Tensor:
+        found = torch.empty_like(x)
         for columns, part in self._parts(damping):
-            back[:, columns] = part.multiply(x[:, columns])
-        off, size = (t.square().sum(1) for t in (back - v, v))
-        return torch.where(size > 0, (off / size).sqrt(), off)
+            found[:, columns] = part.multiply(x[:, columns])
+        return found
 
     def _gram(self) -> Tensor:
         return torch.cat([part.X @ part.X.mT for _, part in self._parts(self._damping)])

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import copy
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from .. import _runtime
+from ._mfac_checks import check_momentum, check_settings, check_state
 from ._mfac_windows import Settings, Window, local
 
 GROUPINGS = ("global", "per_group", "per_param")
-DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 
 class MFAC(Optimizer):
@@ -144,6 +147,7 @@ class MFAC(Optimizer):
         self._process_group = process_group
         self._in_backward = in_backward
         self._windows: list[Window] = []
+        self._lock = threading.RLock()
         defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -159,35 +163,45 @@ class MFAC(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """More parameters; after the first step they get a window of their own."""
-        _check_settings({**self.defaults, **param_group})
-        super().add_param_group(param_group)
-        for p in self.param_groups[-1]["params"]:
-            if not p.is_floating_point():
+        with self._lock:
+            check_settings({**self.defaults, **param_group})
+            super().add_param_group(param_group)
+            params = self.param_groups[-1]["params"]
+            kinds = [p.dtype for p in params if not p.is_floating_point()]
+            if kinds or len(set(params)) < len(params):
                 self.param_groups.pop()
-                raise TypeError(f"MFAC: parameters must be real and floating, got {p.dtype}")
+            if kinds:
+                raise TypeError(f"MFAC: parameters must be real and floating, got {kinds[0]}")
+            if len(set(params)) < len(params):
+                raise ValueError("MFAC: a parameter is twice in one param group")
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step; returns what ``closure``, which recomputes the loss, returns."""
         loss = None
         if closure is not None:
+            # Not under the lock, for which hooks of a backward in another thread may wait.
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            _check_settings(group)
-        windows = self._windows + self._new_windows()
-        rows = [window.read() for window in windows]
-        for window, row in zip(windows, rows, strict=True):
-            bad = int(window.not_finite(row))
-            if bad:
-                raise ValueError(
-                    f"MFAC: gradients must be finite in {row.dtype}, got {bad} of "
-                    f"{row.numel()} elements that are not; nothing was changed"
-                )
-        self._windows = windows
-        for window, row in zip(windows, rows, strict=True):
-            for p, settings, update in window.push(row):
-                self._move(p, settings, update, window.steps)
+        with self._lock, ExitStack() as held:
+            _runtime.spare_forked_child()
+            for group in self.param_groups:
+                check_settings(group)
+            windows = self._windows + self._new_windows()
+            for window in windows:
+                held.enter_context(window.lock)
+            rows = [window.read() for window in windows]
+            for window, row in zip(windows, rows, strict=True):
+                bad = int(window.not_finite(row))
+                if bad:
+                    raise ValueError(
+                        f"MFAC: gradients must be finite in {row.dtype}, got {bad} of "
+                        f"{row.numel()} elements that are not; nothing was changed"
+                    )
+            self._windows = windows
+            for window, row in zip(windows, rows, strict=True):
+                for p, settings, update in window.push(row):
+                    self._move(p, settings, update, window.steps)
         return loss
 
     def _move(self, p: Tensor, settings: Settings, update: Tensor, steps: int) -> None:
@@ -208,65 +222,63 @@ class MFAC(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """As of any optimizer, with "windows": their parameters, steps taken and rows."""
-        state = super().state_dict()
-        number = {p: i for i, (p, _) in enumerate(self._everyone())}
-        state["windows"] = [
-            {
-                "params": [number[p] for p, _ in window.params],
-                "steps": window.steps,
-                "fisher": window.fisher.state_dict(),
-            }
-            for window in self._windows
-        ]
+        with self._lock:
+            state = super().state_dict()
+            number = {p: i for i, (p, _) in enumerate(self._everyone())}
+            state["windows"] = [
+                {
+                    "params": [number[p] for p, _ in window.params],
+                    "steps": window.steps,
+                    "fisher": window.fisher.state_dict(),
+                }
+                for window in self._windows
+            ]
         return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Continue from a state of an optimizer of the same parameters; checked before."""
-        if not isinstance(state_dict, Mapping):
-            raise TypeError(f"MFAC: state_dict must be a dict, got {type(state_dict).__name__}")
-        saved = state_dict.get("windows")
-        if not isinstance(saved, Sequence):
-            raise ValueError("MFAC: state_dict has no list 'windows'")
-        before = self.__getstate__()
-        params = [p for p, _ in self._everyone()]
-        for entry in saved:
-            _check_entry(entry, len(params))
-        numbers = [i for entry in saved for i in entry["params"]]
-        if len(set(numbers)) < len(numbers):
-            raise ValueError("MFAC: windows of state_dict share a parameter")
-        try:
-            super().load_state_dict(dict(state_dict))
-            for group in self.param_groups:
-                _check_settings(group)
-            for p in params:
-                self._check_state(p)
-            settings = [s for _, s in self._everyone()]
-            self._windows = [self._loaded(entry, params, settings) for entry in saved]
-        except Exception:
-            self.__setstate__(before)
-            raise
+        """Continue from a state of an optimizer of the same parameters.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For a state that does not fit or cannot be true; the optimizer is then unchanged.
+        """
+        with self._lock:
+            everyone = self._everyone()
+            check_state(state_dict, len(everyone))
+            before = self.__getstate__()
+            try:
+                super().load_state_dict(dict(state_dict))
+                for group in self.param_groups:
+                    check_settings(group)
+                for p, _ in everyone:
+                    if self.state.get(p):
+                        # A copy: loading shares memory with what was loaded.
+                        momentum = check_momentum(self.state[p], local(p).shape)
+                        self.state[p]["momentum_buffer"] = momentum.clone()
+                everyone = self._everyone()
+                windows = [self._loaded(entry, everyone) for entry in state_dict["windows"]]
+            except Exception:
+                self.__setstate__(before)
+                raise
+            self._windows = windows
 
     def __getstate__(self) -> dict[str, Any]:
-        # Optimizer's keeps three attributes, whatever else there is.
+        # Optimizer's keeps three attributes, whatever else there is. A lock is not copied.
         own = ("_grouping", "_in_backward", "_process_group", "_windows")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
-    def _check_state(self, p: Tensor) -> None:
-        """Momentum that fits, as a copy: loading shares memory with what was loaded."""
-        state = self.state.get(p, {})
-        if not state:
-            return
-        momentum = state.get("momentum_buffer")
-        shape = local(p).shape
-        is_one = isinstance(momentum, Tensor) and momentum.layout is torch.strided
-        if len(state) > 1 or not is_one or momentum.shape != shape:
-            raise ValueError(
-                f"MFAC: state_dict must hold one momentum_buffer of shape {tuple(shape)} for "
-                f"a parameter, got {', '.join(map(str, state))}"
-            )
-        if not bool(torch.isfinite(momentum).all()):
-            raise ValueError("MFAC: momentum_buffer of state_dict must be finite")
-        state["momentum_buffer"] = momentum.clone()
+    def __deepcopy__(self, memo: dict[int, Any]) -> MFAC:
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        memo[id(self._process_group)] = self._process_group  # the same ranks
+        with self._lock:
+            copied.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return copied
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.__dict__.setdefault("_lock", threading.RLock())
 
     def _everyone(self) -> list[tuple[Tensor, Settings]]:
         return [(p, group) for group in self.param_groups for p in group["params"]]
@@ -288,66 +300,8 @@ class MFAC(Optimizer):
     def _window(self, params: list[tuple[Tensor, Settings]]) -> Window:
         return Window(params, self._process_group, self._in_backward)
 
-    def _loaded(self, entry: Any, params: list[Tensor], settings: list[Settings]) -> Window:
-        window = self._window([(params[i], settings[i]) for i in entry["params"]])
+    def _loaded(self, entry: Any, everyone: list[tuple[Tensor, Settings]]) -> Window:
+        window = self._window([everyone[i] for i in entry["params"]])
         window.steps = entry["steps"]
         window.fisher.load_state_dict(entry["fisher"])
-        window.damping = window.fisher.damping  # a change of the setting may wait for a step
         return window
-
-
-def _check_entry(entry: Any, count: int) -> None:
-    if not isinstance(entry, Mapping) or not {"params", "steps", "fisher"} <= entry.keys():
-        raise ValueError("MFAC: a window of state_dict must have params, steps and fisher")
-    numbers, steps = entry["params"], entry["steps"]
-    if not (isinstance(numbers, Sequence) and numbers):
-        raise ValueError("MFAC: a window of state_dict must list its params")
-    for i in numbers:
-        if type(i) is not int or not 0 <= i < count:
-            raise ValueError(
-                f"MFAC: a window of state_dict has parameter {i!r}, expected 0 to {count - 1}"
-            )
-    if type(steps) is not int or steps < 0:
-        raise ValueError(f"MFAC: steps of state_dict must not be negative, got {steps!r}")
-
-
-def _check_settings(settings: Mapping[str, Any]) -> None:
-    missing = {"decoupled_weight_decay", "maximize", "window_dtype"} - settings.keys()
-    missing |= {
-        "lr",
-        "momentum",
-        "weight_decay",
-        "damping",
-        "window",
-        "warmup",
-    } - settings.keys()
-    if missing:
-        raise ValueError(f"MFAC: a param group lacks {', '.join(sorted(missing))}")
-    ranges: dict[str, tuple[str, Callable[[float], bool]]] = {
-        "lr": ("finite and not negative", lambda x: 0 <= x < math.inf),
-        "momentum": ("in [0, 1)", lambda x: 0 <= x < 1),
-        "weight_decay": ("finite and not negative", lambda x: 0 <= x < math.inf),
-        "damping": ("positive and finite", lambda x: 0 < x < math.inf),
-    }
-    for name, (wanted, holds) in ranges.items():
-        value = settings[name]
-        if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
-            raise TypeError(f"MFAC: {name} must be a number, got {type(value).__name__}")
-        if isinstance(value, Tensor) and (value.numel() != 1 or name != "lr"):
-            raise TypeError(f"MFAC: {name} must be a number, got shape {tuple(value.shape)}")
-        if not holds(float(value)):
-            raise ValueError(f"MFAC: {name} must be {wanted}, got {float(value)}")
-    for name, least in (("window", 1), ("warmup", 0)):
-        value = settings[name]
-        if type(value) is not int:
-            raise TypeError(f"MFAC: {name} must be an int, got {type(value).__name__}")
-        if value < least:
-            raise ValueError(f"MFAC: {name} must be at least {least}, got {value}")
-    for name in ("decoupled_weight_decay", "maximize"):
-        if not isinstance(settings[name], bool):
-            raise TypeError(f"MFAC: {name} must be a bool, got {type(settings[name]).__name__}")
-    if settings["window_dtype"] not in DTYPES:
-        raise TypeError(
-            "MFAC: window_dtype must be torch.float32, float64 or bfloat16, "
-            f"got {settings['window_dtype']}"
-        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -46,25 +47,41 @@ class Window:
         self.d = max(1, self._own + self._share)
 
         names = ("damping", "window", "window_dtype")
-        self.damping, m, dtype = (_agreed(params, name) for name in names)
+        damping, m, dtype = (_agreed(params, name) for name in names)
+        self.dtype: torch.dtype = dtype
         device = _agreed_device([local(p) for p, _ in params])
         # All columns of sharded parameters, then whole ones, padded to equal shares.
         self._flat = torch.zeros(
             self._own + self._share * self.ranks, dtype=dtype, device=device
         )
         self.fisher = SlidingWindowFisher(
-            self.d, m, self.damping, dtype=dtype, device=device, process_group=process_group
+            self.d, m, damping, dtype=dtype, device=device, process_group=process_group
         )
         # A share of a whole parameter is cut anywhere, so its columns wait for the step.
         self.in_backward = in_backward and not (whole and self.ranks > 1)
         self._products: list[Tensor | None] = [None] * len(self.params)
-        if self.in_backward:
-            for index, (p, _) in enumerate(self.params):
-                _watch(p, self, index)
+        self._watch()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A deep copy, whose parameters know nothing of the hooks of the others."""
+        self.__dict__.update(state)
+        self._watch()
+
+    @property
+    def lock(self) -> Any:
+        """For whoever reads or writes the window."""
+        return self.fisher._lock
 
     def read(self) -> Tensor:
         """The gradient row of this rank, (d,), in the window's dtype; None is zero."""
         self._wanted_damping = _agreed(self.params, "damping")
+        for name, made in (("window", self.fisher.capacity), ("window_dtype", self.dtype)):
+            wanted = _agreed(self.params, name)
+            if wanted != made:
+                raise ValueError(
+                    f"MFAC: {name} is {wanted}, but was {made} when the window was made, and "
+                    "cannot change"
+                )
         for index, (p, settings) in enumerate(self.params):
             part = self._part(index)
             # Not by version counters: a GradScaler, for one, changes gradients behind them.
@@ -78,8 +95,9 @@ class Window:
     def meet(self, index: int) -> None:
         """The products of a parameter's columns with its gradient, which is complete."""
         p, settings = self.params[index]
-        write_gradient(p, settings, self._part(index))
-        self._products[index] = self._columns_products(index)
+        with self.lock:
+            write_gradient(p, settings, self._part(index))
+            self._products[index] = self._columns_products(index)
 
     def _columns_products(self, index: int) -> Tensor:
         return partial_products(self.fisher, self._starts[index], self._part(index))
@@ -105,9 +123,8 @@ class Window:
 
     def push(self, row: Tensor) -> Iterator[tuple[Tensor, Settings, Tensor]]:
         """Parameters with F^-1 times the row, which is pushed first."""
-        if self._wanted_damping != self.damping:
+        if self._wanted_damping != self.fisher.damping:
             self.fisher.set_damping(self._wanted_damping)
-            self.damping = self._wanted_damping
         update = self._solved(row)
         self.steps += 1
         if self.ranks > 1 and self._share:
@@ -120,6 +137,22 @@ class Window:
         ):
             yield p, settings, update[start : start + size]
 
+    def _watch(self) -> None:
+        """Hooks that meet the gradients of a backward, for as long as the window lives."""
+        if not self.in_backward:
+            return
+        known = weakref.ref(self)
+
+        def meet(index: int, _: Tensor) -> None:
+            alive = known()
+            if alive is not None:
+                alive.meet(index)
+
+        for index, (p, _) in enumerate(self.params):
+            if p.requires_grad:
+                handle = p.register_post_accumulate_grad_hook(partial(meet, index))
+                weakref.finalize(self, handle.remove).atexit = False
+
     def _mine(self, flat: Tensor) -> Tensor:
         if self.d > len(flat):
             return flat.new_zeros(self.d)
@@ -131,20 +164,6 @@ class Window:
     def _part(self, index: int) -> Tensor:
         start = self._starts[index]
         return self._flat[start : start + self.sizes[index]]
-
-
-def _watch(p: Tensor, window: Window, index: int) -> None:
-    """Call ``window.meet`` after each backward, for as long as the window lives."""
-    if not p.requires_grad:
-        return
-    known = weakref.ref(window)
-
-    def meet(_: Tensor) -> None:
-        alive = known()
-        if alive is not None:
-            alive.meet(index)
-
-    p.register_post_accumulate_grad_hook(meet)
 
 
 def is_sharded(p: Tensor) -> bool:

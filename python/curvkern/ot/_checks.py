@@ -106,8 +106,8 @@ def check_costs(function: str, name: str, a: Tensor, b: Tensor, C: Tensor) -> No
         _check_reach(function, name, "column", b, (allowed & (a > 0)[:, :, None]).any(1))
     if not bool(torch.isfinite(2 * (top.to(torch.float64) - low.to(torch.float64)))):
         raise ValueError(
-            f"{function}: {name} goes from {float(low):.3g} to {float(top):.3g}, a range beyond "
-            "float64; rescale the costs"
+            f"{function}: {name} goes from {float(low):.3g} to {float(top):.3g}, a range "
+            "beyond float64; rescale the costs"
         )
 
 
