@@ -49,7 +49,7 @@ class Ahead {
                  element_size(window.storage)),
           i_(bytes_ > 0 ? 0 : window.count) {
         constexpr std::int64_t line = 64;
-        share_ = (window.count * (bytes_ / line + 1) + calls - 1) / calls;
+        if (calls > 0) share_ = (window.count * (bytes_ / line + 1) + calls - 1) / calls;
     }
 
     // One of the calls among which the lines are shared out.
