@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from curvkern import fisher as fisher_module
 from curvkern.fisher import SlidingWindowFisher, obs_prune
 from curvkern.reference.mfac import StaticFisher
 from mfac_truth import Problem, error, problems
@@ -142,7 +143,14 @@ def test_greedy_in_steps_and_everything(mode: str) -> None:
         assert torch.equal(two[1], one[1])
 
 
-@pytest.mark.parametrize("wrap", [lambda f: f, window], ids=["twin", "window"])
+def kept(fisher: StaticFisher) -> fisher_module.StaticFisher:
+    """The same Fisher matrix as the compiled object."""
+    return fisher_module.StaticFisher.from_gradients(
+        fisher.G, fisher.damping, block_size=fisher.block_size
+    )
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, window, kept], ids=["twin", "window", "static"])
 @pytest.mark.parametrize("mode", MODES)
 def test_block_diagonal_fisher(mode: str, wrap: Any) -> None:
     """Each block of the Fisher answers for itself."""

@@ -107,7 +107,8 @@ class Fisher(abc.ABC):
         damping : float, optional
             Another damping for this product alone.
         out : Tensor, optional
-            Where to put the result; not together with derivatives.
+            Where to put the result, of the shape, dtype and device of v; not together with
+            derivatives.
         return_info : bool
             Whether to return ``(result, {"residual": |F x - v| / |v|})``, at the price of two
             more passes.
@@ -120,12 +121,15 @@ class Fisher(abc.ABC):
         Raises
         ------
         TypeError, ValueError
-            For a v of another kind, dtype, shape or device, or a damping that is not positive.
+            For a v or out of another kind, dtype, shape or device, or a damping that is not
+            positive.
         RuntimeError
-            In backward, where the window has been changed since.
+            In backward, where the window has been changed since; for an out with derivatives.
         """
         given = _checks.vector("ihvp", "v", v, self.d, self.device)
         at = self._damping if damping is None else _checks.positive("ihvp", "damping", damping)
+        if out is not None:
+            out = _checks.result("ihvp", out, given)
         many = _checks.wide(given).reshape(-1, self.d)
         x = self._apply(many, at)
         result = x.reshape(given.shape).to(given.dtype)
@@ -139,10 +143,18 @@ class Fisher(abc.ABC):
 
     @guarded
     def quad_form(self, v: Any) -> Any:
-        """``v' F^-1 v``, float64: 0-d for v of shape (d,), (k,) for (k, d)."""
+        """``v' F^-1 v``, float64: 0-d for v of shape (d,), (k,) for (k, d).
+
+        Differentiable in v as :meth:`ihvp` is, but not with a process group.
+        """
         given = _checks.vector("quad_form", "v", v, self.d, self.device)
-        many = _checks.wide(given).detach().reshape(-1, self.d)
-        result = self._quadratic(many).reshape(given.shape[:-1])
+        many = _checks.wide(given).reshape(-1, self.d)
+        if self._group is None and (torch.compiler.is_compiling() or derivative_wanted(many)):
+            many = many.double()
+            result = (many * self._apply(many, self._damping)).sum(1)
+        else:
+            result = self._quadratic(many.detach())
+        result = result.reshape(given.shape[:-1])
         return result.numpy() if isinstance(v, np.ndarray) else result
 
     @guarded
@@ -168,9 +180,9 @@ class Fisher(abc.ABC):
     @guarded
     def elements(self, i: Tensor, j: Tensor) -> Tensor:
         """Elements of ``F^-1`` at integer tensors i and j, which broadcast; float64."""
+        i, j = (_checks.indices("elements", *k, self.d).cpu() for k in (("i", i), ("j", j)))
         shape = torch.broadcast_shapes(i.shape, j.shape)
         both = torch.cat([i.flatten(), j.flatten()])
-        both = _checks.indices("elements", "i and j", both, self.d)
         known, back = torch.unique(both, return_inverse=True)
         at_i = back[: i.numel()].reshape(i.shape).expand(shape)
         at_j = back[i.numel() :].reshape(j.shape).expand(shape)
@@ -179,12 +191,12 @@ class Fisher(abc.ABC):
             columns = self._window[:, known.to(self.device)][list(self._slots())].double()
             W = self._factored(self._damping).solve(columns.T.contiguous().cpu(), half=True)
             result = result - (W[at_i] * W[at_j]).sum(-1)
-        return result / self._damping
+        return result.to(self.device) / self._damping
 
     @guarded
     def inverse_block(self, index: Tensor) -> Tensor:
         """``F^-1`` of k rows and columns, (k, k), float64, in O(k m (k + m))."""
-        index = _checks.indices("inverse_block", "index", index, self.d)
+        index = _checks.indices("inverse_block", "index", index, self.d, ndim=1)
         block = torch.eye(len(index), dtype=torch.float64, device=self.device)
         if len(self):
             columns = self._window[:, index.to(self.device)][list(self._slots())].double()
@@ -195,7 +207,7 @@ class Fisher(abc.ABC):
     @guarded
     def logdet(self) -> float:
         """log det F."""
-        d = int(_sharding.summed(torch.tensor(self.d), self._group))
+        d = int(_sharding.summed(torch.tensor(self.d, device=self.device), self._group))
         value = (d - len(self)) * math.log(self._damping) - len(self) * math.log(self._norm())
         if not len(self):
             return value

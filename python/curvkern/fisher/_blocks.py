@@ -99,7 +99,13 @@ class Blocks:
 
 
 class BlockQueries(Fisher):
-    """What every block-diagonal matrix answers by products with its inverse."""
+    """What every block-diagonal matrix answers by products with its inverse or elements."""
+
+    @guarded
+    def inverse_block(self, index: Tensor) -> Tensor:
+        """``F^-1`` of k rows and columns, (k, k), float64."""
+        index = _checks.indices("inverse_block", "index", index, self.d, ndim=1)
+        return self.elements(index[:, None], index[None, :])
 
     def _quadratic(self, v: Tensor) -> Tensor:
         v = v.double()
@@ -136,7 +142,7 @@ class BlockWindowFisher(BlockQueries, SlidingWindowFisher):
     def push_ihvp(self, grad: Any, v: Any = None) -> Tensor:
         """Push a gradient and return F^-1 v, or without v that of the gradient as stored."""
         if v is not None:
-            _checks.vector("push_ihvp", "v", v, self.d, self.device)
+            v = _checks.vector("push_ihvp", "v", v, self.d, self.device).detach()
         given, _ = self._push("push_ihvp", grad, None)
         if v is not None:
             result: Tensor = self.ihvp(v)
@@ -166,15 +172,11 @@ class BlockWindowFisher(BlockQueries, SlidingWindowFisher):
         """Elements of ``F^-1`` at integer tensors i and j, which broadcast; float64."""
         if not len(self):
             return super().elements(i, j)
-        for name, k in (("i", i), ("j", j)):
-            _checks.indices("elements", name, k, self.d)
+        i, j = (
+            _checks.indices("elements", *k, self.d).to(self.device)
+            for k in (("i", i), ("j", j))
+        )
         return self._at().elements(i, j)
-
-    @guarded
-    def inverse_block(self, index: Tensor) -> Tensor:
-        """``F^-1`` of k rows and columns, (k, k), float64."""
-        index = _checks.indices("inverse_block", "index", index, self.d)
-        return self.elements(index[:, None], index[None, :])
 
     @guarded
     def logdet(self) -> float:

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from .. import _mfac
-from .._arguments import check_layout, to_float
+from .._arguments import _refuse_mask, check_layout, to_float
+from .._autograd import derivative_wanted
 
 HALVES = (torch.float16, torch.bfloat16)
+INTEGERS = (torch.int64, torch.int32)
 
 
 def positive(function: str, name: str, value: Any) -> float:
@@ -43,14 +45,24 @@ def index(function: str, name: str, value: Any, size: int) -> int:
     return int(value)
 
 
-def indices(function: str, name: str, value: Tensor, size: int) -> Tensor:
-    """Integers below a size; IndexError for others."""
+def indices(
+    function: str, name: str, value: Any, size: int, *, ndim: int | None = None
+) -> Tensor:
+    """A tensor of integers below a size, (k,) if ``ndim`` is 1; IndexError for others."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{function}: {name} must be a tensor, got {type(value).__name__}")
+    if value.dtype not in INTEGERS:
+        raise TypeError(f"{function}: {name} must be int64 or int32, got {value.dtype}")
+    if ndim is not None and value.ndim != ndim:
+        raise ValueError(
+            f"{function}: {name} has shape {tuple(value.shape)}, expected {ndim} dimension"
+        )
     if value.numel() and not 0 <= int(value.min()) <= int(value.max()) < size:
         raise IndexError(
             f"{function}: {name} must be in [0, {size}), got {int(value.min())} to "
             f"{int(value.max())}"
         )
-    return value
+    return value.long()
 
 
 def storage(function: str, dtype: Any) -> torch.dtype:
@@ -66,7 +78,7 @@ def storage(function: str, dtype: Any) -> torch.dtype:
 def vector(function: str, name: str, value: Any, d: int, device: torch.device) -> Tensor:
     """A real tensor (d,) or (k, d) on the window's device; arrays become tensors."""
     if isinstance(value, np.ndarray):
-        value = torch.from_numpy(np.ascontiguousarray(value))
+        value = array(function, name, value)
     if not isinstance(value, Tensor):
         raise TypeError(
             f"{function}: {name} must be a tensor or a NumPy array, got {type(value).__name__}"
@@ -84,6 +96,38 @@ def vector(function: str, name: str, value: Any, d: int, device: torch.device) -
     if value.device != device:
         raise ValueError(f"{function}: {name} is on {value.device} but the window on {device}")
     return value
+
+
+def array(function: str, name: str, value: np.ndarray) -> Tensor:
+    """A NumPy array as a tensor; copied where torch can't take it as it is."""
+    _refuse_mask(function, name, value)
+    if value.dtype.kind != "f" or value.dtype.itemsize > 8:
+        raise TypeError(
+            f"{function}: {name} must be float64, float32 or float16, got {value.dtype}"
+        )
+    native = np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("="))
+    return torch.from_numpy(native if native.flags.writeable else native.copy())
+
+
+def result(function: str, out: Any, like: Tensor) -> Tensor:
+    """A tensor that a result with the shape, dtype and device of another can go to."""
+    if not isinstance(out, Tensor):
+        raise TypeError(f"{function}: out must be a tensor, got {type(out).__name__}")
+    check_layout(function, "out", out)
+    if out.dtype is not like.dtype:
+        raise TypeError(f"{function}: out is {out.dtype} but v is {like.dtype}")
+    if out.shape != like.shape:
+        raise ValueError(
+            f"{function}: out has shape {tuple(out.shape)} but v has {tuple(like.shape)}"
+        )
+    if out.device != like.device:
+        raise ValueError(f"{function}: out is on {out.device} but v on {like.device}")
+    if derivative_wanted(like, out):
+        raise RuntimeError(
+            f"{function}: out does not go together with derivatives; leave it out, or detach "
+            "out and v and call under no_grad()"
+        )
+    return out
 
 
 def wide(v: Tensor) -> Tensor:

@@ -38,12 +38,16 @@ def checked(state: Any, configuration: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(
             f"{FUNCTION}: window is {window.dtype}, expected {configuration['dtype']}"
         )
-    _tensor(state, "gram", (count, count), torch.float64)
-    if state["factor"] is not None:
+    gram, factor = _tensor(state, "gram", (count, count), torch.float64), state["factor"]
+    if factor is not None:
         _tensor(state, "factor", (count, count), torch.float64)
     for name in ("window", "gram", "factor"):
         if state[name] is not None and not bool(torch.isfinite(state[name]).all()):
             raise ValueError(f"{FUNCTION}: {name} must be finite")
+    if not torch.equal(gram, gram.T) or bool((gram.diagonal() < 0).any()):
+        raise ValueError(f"{FUNCTION}: gram must be symmetric, with squares on its diagonal")
+    if factor is not None and not bool((factor.diagonal() > 0).all()):
+        raise ValueError(f"{FUNCTION}: factor must have positive pivots")
     return dict(state)
 
 

@@ -229,8 +229,7 @@ class StaticFisher(Fisher):
 def _gradients(G: Any) -> Tensor:
     """Gradients as a contiguous matrix in a dtype that a window can have."""
     if isinstance(G, np.ndarray):
-        array = np.ascontiguousarray(G)
-        G = torch.from_numpy(array if array.flags.writeable else array.copy())
+        G = _checks.array(NAME, "G", G)
     if not isinstance(G, Tensor):
         raise TypeError(f"{NAME}: G must be a tensor or a NumPy array, got {type(G).__name__}")
     check_layout(NAME, "G", G)

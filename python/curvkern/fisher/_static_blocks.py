@@ -60,11 +60,12 @@ class BlockStaticFisher(BlockQueries, StaticFisher):
     @guarded
     def elements(self, i: Tensor, j: Tensor) -> Tensor:
         """Elements of ``F^-1`` at integer tensors i and j, which broadcast; float64."""
-        shape = torch.broadcast_shapes(i.shape, j.shape)
         i, j = (
-            _checks.indices("elements", name, k.expand(shape).flatten(), self.d)
-            for name, k in (("i", i), ("j", j))
+            _checks.indices("elements", *k, self.d).to(self.device)
+            for k in (("i", i), ("j", j))
         )
+        shape = torch.broadcast_shapes(i.shape, j.shape)
+        i, j = (k.expand(shape).flatten() for k in (i, j))
         found = torch.zeros(len(i), dtype=torch.float64, device=self.device)
         together = i // self._size == j // self._size
         for columns, part in self._parts(self._damping):

@@ -98,16 +98,18 @@ class SlidingWindowFisher(Fisher):
                 f"got {normalize!r}"
             )
         dtype = _checks.storage(name, dtype)
+        if max(d, m) >= 1 << 62:
+            raise MemoryError(f"{name}: a window of shape {(m, d)} is too large")
         try:
             window = torch.empty(m, d, dtype=dtype, device=device)
+            super().__init__(d, damping, window, m, process_group)
+            self._products_of = torch.zeros(m, m, dtype=torch.float64)  # K, by slots
         except RuntimeError as error:
-            raise memory_error(name, (m, d), error) from None
-        super().__init__(d, damping, window, m, process_group)
+            raise memory_error(name, (m, max(d, m)), error) from None
         self.capacity = m
         self.normalize = normalize
         self.block_size = block_size
         self._order: list[int] = []  # slots, oldest first
-        self._products_of = torch.zeros(m, m, dtype=torch.float64)  # K, by slots
 
     def __repr__(self) -> str:
         return (
@@ -257,8 +259,8 @@ class SlidingWindowFisher(Fisher):
                 f"{function}: grad has shape {tuple(given.shape)}, expected ({self.d},)"
             )
         row = _checks.wide(given)[None].contiguous()
-        finite = _sharding.all_agree(_checks.finite(self._window, row), self._group)
-        if not finite:
+        finite = _checks.finite(self._window, row)
+        if not _sharding.all_agree(finite, self._group, self.device):
             raise ValueError(
                 f"{function}: grad must be finite, and stay so in {self._window.dtype}; the "
                 "window is unchanged"
