@@ -38,6 +38,10 @@ VALUES = {
         {"C": changed(C, (2, 0), INF), "b": torch.tensor([1.0, 0.0], dtype=torch.float64)},
         "infeasible: row 2",
     ),
+    "a range beyond float64": (
+        {"C": C.new_tensor([[-1.5e308, 1e308], [1.0, 2.0], [INF, 3.0]])},
+        r"C goes from -1.5e\+308 to 1e\+308, a range beyond float64",
+    ),
     "negative a": ({"a": A - 0.25}, r"a must be non-negative, got -0.0\d+ at \[0\]"),
     "negative b": ({"b": B - 0.5}, "b must be non-negative"),
     "nan in a": ({"a": changed(A, 1, NAN)}, r"a must be finite, got nan at \[1\]"),

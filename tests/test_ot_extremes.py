@@ -177,3 +177,12 @@ def test_mass_that_a_plan_cannot_hold() -> None:
     assert_close(result.plan.sum(1) * 1e249, a)
     with pytest.raises(ValueError, match="mass of a must be at least 1e-250"):
         ot.sinkhorn(a * 1e-270, a * 1e-270, C, 0.1)
+
+
+def test_points_whose_costs_overflow_their_dtype() -> None:
+    x, y = (1e20 * torch.rand(n, 2) for n in (3, 4))
+    with pytest.raises(ValueError, match="beyond float32; rescale"):
+        ot.sinkhorn_points(x, y, 1e38)
+    result = ot.sinkhorn_points(x.double(), y.double(), 1e38)
+    assert result.converged
+    assert torch.isfinite(result.value)

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "mfac/ahead.hpp"
 #include "mfac/columns.hpp"
 #include "mfac/numbers.hpp"
 #include "mfac/passes.hpp"
@@ -14,18 +15,17 @@ namespace {
 // Columns of a tile, with a line between its rows lest they all fall into one set of a cache;
 // rows that become float64 together, for the second cache; vectors whose sums are held
 // together.
-constexpr std::int64_t many_columns = run, stride = run + 8, chunk = 32, most_vectors = 48;
+constexpr std::int64_t many_columns = run, stride = run + 8, chunk = 64, most_vectors = 48;
 
-// A chunk of rows in a tile of columns, in float64, and what comes after on its way.
+// A chunk of rows in a tile of columns, in float64.
 class WideRows {
   public:
     explicit WideRows(const Window& window) : window_(window), wide_(chunk * stride) {}
 
-    // Calls body(first, size) for chunks of rows, with `calls` of fetch() among all of them.
+    // Calls body(first, size) for chunks of rows.
     template <class Body>
-    void each(std::int64_t j, std::int64_t width, std::int64_t calls, Body body) {
+    void each(std::int64_t j, std::int64_t width, Body body) {
         const auto widen = table().widen[index(window_.storage)];
-        ahead_ = Ahead(window_, j + many_columns, many_columns, calls);
         for (std::int64_t first = 0; first < window_.count; first += chunk) {
             const std::int64_t size = std::min(chunk, window_.count - first);
             for (std::int64_t i = 0; i < size; ++i) {
@@ -34,13 +34,11 @@ class WideRows {
             body(first, size);
         }
     }
-    void fetch() { ahead_.fetch(); }
     double* row(std::int64_t i) { return wide_.data() + i * stride; }
 
   private:
     const Window& window_;
     Numbers wide_;
-    Ahead ahead_;
 };
 
 class Products {
@@ -54,13 +52,16 @@ class Products {
 
     void add(std::int64_t j, std::int64_t width, double* sums) {
         right_.widen(j, width, stride, vector_.data());
-        const std::int64_t calls = (right_.window.count + rows - 1) / rows * groups_;
-        rows_.each(j, width, calls, [&](std::int64_t first, std::int64_t size) {
+        Ahead ahead(j + many_columns, many_columns, right_.window.d,
+                    (right_.window.count + rows - 1) / rows * groups_);
+        ahead.add(right_.window);
+        ahead.add(right_.v);
+        rows_.each(j, width, [&](std::int64_t first, std::int64_t size) {
             for (std::int64_t group = 0; group < groups_; ++group) {
                 const std::int64_t r = group * k_ / groups_;
                 const std::int64_t end = (group + 1) * k_ / groups_;
                 for (std::int64_t i = 0; i < size; i += rows) {
-                    rows_.fetch();
+                    ahead.fetch();
                     multiply(i, size - i, r, end - r, width, sums + (first + i) * k_ + r);
                 }
             }
@@ -139,14 +140,17 @@ bool combine_many(const Window& window, const double* coefficient, double alpha,
             Numbers sums(out.k * stride);
             for (std::int64_t j = begin; j < end; j += many_columns) {
                 const std::int64_t width = std::min(many_columns, end - j);
-                const std::int64_t calls = (m + chunk - 1) / chunk *
-                                           ((width + wide - 1) / wide) *
-                                           ((out.k + high - 1) / high);
+                Ahead ahead(j + many_columns, many_columns, window.d,
+                            (m + chunk - 1) / chunk * ((width + wide - 1) / wide) *
+                                ((out.k + high - 1) / high));
+                ahead.add(window);
+                if (v != nullptr) ahead.add(*v);
+                ahead.add(out);
                 std::fill_n(sums.data(), out.k * stride, 0.0);
-                part.each(j, width, calls, [&](std::int64_t first, std::int64_t size) {
+                part.each(j, width, [&](std::int64_t first, std::int64_t size) {
                     for (std::int64_t at = 0; at < width; at += wide) {
                         for (std::int64_t r = 0; r < out.k; r += high) {
-                            part.fetch();
+                            ahead.fetch();
                             kernels.add_rows(size, c.data() + r * m + first * high,
                                              part.row(0) + at, sums.data() + r * stride + at,
                                              stride, std::min(high, out.k - r),

@@ -92,6 +92,9 @@ struct Kernels {
     // to float64, and back to a storage
     void (*widen[3])(const void* from, double* to, std::int64_t size);
     void (*narrow[3])(const double* from, void* to, std::int64_t size);
+    // to = sum + alpha v, or the sum without v; in float64 or float32 each
+    void (*finish[2][2])(const double* sum, double alpha, const void* v, std::int64_t size,
+                         void* to);
     // y += a x, and x . y
     void (*axpy)(double a, const double* x, double* y, std::int64_t size);
     double (*inner)(const double* x, const double* y, std::int64_t size);

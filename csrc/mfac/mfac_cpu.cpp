@@ -113,6 +113,19 @@ void narrow(const double* from, void* to, std::int64_t size) {
     for (std::int64_t j = 0; j < size; ++j) round_to(from[j], target + j);
 }
 
+template <class S, class T>
+void finish(const double* sum, double alpha, const void* v, std::int64_t size, void* to) {
+    const S* other = static_cast<const S*>(v);
+    T* target = static_cast<T*>(to);
+    if (other == nullptr) {
+        for (std::int64_t j = 0; j < size; ++j) target[j] = static_cast<T>(sum[j]);
+        return;
+    }
+    for (std::int64_t j = 0; j < size; ++j) {
+        target[j] = static_cast<T>(sum[j] + alpha * static_cast<double>(other[j]));
+    }
+}
+
 void axpy(double a, const double* x, double* y, std::int64_t size) {
     for (std::int64_t j = 0; j < size; ++j) y[j] += a * x[j];
 }
@@ -147,6 +160,8 @@ const Kernels& kernels() {
                                   {add<double>, add<float>, add<Brain>},
                                   {widen<double>, widen<float>, widen<Brain>},
                                   {narrow<double>, narrow<float>, narrow<Brain>},
+                                  {{finish<double, double>, finish<double, float>},
+                                   {finish<float, double>, finish<float, float>}},
                                   axpy,
                                   inner,
                                   rotate};

@@ -41,15 +41,11 @@ const Kernels& table() {
 
 void finish_sums(const Vectors* v, double alpha, const Vectors& out, std::int64_t d,
                  std::int64_t j, std::int64_t width, std::int64_t stride, double* sum) {
-    const Kernels& kernels = table();
-    double wide[run];
+    const int from = v == nullptr ? 0 : index(*v);
+    const auto finish = table().finish[from][index(out)];
     for (std::int64_t r = 0; r < out.k; ++r, sum += stride) {
-        for (std::int64_t at = 0; v != nullptr && at < width; at += run) {
-            const std::int64_t size = std::min(run, width - at);
-            kernels.widen[index(*v)](element(*v, d, r, j + at), wide, size);
-            kernels.axpy(alpha, wide, sum + at, size);
-        }
-        kernels.narrow[index(out)](sum, element(out, d, r, j), width);
+        finish(sum, alpha, v == nullptr ? nullptr : element(*v, d, r, j), width,
+               element(out, d, r, j));
     }
 }
 

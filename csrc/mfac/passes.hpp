@@ -37,38 +37,6 @@ inline char* element(const Vectors& v, std::int64_t d, std::int64_t r, std::int6
     return static_cast<char*>(v.data) + (r * d + column) * (v.is_float32 ? 4 : 8);
 }
 
-// Fetches a piece of a window into the second cache, some lines at a time between what computes
-// on the piece before: rows begin pages that no hardware prefetcher has seen.
-class Ahead {
-  public:
-    Ahead() = default;  // nothing
-    Ahead(const Window& window, std::int64_t column, std::int64_t columns, std::int64_t calls)
-        : window_(&window),
-          column_(column),
-          bytes_(std::max<std::int64_t>(0, std::min(columns, window.d - column)) *
-                 element_size(window.storage)),
-          i_(bytes_ > 0 ? 0 : window.count) {
-        constexpr std::int64_t line = 64;
-        if (calls > 0) share_ = (window.count * (bytes_ / line + 1) + calls - 1) / calls;
-    }
-
-    // One of the calls among which the lines are shared out.
-    void fetch() {
-        for (std::int64_t n = 0; n < share_ && i_ < window_->count; ++n) {
-            __builtin_prefetch(element(*window_, i_, column_) + at_, 0, 2);
-            at_ += 64;
-            if (at_ >= bytes_) {
-                at_ = 0;
-                ++i_;
-            }
-        }
-    }
-
-  private:
-    const Window* window_ = nullptr;
-    std::int64_t column_ = 0, bytes_ = 0, i_ = 0, at_ = 0, share_ = 0;
-};
-
 // What a window is multiplied by: the incoming row first, if there is one, then vectors.
 struct RightSides {
     const Window& window;

@@ -80,10 +80,12 @@ def _check_distance(function: str, names: tuple[str, str], problem: Problem) -> 
     cost = (extent if problem.kind == "l1" else extent**2).sum(1)
     if problem.kind == "euclidean":
         cost = cost.sqrt()
-    if not bool(torch.isfinite(problem.scale * cost).all()):
+    dtype = clouds[0].dtype
+    if not bool((problem.scale * cost <= torch.finfo(dtype).max).all()):
         raise ValueError(
             f"{function}: {names[0]} and {names[1]} are up to {float(extent.max()):.3g} apart, "
-            f"where {problem.kind!r} costs are beyond float64; rescale the points"
+            f"where {problem.kind!r} costs are beyond {str(dtype).removeprefix('torch.')}; "
+            "rescale the points"
         )
 
 
@@ -96,10 +98,17 @@ def check_costs(function: str, name: str, a: Tensor, b: Tensor, C: Tensor) -> No
     if bool(low == -torch.inf):
         at, _ = _first(torch.isneginf(C), C)
         raise ValueError(f"{function}: {name} must not be -inf, got it at {at}")
+    top = high
     if bool(high == torch.inf):
         allowed = ~torch.isposinf(C)
+        top = torch.where(allowed, C, low).amax()
         _check_reach(function, name, "row", a, (allowed & (b > 0)[:, None, :]).any(2))
         _check_reach(function, name, "column", b, (allowed & (a > 0)[:, :, None]).any(1))
+    if not bool(torch.isfinite(2 * (top.to(torch.float64) - low.to(torch.float64)))):
+        raise ValueError(
+            f"{function}: {name} goes from {float(low):.3g} to {float(top):.3g}, a range beyond "
+            "float64; rescale the costs"
+        )
 
 
 def _check_reach(function: str, name: str, line: str, mass: Tensor, reached: Tensor) -> None:
