@@ -36,11 +36,11 @@ class Factor:
             self.shift = None
             return
         if full:
-            _mfac.native().mfac_drop_first(self.matrix, self.count)
+            _mfac.factors().mfac_drop_first(self.matrix, self.count)
             self.count -= 1
         head = column[:-1].contiguous()
         diagonal = float(column[-1]) + shift
-        _mfac.native().mfac_append(self.matrix, self.count, head, diagonal, shift)
+        _mfac.factors().mfac_append(self.matrix, self.count, head, diagonal, shift)
         self.count += 1
 
     def build(self, gram: Tensor, shift: float) -> None:
@@ -48,13 +48,13 @@ class Factor:
         count = len(gram)
         system = self.matrix[:count, :count]
         system.copy_(gram).diagonal().add_(shift)
-        _mfac.native().mfac_factorize(self.matrix, count, shift, None)
+        _mfac.factors().mfac_factorize(self.matrix, count, shift, None)
         self.count, self.shift = count, shift
 
     def solve(self, b: Tensor, *, half: bool = False) -> Tensor:
         """(shift I + K)^-1 for each row of b, or U'^-1 alone."""
         x = b.to("cpu", copy=True)
-        _mfac.native().mfac_solve(self.matrix, self.count, x, half)
+        _mfac.factors().mfac_solve(self.matrix, self.count, x, half)
         return x.to(b.device)
 
     def half_logdet(self) -> float:
@@ -66,5 +66,5 @@ def inverse_root(gram: Tensor, shift: float) -> Tensor:
     """U'^-1, lower triangular, without U."""
     system, root = gram.clone(), torch.empty_like(gram)
     system.diagonal().add_(shift)
-    _mfac.native().mfac_factorize(system, len(gram), shift, root)
+    _mfac.factors().mfac_factorize(system, len(gram), shift, root)
     return root

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import _runtime
 from .._mfac_static import block_diagonal
 from . import _checks
 from ._base import guarded
@@ -43,7 +44,7 @@ class BlockStaticFisher(BlockQueries, StaticFisher):
     @guarded
     def diag_inverse(self) -> Tensor:
         """The diagonal of ``F^-1``, (d,), float64; O(d m min(block_size, m))."""
-        if self.device.type == "cpu":
+        if self.device.type == "cpu" and _runtime.compiled(self.device):
             self._require_unwritten()
             return block_diagonal(self._window, self._size, self._damping, self._n)
         found = torch.empty(self.d, dtype=torch.float64, device=self.device)
