@@ -225,6 +225,12 @@ def test_refusals(change: dict[str, Any], kind: type[Exception], words: str) -> 
         obs_prune(arguments.pop("w"), arguments.pop("fisher"), **arguments)
 
 
+def test_devices_are_not_mixed() -> None:
+    fisher = fisher_module.StaticFisher.from_gradients(torch.ones(2, 12), 1.0)
+    with pytest.raises(ValueError, match="w is on meta but fisher on cpu"):
+        obs_prune(torch.ones(12, device="meta"), fisher, n=3)
+
+
 @pytest.mark.parametrize("mode", ["joint", "greedy"])
 def test_an_inverse_that_rounding_has_spoilt(mode: str) -> None:
     class Spoilt:
