@@ -76,9 +76,9 @@ def obs_prune(
     TypeError
         w or mask is of another kind or dtype.
     ValueError
-        A shape or device does not fit the Fisher's, w is not finite, the number to drop is out of range,
-        both or none of sparsity and n are given, the mode is unknown, or the inverse is not
-        positive definite to rounding.
+        A shape or device does not fit the Fisher's, w is not finite, the number to drop is out
+        of range, both or none of sparsity and n are given, the mode is unknown, or the inverse
+        is not positive definite to rounding.
 
     References
     ----------
