@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from curvkern import (
-    _mfac,  # noqa: F401  (defines its operations)
+    _hutchinson,  # noqa: F401  (these define their operations)
+    _mfac,  # noqa: F401
     _mfac_static,  # noqa: F401
     _ops,
     special,
@@ -84,7 +85,20 @@ def _operands() -> dict[str, tuple[Any, ...]]:
         "sinkhorn_points_gradient": (*points, a, b, a, b),
         "ot_solve": (*matrix, a, b, "ot_solve", *solver),
         "ot_dual_system": (*matrix, a, b, a, b, False),
+        **_hutchinson_operands(),
         **_tiles_operands(),
+    }
+
+
+def _hutchinson_operands() -> dict[str, tuple[Any, ...]]:
+    """Two parameters and two probes."""
+    tensors = [torch.ones(2, 3), torch.ones(4)]
+    row = [0.1, 0.9, 0.99, 1e-4, 0.01, 0.75, 0.1, 0.01, 0.0, 0.0, 1.0]
+    lists = (tensors, tensors, 2 * tensors, [], tensors, tensors, tensors)
+    return {
+        "hutchinson_step": (*lists, [3, 1], [0, 6], [0, 0], row, 0.5, True, 7, 2),
+        "hutchinson_signs": (tensors, [0, 6], 7, 2, 1),
+        "hutchinson_accumulate": (tensors, tensors, tensors, [], [0, 6], 7, 2, 1, 2),
     }
 
 

@@ -245,16 +245,26 @@ def test_in_place_edit_of_an_input(op: Elementwise) -> None:
 # Refusals -----------------------------------------------------------------------------------
 
 
+def spoiled(good: Tensor) -> list[Tensor]:
+    """The tensor with another dtype, size or rank."""
+    others = {torch.int64, torch.bool, torch.complex64, torch.float16, torch.bfloat16}
+    bad = [good.to(d) for d in others | {torch.float32, torch.float64} - {good.dtype}]
+    bad += [torch.cat([good, good.narrow(d, 0, 1)], d) for d in range(good.dim())]
+    bad += [good.narrow(d, 0, 0) for d in range(good.dim())]
+    return [*bad, good[None], good[0], good.flatten()[0]]
+
+
 def damaged(arguments: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
-    """The arguments with one of them spoiled: its dtype, a size, its rank; a number, a word."""
+    """The arguments with one of them spoiled, a list in its first entry or its length."""
     for i, good in enumerate(arguments):
         bad: list[Any] = []
         if isinstance(good, Tensor):
-            others = {torch.int64, torch.bool, torch.complex64, torch.float16, torch.bfloat16}
-            bad += [good.to(d) for d in others | {torch.float32, torch.float64} - {good.dtype}]
-            bad += [torch.cat([good, good.narrow(d, 0, 1)], d) for d in range(good.dim())]
-            bad += [good.narrow(d, 0, 0) for d in range(good.dim())]
-            bad += [good[None], good[0], good.flatten()[0]]
+            bad += spoiled(good)
+        elif isinstance(good, list) and good and isinstance(good[0], Tensor):
+            bad += [[one, *good[1:]] for one in spoiled(good[0])]
+            bad += [good[1:], [*good, good[0]]]
+        elif isinstance(good, list) and good:
+            bad += [[-1, *good[1:]], good[1:], [*good, good[0]]]
         elif type(good) is int:
             bad += [0]
         elif good == "l1":

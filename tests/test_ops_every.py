@@ -49,12 +49,13 @@ def is_written(name: str) -> list[bool]:
 def run(name: str, arguments: tuple[Any, ...]) -> list[Tensor]:
     """Results, and what was written to, of copies of the arguments."""
     own = tuple(
-        argument.clone() if written else argument
+        tree_map_only(Tensor, torch.clone, argument) if written else argument
         for argument, written in zip(arguments, is_written(name), strict=False)
     )
     own += arguments[len(own) :]
     results = tree_leaves(operation(name)(*own))
-    results += [a for a, written in zip(own, is_written(name), strict=False) if written]
+    written = [a for a, written in zip(own, is_written(name), strict=False) if written]
+    results += tree_leaves(written)
     return [result for result in results if isinstance(result, Tensor)]
 
 
@@ -103,7 +104,7 @@ def test_layout(name: str, layout: str) -> None:
     """Strided, transposed and negative-bit arguments give the bits of contiguous ones."""
     arguments = operands(name)
     changed = tuple(
-        LAYOUTS[layout](a) if isinstance(a, Tensor) and not written else a
+        a if written else tree_map_only(Tensor, LAYOUTS[layout], a)
         for a, written in zip(
             arguments, is_written(name) + [False] * len(arguments), strict=False
         )
@@ -150,8 +151,8 @@ def test_arguments_are_left_alone(name: str) -> None:
     before = tree_map_only(Tensor, torch.clone, arguments)
     run(name, arguments)
     assert equal(
-        [a for a in before if isinstance(a, Tensor)],
-        [a for a in arguments if isinstance(a, Tensor)],
+        [a for a in tree_leaves(before) if isinstance(a, Tensor)],
+        [a for a in tree_leaves(arguments) if isinstance(a, Tensor)],
     )
 
 
@@ -183,7 +184,9 @@ def test_cuda_equals_cpu(name: str) -> None:
     close(name, run(name, arguments), [result.cpu() for result in run(name, there)])
 
 
-@pytest.mark.parametrize("name", [n for n in OPERANDS if n.startswith(("mfac", "sparse"))])
+@pytest.mark.parametrize(
+    "name", [n for n in OPERANDS if n.startswith(("hutch", "mfac", "sparse"))]
+)
 def test_opcheck(name: str) -> None:
     """The others' are in test_ops_contract.py."""
     arguments = tree_map_only(Tensor, torch.clone, operands(name))

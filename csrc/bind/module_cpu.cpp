@@ -58,6 +58,7 @@ PYBIND11_MODULE(_cpu, module) {
     module.def("philox", philox, py::arg("counter"), py::arg("key"));
     curvkern::bind_elementary(module);
     curvkern::bind_bessel(module);
+    curvkern::bind_hutchinson(module);
     curvkern::bind_mfac(module);
     curvkern::bind_sparsemax(module);
     curvkern::bind_sinkhorn(module);

@@ -60,7 +60,7 @@ struct ColumnKernels {
     // The same with rows of b and out at one stride, term after term instead of sum after sum,
     // as a row at a time would do it; a_stride is `rows`
     void (*add_rows)(std::int64_t size, const double* a, const double* b, double* out,
-                     std::int64_t stride, std::int64_t r_end, std::int64_t c_end);
+                     std::int64_t stride, std::int64_t r_end, std::int64_t c_end, Lines ahead);
     // out[c] += sum_r (sum_k a[k rows + r] b[k columns + c])^2
     void (*squares)(std::int64_t size, const double* a, const double* b, double* out);
     // Row k of a and of the root, divided by the pivot and taken from the rows up to `end` so

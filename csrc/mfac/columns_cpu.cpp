@@ -18,8 +18,9 @@ struct Sums {
 };
 
 CURVKERN_HD Sums product(Sums sum, std::int64_t size, const double* a, std::int64_t a_stride,
-                         const double* b, std::int64_t b_stride) {
+                         const double* b, std::int64_t b_stride, Lines ahead = {}) {
     for (std::int64_t k = 0; k < size; ++k) {
+        fetch(ahead, k);
         V y[vectors];
         CURVKERN_UNROLL
         for (int p = 0; p < vectors; ++p) y[p] = load(b + k * b_stride + p * width);
@@ -84,9 +85,10 @@ void multiply(std::int64_t size, const double* a, std::int64_t a_stride, const d
 }
 
 void add_rows(std::int64_t size, const double* a, const double* b, double* out,
-              std::int64_t stride, std::int64_t r_end, std::int64_t c_end) {
+              std::int64_t stride, std::int64_t r_end, std::int64_t c_end, Lines ahead) {
     const Sums start = load_block(out, stride, r_end, c_end);
-    store_block(product(start, size, a, block_rows, b, stride), out, stride, r_end, c_end);
+    store_block(product(start, size, a, block_rows, b, stride, ahead), out, stride, r_end,
+                c_end);
 }
 
 void squares(std::int64_t size, const double* a, const double* b, double* out) {

@@ -15,7 +15,7 @@ namespace {
 // Columns of a tile, with a line between its rows lest they all fall into one set of a cache;
 // rows that become float64 together, for the second cache; vectors whose sums are held
 // together.
-constexpr std::int64_t many_columns = run, stride = run + 8, chunk = 64, most_vectors = 48;
+constexpr std::int64_t many_columns = run, stride = run + 8, chunk = 32, most_vectors = 48;
 
 // A chunk of rows in a tile of columns, in float64.
 class WideRows {
@@ -61,8 +61,8 @@ class Products {
                 const std::int64_t r = group * k_ / groups_;
                 const std::int64_t end = (group + 1) * k_ / groups_;
                 for (std::int64_t i = 0; i < size; i += rows) {
-                    ahead.fetch();
-                    multiply(i, size - i, r, end - r, width, sums + (first + i) * k_ + r);
+                    multiply(i, size - i, r, end - r, width, sums + (first + i) * k_ + r,
+                             ahead.next());
                 }
             }
         });
@@ -71,16 +71,15 @@ class Products {
   private:
     // Rows i .. i + 3 of a chunk with vectors r .. r + k - 1.
     void multiply(std::int64_t i, std::int64_t valid, std::int64_t r, std::int64_t k,
-                  std::int64_t width, double* sums) {
-        const void* four[2 * rows];
+                  std::int64_t width, double* sums, Lines ahead) {
+        const double* four[rows];
         double* target[rows];
         double rest[rows][8] = {};
         for (int n = 0; n < rows; ++n) {
-            four[n] = four[rows + n] = rows_.row(n < valid ? i + n : i);
+            four[n] = rows_.row(n < valid ? i + n : i);
             target[n] = n < valid ? sums + n * k_ : rest[n];
         }
-        kernels_.dot[index(Storage::float64)](four, width, vector_.data() + r * stride, stride,
-                                              k, target);
+        kernels_.dot_many(four, width, vector_.data() + r * stride, stride, k, target, ahead);
     }
 
     const Kernels& kernels_ = table();
@@ -150,11 +149,10 @@ bool combine_many(const Window& window, const double* coefficient, double alpha,
                 part.each(j, width, [&](std::int64_t first, std::int64_t size) {
                     for (std::int64_t at = 0; at < width; at += wide) {
                         for (std::int64_t r = 0; r < out.k; r += high) {
-                            ahead.fetch();
                             kernels.add_rows(size, c.data() + r * m + first * high,
                                              part.row(0) + at, sums.data() + r * stride + at,
                                              stride, std::min(high, out.k - r),
-                                             std::min(wide, width - at));
+                                             std::min(wide, width - at), ahead.next());
                         }
                     }
                 });

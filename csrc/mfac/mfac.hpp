@@ -78,14 +78,23 @@ void solve(const Factor& factor, double* b, bool only_first);
 // does not depend on how many vectors came along.
 constexpr std::int64_t run = 512;
 
+// Lines that a kernel fetches into the second cache on its way, one every other step, so that
+// they do not wait for each other.
+struct Lines {
+    const char* from = nullptr;
+    std::int64_t count = 0;
+};
+
 // What is compiled once per instruction set. `v` is a tile in float64.
 struct Kernels {
-    // How many vectors `dot` takes at once from rows in float64; others go by twos.
-    int together;
-    // out[r] += v_r . row over `size` columns, for four rows, which four follow that come next
-    // (not for more than two vectors); v_r at a stride
+    // out[r] += v_r . row over `size` columns, for four rows, which four follow that come next;
+    // v_r at a stride
     void (*dot[3])(const void* const* row, std::int64_t size, const double* v,
                    std::int64_t stride, std::int64_t k, double* const* out);
+    // The same from four rows in float64, for up to `together` vectors at a time
+    int together;
+    void (*dot_many)(const double* const* row, std::int64_t size, const double* v,
+                     std::int64_t stride, std::int64_t k, double* const* out, Lines ahead);
     // sum += c_0 row_0 + .. c_3 row_3
     void (*add[3])(const void* const* row, std::int64_t size, const double* coefficient,
                    double* sum);

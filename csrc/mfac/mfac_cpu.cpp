@@ -1,7 +1,5 @@
 // The inner loops of M-FAC. Compiled once per instruction set; everything but kernels() has
 // internal linkage.
-#include <type_traits>
-
 #include "mfac/mfac.hpp"
 #include "mfac/storage.hpp"
 
@@ -10,27 +8,38 @@ namespace {
 
 constexpr int rows = 4;
 
-// The lines of the rows that come next, while those before are worked on: each row begins a
-// page that no hardware prefetcher has seen.
 template <class S>
-CURVKERN_HD void prefetch(const S* const* ahead, std::int64_t j) {
-    constexpr std::int64_t line = 64 / sizeof(S);
-    if (j % line < width) {
-        for (int i = 0; i < rows; ++i) __builtin_prefetch(ahead[i] + j, 0, 2);
+struct Rows {
+    const S* row[rows];
+    explicit Rows(const void* const* source) {
+        for (int i = 0; i < rows; ++i) row[i] = static_cast<const S*>(source[i]);
     }
-}
+    // Fetches what is read next while the rows before are worked on: each row begins a page
+    // that no hardware prefetcher has seen.
+    CURVKERN_HD void fetch(std::int64_t j) const {
+        constexpr std::int64_t line = 64 / sizeof(S);
+        if (j % line < width) {
+            for (int i = 0; i < rows; ++i) __builtin_prefetch(row[i] + j, 0, 2);
+        }
+    }
+};
+
+struct Spread {
+    Lines lines;
+    CURVKERN_HD void fetch(std::int64_t j) const { mfac::fetch(lines, j / width); }
+};
 
 // Four rows at a time: a register of v serves them all, and their sums are independent. After
 // each run they are added up, so their order does not depend on K.
-template <class S, int K>
-void dot_block(const S* const* row, const S* const* ahead, std::int64_t size, const double* v,
+template <class S, int K, class Ahead>
+void dot_block(const S* const* row, const Ahead& ahead, std::int64_t size, const double* v,
                std::int64_t stride, double* const* out) {
     std::int64_t j = 0;
     for (std::int64_t end = 0; end < size;) {
         end = end + run < size ? end + run : size;
         V sum[rows][K] = {};
         for (; j + width <= end; j += width) {
-            if constexpr (K <= 2) prefetch(ahead, j);
+            ahead.fetch(j);
             V x[K];
             CURVKERN_UNROLL
             for (int r = 0; r < K; ++r) x[r] = load(v + r * stride + j);
@@ -55,23 +64,13 @@ void dot_block(const S* const* row, const S* const* ahead, std::int64_t size, co
     }
 }
 
-template <class S>
-struct Rows {
-    const S* row[rows];
-    explicit Rows(const void* const* source) {
-        for (int i = 0; i < rows; ++i) row[i] = static_cast<const S*>(source[i]);
-    }
-};
-
-// Sums that fill the registers beside those of K vectors and one of a row.
-constexpr int together = sizeof(V) == 64 ? 6 : sizeof(V) == 32 ? 3 : 2;
-
-template <class S, int K>
-void dot_groups(const Rows<S>& now, const Rows<S>& ahead, std::int64_t size, const double* v,
+// As many vectors at a time as K, and then fewer.
+template <class S, int K, class Ahead>
+void dot_groups(const Rows<S>& now, const Ahead& ahead, std::int64_t size, const double* v,
                 std::int64_t stride, std::int64_t k, double* const* out) {
     double* target[rows] = {out[0], out[1], out[2], out[3]};
     for (; k >= K; k -= K, v += K * stride) {
-        dot_block<S, K>(now.row, ahead.row, size, v, stride, target);
+        dot_block<S, K>(now.row, ahead, size, v, stride, target);
         for (double*& to : target) to += K;
     }
     if constexpr (K > 1) dot_groups<S, K - 1>(now, ahead, size, v, stride, k, target);
@@ -80,8 +79,16 @@ void dot_groups(const Rows<S>& now, const Rows<S>& ahead, std::int64_t size, con
 template <class S>
 void dot(const void* const* row, std::int64_t size, const double* v, std::int64_t stride,
          std::int64_t k, double* const* out) {
-    constexpr int most = std::is_same_v<S, double> ? together : 2;
-    dot_groups<S, most>(Rows<S>(row), Rows<S>(row + rows), size, v, stride, k, out);
+    dot_groups<S, 2>(Rows<S>(row), Rows<S>(row + rows), size, v, stride, k, out);
+}
+
+// Sums that fill the registers beside those of K vectors and one of a row.
+constexpr int together = sizeof(V) == 64 ? 6 : sizeof(V) == 32 ? 3 : 2;
+
+void dot_many(const double* const* row, std::int64_t size, const double* v, std::int64_t stride,
+              std::int64_t k, double* const* out, Lines ahead) {
+    const void* from[rows] = {row[0], row[1], row[2], row[3]};
+    dot_groups<double, together>(Rows<double>(from), Spread{ahead}, size, v, stride, k, out);
 }
 
 template <class S>
@@ -91,7 +98,7 @@ void add(const void* const* row, std::int64_t size, const double* coefficient, d
     for (int i = 0; i < rows; ++i) c_of[i] = c<V>(coefficient[i]);
     std::int64_t j = 0;
     for (; j + width <= size; j += width) {
-        prefetch(ahead.row, j);
+        ahead.fetch(j);
         V y = load(sum + j);
         for (int i = 0; i < rows; ++i) y += c_of[i] * load(now.row[i] + j);
         store(sum + j, y);
@@ -155,8 +162,9 @@ void rotate(double cosine, double sine, double* x, double* y, double* to, std::i
 
 namespace CURVKERN_ISA_NAMESPACE {
 const Kernels& kernels() {
-    static const Kernels table = {together,
-                                  {dot<double>, dot<float>, dot<Brain>},
+    static const Kernels table = {{dot<double>, dot<float>, dot<Brain>},
+                                  together,
+                                  dot_many,
                                   {add<double>, add<float>, add<Brain>},
                                   {widen<double>, widen<float>, widen<Brain>},
                                   {narrow<double>, narrow<float>, narrow<Brain>},

@@ -4,6 +4,7 @@
 
 #include "core/simd.hpp"
 #include "mfac/element.hpp"
+#include "mfac/mfac.hpp"
 
 namespace curvkern::mfac {
 CURVKERN_PER_ISA {
@@ -44,6 +45,11 @@ CURVKERN_HD V load(const Brain* source) {
 }
 CURVKERN_HD void store(double* target, V y) {
     __builtin_memcpy(target, &y, sizeof(V));
+}
+
+CURVKERN_HD void fetch(const Lines& lines, std::int64_t step) {
+    if (step % 2 == 0 && step < 2 * lines.count)
+        __builtin_prefetch(lines.from + 32 * step, 0, 2);
 }
 
 CURVKERN_HD double total(V y) {

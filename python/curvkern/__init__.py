@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from . import curvature as curvature
     from . import distributions as distributions
     from . import fisher as fisher
     from . import optim as optim
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ConvergenceWarning",
     "__version__",
+    "curvature",
     "distributions",
     "fisher",
     "optim",
@@ -26,7 +28,7 @@ __all__ = [
     "special",
 ]
 
-_SUBMODULES = frozenset({"distributions", "fisher", "optim", "ot", "special"})
+_SUBMODULES = frozenset({"curvature", "distributions", "fisher", "optim", "ot", "special"})
 
 
 class ConvergenceWarning(RuntimeWarning):

@@ -173,6 +173,38 @@ def sinkhorn_device_newton(
     warm_start: bool,
     stream: int,
 ) -> None: ...
+def hutchinson_step(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    hz: Sequence[Tensor],
+    z: Sequence[Tensor],
+    m: Sequence[Tensor],
+    v: Sequence[Tensor],
+    stale: Sequence[Tensor],
+    blocks: Sequence[int],
+    offsets: Sequence[int],
+    rows: Sequence[int],
+    settings: Sequence[float],
+    scale: float,
+    draws: bool,
+    seed: int,
+    step: int,
+) -> None: ...
+def hutchinson_signs(
+    out: Sequence[Tensor], offsets: Sequence[int], seed: int, step: int, probe: int
+) -> None: ...
+def hutchinson_accumulate(
+    mean: Sequence[Tensor],
+    square: Sequence[Tensor],
+    hz: Sequence[Tensor],
+    z: Sequence[Tensor],
+    offsets: Sequence[int],
+    seed: int,
+    step: int,
+    probe: int,
+    count: int,
+) -> None: ...
+def hutchinson_is_finite(tensors: Sequence[Tensor]) -> bool: ...
 def mfac_products(window: Tensor, slots: Sequence[int], v: Tensor, out: Tensor) -> None: ...
 def mfac_push(
     window: Tensor, slots: Sequence[int], into: int, gradient: Tensor, v: Tensor, out: Tensor

@@ -5,6 +5,15 @@ environment says ``CURVKERN_BACKEND=reference``. Ordinary autograd differentiate
 number of times.
 """
 
-from . import bessel, matern, mfac, sinkhorn, sparsemax
+from . import adahessian, bessel, hutchinson, matern, mfac, philox, sinkhorn, sparsemax
 
-__all__ = ["bessel", "matern", "mfac", "sinkhorn", "sparsemax"]
+__all__ = [
+    "adahessian",
+    "bessel",
+    "hutchinson",
+    "matern",
+    "mfac",
+    "philox",
+    "sinkhorn",
+    "sparsemax",
+]

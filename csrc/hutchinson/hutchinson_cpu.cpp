@@ -1,0 +1,224 @@
+// The loops over a tile. Compiled once per instruction set; everything but kernels() has
+// internal linkage.
+#include "hutchinson/hutchinson.hpp"
+#include "hutchinson/power.hpp"
+#include "hutchinson/signs.hpp"
+#include "hutchinson/storage.hpp"
+
+namespace curvkern::hutchinson {
+namespace {
+
+void philox(Draw draw, std::uint64_t first, std::int64_t blocks, std::uint32_t* words) {
+    constexpr std::int64_t lanes = Lanes<VectorDouble>::width;
+    for (std::int64_t b = 0; b < blocks; b += lanes) {
+        philox_blocks(draw, first + static_cast<std::uint64_t>(b), words + 4 * b);
+    }
+}
+
+template <class S>
+void signs(const std::uint32_t* words, std::int64_t size, void* out) {
+    using R = typename Computed<S>::R;
+    for_registers<R>(size, [&](std::int64_t i, std::int64_t count) {
+        const R one = c<R>(1);
+        store(static_cast<S*>(out) + i, from_bits<R>(bits(one) | sign_bits<R>(words, i)),
+              count);
+    });
+}
+
+// z hz
+template <class R, class S>
+CURVKERN_HD R signed_product(const void* hz, const void* z, const std::uint32_t* words,
+                             std::int64_t i, std::int64_t count) {
+    const R h = load<R>(static_cast<const S*>(hz) + i, count);
+    if (z != nullptr) return h * load<R>(static_cast<const S*>(z) + i, count);
+    if (words != nullptr) return from_bits<R>(bits(h) ^ sign_bits<R>(words, i));
+    return h;
+}
+
+template <class S>
+void product(const void* hz, const void* z, const std::uint32_t* words, std::int64_t size,
+             double weight, bool adds, void* D) {
+    using R = typename Computed<S>::R;
+    auto* to = static_cast<typename Computed<S>::State*>(D);
+    for_registers<R>(size, [&](std::int64_t i, std::int64_t count) {
+        const R y = c<R>(weight) * signed_product<R, S>(hz, z, words, i, count);
+        store(to + i, adds ? y + load<R>(to + i, count) : y, count);
+    });
+}
+
+template <class T>
+CURVKERN_HD double sum(const T* x, std::int64_t size, bool is_signed) {
+    double total = 0;
+    if (size < 32) {
+        for (std::int64_t i = 0; i < size; ++i)
+            total += is_signed ? x[i] : __builtin_fabs(x[i]);
+    } else if (is_signed) {
+#pragma omp simd reduction(+ : total)
+        for (std::int64_t i = 0; i < size; ++i) total += x[i];
+    } else {
+#pragma omp simd reduction(+ : total)
+        for (std::int64_t i = 0; i < size; ++i) total += __builtin_fabs(x[i]);
+    }
+    return total;
+}
+
+// The means of `lanes` short blocks at a time, each in a lane of its own. They are stored as
+// whole registers, whose ends the next block overwrites.
+template <class R, class T>
+std::int64_t means_of_short(const T* x, std::int64_t size, std::int64_t block, bool is_signed,
+                            T* to) {
+    constexpr int lanes = 16, width = Lanes<R>::width;
+    const T share = static_cast<T>(1 / static_cast<double>(block));
+    std::int64_t begin = 0;
+    for (; begin + lanes * block <= size; begin += lanes * block) {
+        T mean[lanes] = {};
+        for (std::int64_t i = 0; i < block; ++i) {
+#pragma omp simd
+            for (int lane = 0; lane < lanes; ++lane) {
+                const T value = x[begin + lane * block + i];
+                mean[lane] += is_signed || value > 0 ? value : -value;
+            }
+        }
+        for (int lane = 0; lane < lanes; ++lane) {
+            const R value = c<R>(static_cast<double>(mean[lane] * share));
+            for (std::int64_t i = 0; i < block; i += width) {
+                store(to + begin + lane * block + i, value);
+            }
+        }
+    }
+    return begin;
+}
+
+template <class R, class T>
+void means(const void* D, std::int64_t size, std::int64_t block, bool is_signed, void* to) {
+    const auto* x = static_cast<const T*>(D);
+    auto* out = static_cast<T*>(to);
+    std::int64_t begin = 0;
+    if (block < 32) begin = means_of_short<R>(x, size, block, is_signed, out);
+    for (; begin < size; begin += block) {
+        const std::int64_t width = size - begin < block ? size - begin : block;
+        const auto mean =
+            static_cast<T>(sum(x + begin, width, is_signed) / static_cast<double>(width));
+        for (std::int64_t i = 0; i < width; ++i) out[begin + i] = mean;
+    }
+}
+
+template <class T>
+double total(const void* D, std::int64_t size, bool is_signed) {
+    return sum(static_cast<const T*>(D), size, is_signed);
+}
+
+template <class T>
+void magnitudes(const void* from, std::int64_t size, double scale, void* to) {
+    const T factor = static_cast<T>(scale);
+    for (std::int64_t i = 0; i < size; ++i) {
+        const T x = static_cast<const T*>(from)[i] * factor;
+        static_cast<T*>(to)[i] = x < 0 ? -x : x;
+    }
+}
+
+template <class T>
+void constant(double value, std::int64_t size, void* to) {
+    for (std::int64_t i = 0; i < size; ++i) static_cast<T*>(to)[i] = static_cast<T>(value);
+}
+
+// `plain`: k = 1 and a quotient.
+template <class S, bool plain>
+void update_tile(S* p, const S* g, const typename Computed<S>::State* D, double D_scale,
+                 typename Computed<S>::State* m, typename Computed<S>::State* v,
+                 std::int64_t size, const Factors& f) {
+    using R = typename Computed<S>::R;
+    const R decay = c<R>(f.decay), rate = c<R>(f.rate), root = c<R>(f.root), eps = c<R>(f.eps);
+    const R b1 = c<R>(f.beta1), b2 = c<R>(f.beta2), scale = c<R>(f.scale);
+    const R rest1 = c<R>(1 - f.beta1), rest2 = c<R>(1 - f.beta2), d_scale = c<R>(D_scale);
+    const R inverse_bias = c<R>(1 / f.first_bias);
+    for_registers<R>(size, [&](std::int64_t i, std::int64_t count) {
+        const R gradient = load<R>(g + i, count) * scale;
+        const R mean = b1 * load<R>(m + i, count) + rest1 * gradient;
+        store(m + i, mean, count);
+        R square = load<R>(v + i, count);
+        if (D != nullptr) {
+            const R d = load<R>(D + i, count) * d_scale;
+            square = b2 * square + rest2 * (d * d);
+            store(v + i, square, count);
+        }
+        R base = sqrt(square) * root, direction;
+        if constexpr (plain) {
+            direction = mean / (base + eps);
+        } else {
+            if (f.power == 0.5) {
+                base = sqrt(base);
+            } else if (f.power != 1) {
+                base = f.power == 0 ? c<R>(1) : power(base, f.power);
+            }
+            direction =
+                f.atan2 ? atan2_positive(mean * inverse_bias, base) : mean / (base + eps);
+        }
+        store(p + i, load<R>(p + i, count) * decay - rate * direction, count);
+    });
+}
+
+template <class S>
+void update(void* p, const void* g, const void* D, double D_scale, void* m, void* v,
+            std::int64_t size, const Factors& factors) {
+    using State = typename Computed<S>::State;
+    const bool plain = factors.power == 1 && !factors.atan2;
+    (plain ? update_tile<S, true>
+           : update_tile<S, false>)(static_cast<S*>(p), static_cast<const S*>(g),
+                                    static_cast<const State*>(D), D_scale,
+                                    static_cast<State*>(m), static_cast<State*>(v), size,
+                                    factors);
+}
+
+template <class S>
+void moments(const void* hz, const void* z, const std::uint32_t* words, std::int64_t size,
+             std::int64_t count, void* mean, void* square) {
+    using R = typename Computed<S>::R;
+    using State = typename Computed<S>::State;
+    auto *first = static_cast<State*>(mean), *second = static_cast<State*>(square);
+    const R share = c<R>(1 / static_cast<double>(count));
+    for_registers<R>(size, [&](std::int64_t i, std::int64_t at_once) {
+        const R D = signed_product<R, S>(hz, z, words, i, at_once);
+        const R before = load<R>(first + i, at_once), off = D - before;
+        const R after = before + off * share;
+        store(first + i, after, at_once);
+        if (second != nullptr) {
+            store(second + i, load<R>(second + i, at_once) + off * (D - after), at_once);
+        }
+    });
+}
+
+template <class S>
+bool finite(const void* x, std::int64_t size) {
+    using R = typename Computed<S>::R;
+    R zero = {};
+    for_registers<R>(size, [&](std::int64_t i, std::int64_t count) {
+        zero += load<R>(static_cast<const S*>(x) + i, count) * c<R>(0);
+    });
+    return !any(zero != c<R>(0));
+}
+
+}  // namespace
+
+namespace CURVKERN_ISA_NAMESPACE {
+const Kernels& kernels() {
+#define CURVKERN_STORAGES(f)          \
+    {                                 \
+        f<double>, f<float>, f<Brain> \
+    }
+    static const Kernels table = {philox,
+                                  CURVKERN_STORAGES(signs),
+                                  CURVKERN_STORAGES(product),
+                                  {means<VectorDouble, double>, means<VectorFloat, float>},
+                                  {total<double>, total<float>},
+                                  {magnitudes<double>, magnitudes<float>},
+                                  {constant<double>, constant<float>},
+                                  CURVKERN_STORAGES(update),
+                                  CURVKERN_STORAGES(moments),
+                                  CURVKERN_STORAGES(finite)};
+#undef CURVKERN_STORAGES
+    return table;
+}
+}  // namespace CURVKERN_ISA_NAMESPACE
+
+}  // namespace curvkern::hutchinson

@@ -1,0 +1,144 @@
+"""Gradients and their products with probes, of a loss or of gradients that have a graph."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _hutchinson
+from ..reference import hutchinson as reference
+
+Tensors = Sequence[Tensor | None]
+
+
+def checked_loss(name: str, loss: Any) -> Tensor:
+    """A finite scalar that depends on something that requires grad."""
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"{name}: loss must be a tensor, got {type(loss).__name__}")
+    if loss.numel() != 1:
+        raise ValueError(f"{name}: loss must be a scalar, got shape {tuple(loss.shape)}")
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise ValueError(f"{name}: loss must be finite, got {value}; nothing was changed")
+    if not loss.requires_grad:
+        raise ValueError(f"{name}: loss must depend on a parameter that requires grad")
+    return loss
+
+
+def gradients(name: str, loss: Tensor, params: Sequence[Tensor], graph: bool) -> Tensors:
+    """d loss / d p, None where the loss does not depend on p."""
+    try:
+        with torch.enable_grad():
+            return torch.autograd.grad(loss, params, create_graph=graph, allow_unused=True)
+    except RuntimeError as error:
+        if "second time" in str(error):
+            raise RuntimeError(
+                f"{name}: the graph of the loss is gone; a closure returns the loss and leaves "
+                "backward() to step()"
+            ) from error
+        raise explained(name, error) from error
+
+
+def products(
+    name: str,
+    grads: Sequence[Tensor],
+    params: Sequence[Tensor],
+    probes: Sequence[Sequence[Tensor]],
+    keep: bool = False,
+) -> list[Tensor]:
+    """d (g . z) / d p for each probe in turn; zeros where g does not depend on p."""
+    known = [i for i, g in enumerate(grads) if g.requires_grad]
+    found: list[Tensor] = []
+    for at, z in enumerate(probes):
+        parts: Tensors = [None] * len(params)
+        if known:
+            try:
+                with torch.enable_grad():
+                    parts = torch.autograd.grad(
+                        [grads[i] for i in known],
+                        params,
+                        grad_outputs=[z[i] for i in known],
+                        retain_graph=keep or at + 1 < len(probes),
+                        allow_unused=True,
+                    )
+            except RuntimeError as error:
+                raise explained(name, error) from error
+        found += [
+            torch.zeros_like(p) if part is None else part.detach()
+            for p, part in zip(params, parts, strict=True)
+        ]
+    return found
+
+
+def explained(name: str, error: RuntimeError) -> RuntimeError:
+    """The error, with a way out where one is known."""
+    if "scaled_dot_product" not in str(error) and "flash_attention" not in str(error):
+        return error
+    return RuntimeError(
+        f"{name}: the fused kernels of scaled_dot_product_attention have no second derivative; "
+        "run the model under torch.nn.attention.sdpa_kernel(SDPBackend.MATH)"
+    )
+
+
+def check_dense(name: str, tensors: Sequence[Tensor]) -> None:
+    for tensor in tensors:
+        if tensor.layout is not torch.strided:
+            raise TypeError(f"{name}: gradients must be dense, got layout {tensor.layout}")
+
+
+def check_finite(name: str, kind: str, tensors: Sequence[Tensor]) -> None:
+    if not _hutchinson.is_finite(tensors):
+        bad = sum(int((~torch.isfinite(t)).sum()) for t in tensors)
+        raise ValueError(
+            f"{name}: {kind} must be finite, got {bad} elements that are not; "
+            "nothing was changed"
+        )
+
+
+def is_native(tensor: Tensor) -> bool:
+    """Whether the compiled step takes it."""
+    return (
+        tensor.device.type == "cpu"
+        and tensor.dtype in _hutchinson.STORAGES
+        and tensor.is_contiguous()
+    )
+
+
+def draw_signs(
+    params: Sequence[Tensor], offsets: Sequence[int], seed: int, step: int, probe: int
+) -> list[Tensor]:
+    """One probe, a tensor of signs for each parameter."""
+    out = [torch.empty_like(p, memory_format=torch.contiguous_format) for p in params]
+    if all(map(is_native, out)):
+        if out:
+            torch.ops.curvkern.hutchinson_signs(out, offsets, seed, step, probe)
+    else:
+        reference.fill_signs(out, offsets, seed, step, probe)
+    return out
+
+
+def mean_over_probes(
+    hz: Sequence[Tensor],
+    z: Sequence[Tensor],
+    params: Sequence[Tensor],
+    offsets: Sequence[int],
+    seed: int,
+    step: int,
+    probes: Sequence[int],
+) -> list[Tensor]:
+    """D = the mean of z hz over some probes, in the state's dtype; z drawn where not given."""
+    n = len(params)
+    mean = [
+        torch.zeros(p.shape, dtype=_hutchinson.state_dtype(p.dtype), device=p.device)
+        for p in params
+    ]
+    native = all(map(is_native, params))
+    add = torch.ops.curvkern.hutchinson_accumulate if native else reference.accumulate
+    for at, probe in enumerate(probes):
+        part = slice(probe * n, probe * n + n)
+        add(mean, [], hz[part], z[part], offsets, seed, step, probe, at + 1)
+    return mean

@@ -1,0 +1,226 @@
+"""torch.ops.curvkern.hutchinson_*: steps, probes and means over probes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from curvkern import _cpu, _hutchinson
+from curvkern.reference import hutchinson as reference
+from curvkern.reference import philox
+from hutchinson_truth import META, Field, spatial_of
+from test_rng import KNOWN_ANSWERS
+
+OPS = torch.ops.curvkern
+SEED = 0x1234_5678_9ABC_DEF
+ROW = reference.Row(0.05, 0.9, 0.99, 1e-3, 0.02, 1.0, 0.1, 0.01)
+ROWS = [{}, {"signed": 1.0}, {"power": 0.5}, {"power": 0.3}, {"power": 0.0}, {"atan2": 1.0}]
+STORAGES = pytest.mark.parametrize("dtype", _hutchinson.STORAGES, ids=str)
+
+
+@pytest.mark.parametrize("name", META["steps"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("way", ["native", "reference"])
+def test_stored_steps(name: str, dtype: torch.dtype, way: str) -> None:
+    c, field = META["steps"][name], Field(f"step/{name}")
+    shapes, probes = c["shapes"], c["npr"]
+    p = [field.tensor(f"p{i}", dtype) for i in range(len(shapes))]
+    m, v = ([torch.zeros_like(t) for t in p] for _ in "mv")
+    blocks = [_hutchinson.spatial_block(s, spatial_of(c)) for s in shapes]
+    for t in range(3):
+        g = [field.tensor(f"t{t}/g{i}", dtype) for i in range(len(p))]
+        hz, z = (
+            [
+                field.tensor(f"t{t}/{kind}{a}_{i}", dtype).to(dtype)
+                for a in range(probes)
+                for i in range(len(p))
+            ]
+            for kind in ("hz", "z")
+        )
+        row = reference.Row(c["lr"], c["b1"], c["b2"], c["eps"], c["wd"], c["k"],
+                            1 - c["b1"] ** (t + 1), 1 - c["b2"] ** (t + 1),
+                            signed=float(c.get("signed", False)))  # fmt: skip
+        step = OPS.hutchinson_step if way == "native" else reference.step
+        step(p, g, hz, z, m, v, [], blocks, [0] * len(p), [0] * len(p), list(row), 1.0, False,
+             0, 0)  # fmt: skip
+    bar = 1e-12 if dtype is torch.float64 else 5e-5
+    for key, tensors in (("P", p), ("M", m), ("V", v)):
+        for i, got in enumerate(tensors):
+            expected = field.tensor(f"{key}{i}")
+            torch.testing.assert_close(got.double(), expected, rtol=bar, atol=bar * 1e-2)
+
+
+SHAPES = [(70, 70), (3,), (2, 9000), (), (0, 3), (130, 4, 3, 3), (10001,), (1,)]
+BLOCKS = [70, 1, 9000, 1, 1, 9, 5000, 1]
+
+
+def arguments(dtype: torch.dtype, probes: int = 1, **row: float) -> list[Any]:
+    """All kinds of blocks: none, short, longer than a tile, one that does not divide."""
+    generator = torch.Generator().manual_seed(1)
+
+    def normal() -> list[Tensor]:
+        return [torch.randn(s, generator=generator, dtype=torch.float64) for s in SHAPES]
+
+    wide = _hutchinson.state_dtype(dtype)
+    p, g = ([t.to(dtype) for t in normal()] for _ in "pg")
+    hz = [t.to(dtype) for _ in range(probes) for t in normal()]
+    m, v, stale = ([t.abs().to(wide) for t in normal()] for _ in "mvs")
+    offsets = [5 + sum(math.prod(s) for s in SHAPES[:i]) for i in range(len(SHAPES))]
+    rows = [i % 2 for i in range(len(SHAPES))]
+    settings = [*ROW._replace(**row), *ROW._replace(lr=0.2, maximize=1.0, **row)]
+    return [p, g, hz, [], m, v, stale, BLOCKS, offsets, rows, settings, 0.5, True, SEED, 3]
+
+
+def copied(a: list[Any]) -> list[Any]:
+    return [[t.clone() for t in tensors] for tensors in a[:7]] + a[7:]
+
+
+def compare(got: list[Any], expected: list[Any], bar: float) -> None:
+    for at in (4, 5, 6, 0):
+        for a, b in zip(got[at], expected[at], strict=True):
+            rounding = 1e-2 if a.dtype is torch.bfloat16 else bar
+            torch.testing.assert_close(a, b, rtol=rounding, atol=rounding)
+
+
+@STORAGES
+@pytest.mark.parametrize("probes", [1, 3])
+@pytest.mark.parametrize("row", ROWS, ids=str)
+def test_native_equals_reference(
+    dtype: torch.dtype, probes: int, row: dict[str, float]
+) -> None:
+    """Also when D is kept, taken from before, and when neither is there."""
+    bar = 1e-12 if dtype is torch.float64 else 2e-5
+    for change in ("fresh", "no copy of D", "stale", "hold", "z"):
+        a = arguments(dtype, probes, **row)
+        if change in ("stale", "hold"):
+            a[2] = []
+        if change in ("no copy of D", "hold"):
+            a[6] = []
+        if change == "z":
+            a[3] = [philox.signs(h.numel(), 0, 1, 2, 3).view(h.shape).to(h) for h in a[2]]
+        one, two = copied(a), copied(a)
+        OPS.hutchinson_step(*one)
+        reference.step(*two)
+        compare(one, two, bar)
+
+
+@STORAGES
+@pytest.mark.parametrize("signed", [0.0, 1.0])
+def test_threads_change_no_bit(dtype: torch.dtype, signed: float, thread_counts: Any) -> None:
+    results = []
+    for threads in (1, 2, 3):
+        thread_counts(threads)
+        a = copied(arguments(dtype, 2, signed=signed))
+        OPS.hutchinson_step(*a)
+        results.append([t for at in (0, 4, 5, 6) for t in a[at]])
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_one_call_is_many_calls() -> None:
+    """Nothing depends on what else is in the list."""
+    together, apart = (copied(arguments(torch.float32, 2)) for _ in range(2))
+    OPS.hutchinson_step(*together)
+    n = len(SHAPES)
+    for i in range(n):
+        lists = [x[i::n] for x in apart[:7]]
+        OPS.hutchinson_step(*lists, *(x[i : i + 1] for x in apart[7:10]), *apart[10:])
+    for at in (0, 4, 5, 6):
+        assert all(torch.equal(a, b) for a, b in zip(together[at], apart[at], strict=True))
+
+
+# Probes -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("counter", "key", "expected"), KNOWN_ANSWERS)
+def test_reference_philox(counter: Any, key: Any, expected: Any) -> None:
+    assert tuple(philox.philox4x32(np.array([counter]), key)[0].tolist()) == expected
+
+
+@STORAGES
+@pytest.mark.parametrize("offset", [0, 1, 31, 128, 4095, 2**40 + 77])
+def test_signs(dtype: torch.dtype, offset: int) -> None:
+    """As the reference draws them, from any offset, in tensors of any size."""
+    sizes = [0, 1, 5, 127, 128, 4096, 9001]
+    out = [torch.full((n,), 7.0, dtype=dtype) for n in sizes]
+    offsets = [offset + sum(sizes[:i]) for i in range(len(sizes))]
+    OPS.hutchinson_signs(out, offsets, SEED, 9, 2)
+    whole = philox.signs(sum(sizes), offset, SEED, 9, 2)
+    assert torch.equal(torch.cat(out), whole.to(dtype))
+    block = _cpu.philox(
+        [offset // 128 & 0xFFFFFFFF, offset // 128 >> 32, 9, 2], [SEED & 0xFFFFFFFF, SEED >> 32]
+    )
+    bit = block[offset % 128 // 32] >> (offset % 32) & 1
+    assert whole[0] == (-1 if bit else 1)
+
+
+def test_signs_are_fair_and_independent() -> None:
+    """Also between neighbours, probes, steps and seeds; bounds are five standard deviations."""
+    n = 1 << 16
+    draws = []
+    for seed, step, probe in ((0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0), (SEED, 5, 3)):
+        out = [torch.empty(n)]
+        OPS.hutchinson_signs(out, [0], seed, step, probe)
+        assert set(out[0].tolist()) == {-1.0, 1.0}
+        draws.append(out[0])
+    bound = 5 / math.sqrt(n)
+    for i, z in enumerate(draws):
+        assert abs(z.mean()) < bound
+        for lag in (1, 2, 31, 32, 64, 128):
+            assert abs((z[lag:] * z[:-lag]).mean()) < bound
+        for other in draws[:i]:
+            assert abs((z * other).mean()) < bound
+
+
+@STORAGES
+@pytest.mark.parametrize("given", [False, True])
+def test_accumulate(dtype: torch.dtype, given: bool) -> None:
+    """Mean and variance over five probes, of float64."""
+    sizes, probes = [4, 5000, 0, 131], 5
+    wide = _hutchinson.state_dtype(dtype)
+    mean, square = ([torch.zeros(n, dtype=wide) for n in sizes] for _ in "ms")
+    offsets = [sum(sizes[:i]) for i in range(len(sizes))]
+    seen: list[list[Tensor]] = [[] for _ in sizes]
+    for probe in range(probes):
+        hz = [torch.randn(n).add(3).to(dtype) for n in sizes]
+        z = [torch.empty_like(h) for h in hz]
+        OPS.hutchinson_signs(z, offsets, SEED, 1, probe)
+        OPS.hutchinson_accumulate(
+            mean, square, hz, z if given else [], offsets, SEED, 1, probe, probe + 1
+        )
+        for kept, a, b in zip(seen, z, hz, strict=True):
+            kept.append((a * b).double())
+    for kept, m, s in zip(seen, mean, square, strict=True):
+        D = torch.stack(kept)
+        torch.testing.assert_close(m.double(), D.mean(0), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            s.double(), (D - D.mean(0)).square().sum(0), rtol=1e-4, atol=1e-4
+        )
+
+
+def test_is_finite() -> None:
+    for dtype in _hutchinson.STORAGES:
+        x = torch.ones(100_001, dtype=dtype)
+        assert _hutchinson.is_finite([x, x[:0]])
+        for bad in (math.nan, math.inf, -math.inf):
+            for at in (0, 77, 100_000):
+                x[at] = bad
+                assert not _hutchinson.is_finite([x[:3].clone().fill_(1), x])
+                x[at] = 1
+
+
+def test_what_was_saved_for_backward_is_noticed() -> None:
+    """R34: a step on a parameter that a graph still needs is an error of that graph."""
+    p = torch.ones(3, requires_grad=True)
+    loss = (p * p).sum()
+    one = [torch.ones(3)]
+    with torch.no_grad():
+        OPS.hutchinson_step([p], one, one, [], [torch.ones(3)], [torch.ones(3)], [], [1], [0],
+                            [0], list(ROW), 1.0, False, 0, 0)  # fmt: skip
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
