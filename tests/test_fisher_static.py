@@ -119,6 +119,8 @@ def test_blocks(block_size: int, m: int, monkeypatch: pytest.MonkeyPatch) -> Non
         assert error(fisher.ihvp(v), v @ inverse) <= 1e-10
         assert error(fisher.elements(every[:, None], every), inverse) <= 1e-10
         assert math.isclose(fisher.element(3, 2), float(inverse[3, 2]), rel_tol=1e-9)
+        some = torch.tensor([39, 0, 1, 20])
+        assert error(fisher.inverse_block(some), inverse[some][:, some]) <= 1e-10
     assert error(fisher.quad_form(v), ((v @ inverse) * v).sum(1)) <= 1e-10
     assert math.isclose(fisher.logdet(), float(torch.logdet(F)), rel_tol=1e-11)
     x, info = fisher.ihvp(v, return_info=True)
@@ -224,6 +226,7 @@ FORMS = {
     "array": lambda G: G.numpy(),
     "backwards": lambda G: G.numpy()[::-1, ::-1].copy()[::-1, ::-1],
     "fortran": lambda G: np.asfortranarray(G.numpy()),
+    "big endian": lambda G: G.numpy().astype(">f8"),
 }
 
 

@@ -219,9 +219,21 @@ def test_indices_and_arrays(options: dict[str, int]) -> None:
                 fisher.elements(index, torch.tensor(0))
             with pytest.raises(IndexError, match=r"\[0, 40\)"):
                 fisher.inverse_block(index)
+        with pytest.raises(TypeError, match="elements: j must be a tensor, got int"):
+            fisher.elements(torch.tensor(0), 1)  # type: ignore[arg-type]
+        for dtype in (torch.float64, torch.bool):
+            with pytest.raises(TypeError, match="index must be int64 or int32"):
+                fisher.inverse_block(torch.zeros(2, dtype=dtype))
+        with pytest.raises(ValueError, match=r"index has shape \(1, 2\)"):
+            fisher.inverse_block(torch.zeros(1, 2, dtype=torch.int64))
         v = np.ones((2, 40))
         assert isinstance(fisher.quad_form(v), np.ndarray)
         assert_close(torch.from_numpy(fisher.quad_form(v)), fisher.quad_form(torch.ones(2, 40)))
+        wanted = torch.randn(40, dtype=WIDE, requires_grad=True)
+        found = fisher.push_ihvp(torch.randn(40), wanted)
+        assert not found.requires_grad
+        assert_close(fisher.ihvp(wanted.detach()), found)
+        assert isinstance(fisher.push_ihvp(torch.randn(40), v), Tensor)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
@@ -316,6 +328,11 @@ def test_derivatives_of_every_kind() -> None:
     batch = torch.randn(3, 5, 7, dtype=WIDE)
     assert_close(torch.vmap(fisher.ihvp)(batch), batch @ inverse)
     assert_close(torch.vmap(fisher.ihvp, in_dims=1)(batch), batch.transpose(0, 1) @ inverse)
+    assert torch.autograd.gradcheck(fisher.quad_form, v, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(fisher.quad_form, v)
+    assert_close(torch.func.grad(fisher.quad_form)(x), 2 * inverse @ x)
+    assert_close(torch.vmap(fisher.quad_form)(batch), ((batch @ inverse) * batch).sum(2))
+    assert_close(fisher.quad_form(v).detach(), fisher.quad_form(v.detach()))
     compiled = torch.compile(fisher.ihvp, fullgraph=True, backend="aot_eager")
     assert_close(compiled(x), inverse @ x)
 
@@ -327,6 +344,20 @@ def test_backward_refuses_a_changed_window() -> None:
     fisher.push(torch.randn(40))
     with pytest.raises(RuntimeError, match="before the next push"):
         y.backward()
+
+
+def test_backward_waits_for_other_threads() -> None:
+    """R45: what it reads of a window is not pushed over meanwhile."""
+    fisher = pushed(3)
+    v = torch.randn(40, dtype=WIDE, requires_grad=True)
+    y = fisher.ihvp(v).sum()
+    thread = threading.Thread(target=y.backward)
+    with fisher._lock:
+        thread.start()
+        thread.join(0.2)
+        assert thread.is_alive()
+    thread.join()
+    assert v.grad is not None
 
 
 def test_no_graph_under_no_grad() -> None:
@@ -360,6 +391,9 @@ def test_forms_of_vectors() -> None:
     out = torch.empty(40, dtype=WIDE)
     assert fisher.ihvp(v, out=out) is out
     assert_close(out, wanted, rtol=0, atol=0)
+    swapped = v.numpy().astype(">f8")
+    swapped.flags.writeable = False
+    assert_close(torch.from_numpy(fisher.ihvp(swapped)), wanted, rtol=0, atol=0)
     for half in (torch.float16, torch.bfloat16):
         found = fisher.ihvp(v.to(half) * 1e-3)
         assert found.dtype is half
@@ -377,6 +411,10 @@ def test_as_linear_operator() -> None:
     inverse = np.linalg.inv(dense(fisher._window[fisher._order], 6, 1e-3).numpy())
     np.testing.assert_allclose(operator @ x, inverse @ x, rtol=1e-10)
     np.testing.assert_allclose(operator.T @ x[:, 0], inverse @ x[:, 0], rtol=1e-10)
+
+
+def into(out: Tensor, requires_grad: bool = False) -> Any:
+    return pushed(1).ihvp(torch.zeros(40, requires_grad=requires_grad), out=out)
 
 
 REFUSED = [
@@ -399,6 +437,15 @@ REFUSED = [
     (TypeError, "layout", lambda: pushed(1).push(torch.zeros(40).to_sparse())),
     (TypeError, "list", lambda: pushed(1).push([0.0] * 40)),
     (TypeError, "NoneType", lambda: pushed(1).ihvp(None)),
+    (TypeError, "got int64", lambda: pushed(1).ihvp(np.ones(40, dtype=np.int64))),
+    (TypeError, "got object", lambda: pushed(1).ihvp(np.full(40, None))),
+    (TypeError, "masked", lambda: pushed(1).ihvp(np.ma.masked_less(np.ones(40), 2))),
+    (TypeError, "out must be", lambda: pushed(1).ihvp(torch.zeros(40), out=3)),  # type: ignore[arg-type]
+    (TypeError, "out is torch.int64", lambda: into(torch.zeros(40, dtype=torch.int64))),
+    (ValueError, r"out has shape \(2, 40\)", lambda: into(torch.zeros(2, 40))),
+    (RuntimeError, "out does not go", lambda: into(torch.zeros(40), requires_grad=True)),
+    (MemoryError, "too large", lambda: SlidingWindowFisher(2**63, 4, 1.0)),
+    (MemoryError, "too large", lambda: SlidingWindowFisher(1, 2**31, 1.0)),
     (ValueError, "is on meta", lambda: pushed(1).ihvp(torch.zeros(40, device="meta"))),
     (ValueError, "damping", lambda: pushed(1).ihvp(torch.zeros(40), damping=-1.0)),
     (ValueError, "damping", lambda: pushed(1).set_damping(math.inf)),
@@ -467,7 +514,10 @@ HOSTILE = {
     "window dtype": {"window": torch.zeros(6, 40)},
     "window NaN": {"window": torch.full((6, 40), math.nan, dtype=WIDE)},
     "gram": {"gram": torch.zeros(3, 3, dtype=WIDE)},
+    "gram not symmetric": {"gram": torch.ones(6, 6, dtype=WIDE).triu()},
+    "gram of no rows": {"gram": -torch.eye(6, dtype=WIDE)},
     "factor": {"factor": torch.zeros(6, 6)},
+    "factor without pivots": {"factor": torch.zeros(6, 6, dtype=WIDE)},
     "damping": {"damping": -1.0},
     "d": {"d": 41},
     "dtype": {"dtype": "torch.float32"},

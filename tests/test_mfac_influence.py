@@ -59,6 +59,13 @@ def test_leaving_out_a_regression_point() -> None:
         ([1.0], torch.ones(2, 3), None, TypeError, "test_grads must be a tensor"),
         (torch.ones(2, 3).int(), torch.ones(2, 3), None, TypeError, "must be floating"),
         (torch.ones(2, 3), torch.ones(2, 3), "F", TypeError, "method ihvp, got str"),
+        (
+            torch.ones(2, 3),
+            torch.ones(2, 3, device="meta"),
+            None,
+            ValueError,
+            "test_grads is on cpu but train_grads on meta",
+        ),
     ],
 )
 def test_influence_refuses(test: Any, train: Any, fisher: Any, kind: Any, words: str) -> None:
@@ -144,6 +151,7 @@ def test_what_does_not_depend_is_zero() -> None:
         ({"train_loss": torch.ones(2)}, ValueError, r"train_loss must be a scalar, got shape"),
         ({"weights": []}, ValueError, "weights is empty"),
         ({"weights": [3]}, TypeError, "weights must be tensors"),
+        ({"weights": 3}, TypeError, "a tensor or a sequence of them, got int"),
         ({"hyperparameters": torch.ones(2)}, ValueError, "hyperparameters must require grad"),
         ({"ihvp": 3}, TypeError, "ihvp must be a function"),
         ({"ihvp": lambda v: v[:1]}, ValueError, r"must return shape \(2,\), got \(1,\)"),

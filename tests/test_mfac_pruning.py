@@ -143,7 +143,14 @@ def test_greedy_in_steps_and_everything(mode: str) -> None:
         assert torch.equal(two[1], one[1])
 
 
-@pytest.mark.parametrize("wrap", [lambda f: f, window], ids=["twin", "window"])
+def kept(fisher: StaticFisher) -> native.StaticFisher:
+    """The same Fisher matrix as the compiled object."""
+    return native.StaticFisher.from_gradients(
+        fisher.G, fisher.damping, block_size=fisher.block_size
+    )
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, window, kept], ids=["twin", "window", "static"])
 @pytest.mark.parametrize("mode", MODES)
 def test_block_diagonal_fisher(mode: str, wrap: Any) -> None:
     """Each block of the Fisher answers for itself."""
@@ -216,6 +223,12 @@ def test_refusals(change: dict[str, Any], kind: type[Exception], words: str) -> 
     arguments = {"w": w, "fisher": fisher, "n": 3, **change}
     with pytest.raises(kind, match=words):
         obs_prune(arguments.pop("w"), arguments.pop("fisher"), **arguments)
+
+
+def test_devices_are_not_mixed() -> None:
+    fisher = native.StaticFisher.from_gradients(torch.ones(2, 12), 1.0)
+    with pytest.raises(ValueError, match="w is on meta but fisher on cpu"):
+        obs_prune(torch.ones(12, device="meta"), fisher, n=3)
 
 
 @pytest.mark.parametrize("mode", ["joint", "greedy"])

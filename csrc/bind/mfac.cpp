@@ -3,6 +3,7 @@
 
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <vector>
 
 #include "bind/families.hpp"
@@ -119,6 +120,7 @@ void run_block_diagonal(py::handle window, std::vector<std::int64_t> slots, std:
     require_float64(out_view, op, "out");
     if (out_view.size() != rows.get().d) refuse(op, "out must have an element for each column");
     if (block < 1) refuse(op, "block must be at least 1, got " + std::to_string(block));
+    block = std::min(block, std::max<std::int64_t>(rows.get().d, 1));
     bool finished;
     {
         const py::gil_scoped_release release;

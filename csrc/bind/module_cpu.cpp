@@ -3,6 +3,9 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <exception>
+#include <new>
+#include <utility>
 
 #include "bind/families.hpp"
 #include "bind/mfac_device.hpp"
@@ -34,10 +37,21 @@ std::array<std::uint32_t, 4> philox(std::array<std::uint32_t, 4> counter,
     return {block.word[0], block.word[1], block.word[2], block.word[3]};
 }
 
+// In words of ours, where pybind11 says std::bad_alloc.
+void translate_lack_of_memory(std::exception_ptr thrown) {
+    try {
+        std::rethrow_exception(std::move(thrown));
+    } catch (const std::bad_alloc&) {
+        PyErr_SetString(PyExc_MemoryError,
+                        "curvkern: not enough memory for what the call needs");
+    }
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cpu, module) {
     curvkern::install_fork_handler();
+    py::register_local_exception_translator(translate_lack_of_memory);
     module.def("build_info", build_info);
     module.def("isa", [] { return curvkern::isa_name(curvkern::isa()); });
     module.def("in_forked_child", curvkern::in_forked_child);

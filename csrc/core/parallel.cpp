@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <exception>
 #include <mutex>
 #include <thread>
 
@@ -56,6 +57,8 @@ struct Job {
     std::thread::id caller = std::this_thread::get_id();
     std::atomic<std::int64_t> next{0};
     std::atomic<bool> stopped{false};
+    std::atomic_flag failed{};
+    std::exception_ptr failure{};  // the first; no exception may leave a parallel region
 };
 
 // Every thread of the team takes the next chunk until none is left.
@@ -67,7 +70,12 @@ void work(void* data) {
         const std::int64_t index = job.next.fetch_add(1, std::memory_order_relaxed);
         if (index >= job.chunks) return;
         const std::int64_t begin = index * job.chunk;
-        job.run(job.body, begin, std::min(begin + job.chunk, job.n));
+        try {
+            job.run(job.body, begin, std::min(begin + job.chunk, job.n));
+        } catch (...) {
+            if (!job.failed.test_and_set()) job.failure = std::current_exception();
+            job.stopped.store(true);
+        }
         if (polls && Clock::now() - last_poll >= poll_interval) {
             if (job.interrupted()) job.stopped.store(true);
             last_poll = Clock::now();
@@ -112,6 +120,7 @@ bool detail::run_chunks(std::int64_t n, std::int64_t chunk, InterruptCheck inter
     } else {
         work(&job);
     }
+    if (job.failure) std::rethrow_exception(job.failure);
     return !job.stopped.load();
 }
 

@@ -33,8 +33,9 @@ bool run_chunks(std::int64_t n, std::int64_t chunk, InterruptCheck interrupted, 
 }  // namespace detail
 
 // Calls body(begin, end) for [0, chunk), [chunk, 2 chunk), ... up to n, in any order and from
-// several threads; body must not throw. The cuts depend on n and chunk only, never on the
-// number of threads. Returns false when it was interrupted, with some chunks not done.
+// several threads. The cuts depend on n and chunk only, never on the number of threads. Returns
+// false when it was interrupted, with some chunks not done; what body throws, where memory
+// ends, ends the work as well and is thrown to the caller.
 template <class Body>
 bool parallel_chunks(std::int64_t n, std::int64_t chunk, InterruptCheck interrupted,
                      Body body) {

@@ -20,9 +20,12 @@ class Ahead {
           calls_(calls) {}
 
     void add(const Window& window) {
-        add(window.data, window.count, window.slot, element_size(window.storage));
+        add({static_cast<const char*>(window.data), window.count, window.slot, window.stride,
+             element_size(window.storage)});
     }
-    void add(const Vectors& v) { add(v.data, v.k, nullptr, v.is_float32 ? 4 : 8); }
+    void add(const Vectors& v) {
+        add({static_cast<const char*>(v.data), v.k, nullptr, d_, v.is_float32 ? 4 : 8});
+    }
 
     // The lines for one of the calls among which they are shared out.
     Lines next() {
@@ -30,7 +33,7 @@ class Ahead {
         const Rows& rows = rows_[at_];
         const std::int64_t row = rows.slot != nullptr ? rows.slot[row_] : row_;
         const std::int64_t lines = (columns_ * rows.element + line - 1) / line;
-        const Lines found{rows.data + row * d_ * rows.element + done_ * line,
+        const Lines found{rows.data + row * rows.stride * rows.element + done_ * line,
                           std::min(share_, lines - done_)};
         done_ += found.count;
         if (done_ == lines) {
@@ -47,20 +50,19 @@ class Ahead {
     static constexpr std::int64_t line = 64;
 
     struct Rows {
-        const char* data;  // column begin_ of row 0
+        const char* data;
         std::int64_t count;
         const std::int64_t* slot;  // null: 0, 1, ..
-        std::int64_t element;
+        std::int64_t stride, element;
     };
 
-    void add(const void* data, std::int64_t count, const std::int64_t* slot,
-             std::int64_t element) {
-        if (count == 0 || columns_ == 0) return;
-        rows_[size_++] = {static_cast<const char*>(data) + begin_ * element, count, slot,
-                          element};
+    void add(Rows rows) {
+        if (rows.count == 0 || columns_ == 0) return;
+        rows.data += begin_ * rows.element;
+        rows_[size_++] = rows;
         // Shares that end with a row: a call has lines of one.
-        const std::int64_t lines = (columns_ * element + line - 1) / line;
-        rows_in_all_ += count;
+        const std::int64_t lines = (columns_ * rows.element + line - 1) / line;
+        rows_in_all_ += rows.count;
         const std::int64_t pieces = std::max<std::int64_t>(1, calls_ / rows_in_all_);
         share_ = std::max(share_, (lines + pieces - 1) / pieces);
     }

@@ -5,8 +5,9 @@
 // (Frantar, Kurtic, Alistarh, "M-FAC: Efficient Matrix-Free Approximations of Second-Order
 // Information", NeurIPS 2021, whose recursions lose them). An exact inverse-Hessian-vector
 // product reads G twice: the coefficients G v depend on every column, and the sum of c_i g_i
-// needs every column again. So 2 m d elements are the fewest bytes; two operations an element
-// and a pass hide behind them.
+// needs every column again. So 2 m d elements are the fewest bytes; for one vector or two the
+// operations, two an element and a pass, hide behind them. More go through blocks of registers
+// (many.cpp), bound by arithmetic.
 //
 // Columns are cut into blocks that depend on d alone, whose sums are added in their order: no
 // result depends on the number of threads.
@@ -48,8 +49,9 @@ struct Vectors {
 bool products(const Window& window, const Vectors& v, const Vectors* incoming,
               std::int64_t into, double* out, InterruptCheck interrupted);
 
-// out_r = alpha v_r + sum_i coefficient[r count + i] g_i, the last columns first: those are
-// what the cache still holds of the pass before. v may be null where alpha is 0.
+// out_r = alpha v_r + sum_i coefficient[r count + i] g_i. One vector or two begin with the last
+// columns: those are what the cache still holds of the pass before. v may be null where alpha
+// is 0.
 bool combine(const Window& window, const double* coefficient, double alpha, const Vectors* v,
              const Vectors& out, InterruptCheck interrupted);
 

@@ -2,8 +2,9 @@
 
 A window is a matrix (m, d) in float64, float32 or bfloat16, of which the rows ``slots`` take
 part, in their order; some columns of one are a window, too, and are not copied. Vectors are
-rows of float64 or float32; sums are float64. CPU and CUDA have compiled passes; CUDA tensors in
-a build without its kernels go by tiles.
+rows of float64 or float32; sums are float64. CPU and CUDA have compiled passes; under the
+reference backend, and for CUDA tensors in a build without its kernels, tiles in plain PyTorch
+take their place.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from . import _mfac_device, _mfac_tiles, _operands, _runtime
 from ._ops import _contiguous, define
+from .reference import mfac_factor
 
 STORAGES = (torch.float64, torch.float32, torch.bfloat16)
 
@@ -40,8 +42,8 @@ def _check(op: str, window: Tensor, slots: Sequence[int], **rows: Tensor) -> Non
 
 
 def _passes(window: Tensor) -> Any:
-    """Who passes over a window that is not on the CPU."""
-    return _mfac_device if _runtime.has_kernels(window.device) else _mfac_tiles
+    """Who passes over a window, unless it is the compiled module for the CPU."""
+    return _mfac_device if _runtime.compiled(window.device) else _mfac_tiles
 
 
 def _products_out(window: Tensor, slots: Sequence[int], v: Tensor, more: int = 0) -> Tensor:
@@ -56,6 +58,8 @@ def _rows(window: Tensor) -> Tensor:
 
 def _define_products() -> None:
     def cpu(window: Tensor, slots: Sequence[int], v: Tensor) -> Tensor:
+        if not _runtime.compiled(window.device):
+            return cuda(window, slots, v)
         torch.get_num_threads()  # hands the setting to a new thread
         _check("mfac_products", window, slots, v=v)
         out = _products_out(window, slots, v)
@@ -87,6 +91,8 @@ def _define_push() -> None:
             raise ValueError("mfac_push: into must be the place of a slot")
 
     def cpu(*arguments: Any) -> Tensor:
+        if not _runtime.compiled(arguments[0].device):
+            return cuda(*arguments)
         torch.get_num_threads()
         window, slots, into, gradient, v = arguments
         out = fake(*arguments)
@@ -135,6 +141,8 @@ def _define_combine() -> None:
         return window.new_empty(k, window.shape[1], dtype=dtype)
 
     def cpu(*arguments: Any) -> Tensor:
+        if not _runtime.compiled(arguments[0].device):
+            return cuda(*arguments)
         torch.get_num_threads()
         window, slots, coefficient, alpha, v, _ = arguments
         out = allocate(*arguments)
@@ -158,7 +166,7 @@ def _define_combine() -> None:
 
 def is_finite(window: Tensor, gradient: Tensor) -> bool:
     """Whether every element of a row is finite, also once rounded to the window's storage."""
-    if window.device.type == "cpu":
+    if window.device.type == "cpu" and _runtime.compiled(window.device):
         return bool(_runtime.cpu_module().mfac_is_finite(window, gradient))
     # One reduction: the largest is NaN or infinite where any is.
     largest = torch.linalg.vector_norm(gradient.to(window.dtype), torch.inf)
@@ -170,6 +178,6 @@ _define_push()
 _define_combine()
 
 
-def native() -> Any:
-    """The compiled small algebra; factors lie on the CPU, whatever the window's device."""
-    return _runtime.cpu_module()
+def factors() -> Any:
+    """The small algebra; factors lie on the CPU, whatever the window's device."""
+    return _runtime.cpu_module() if _runtime.backend() == "native" else mfac_factor

@@ -30,6 +30,8 @@ def _define_gram() -> None:
         return out
 
     def cpu(window: Tensor, slots: Sequence[int]) -> Tensor:
+        if not _runtime.compiled(window.device):
+            return tiled(window, slots)
         torch.get_num_threads()  # hands the setting to a new thread
         out = allocate(window, slots)
         _runtime.cpu_module().mfac_gram(_contiguous(window), slots, out)
@@ -55,6 +57,8 @@ def _define_whitened_squares() -> None:
         return out
 
     def cpu(window: Tensor, slots: Sequence[int], root: Tensor) -> Tensor:
+        if not _runtime.compiled(window.device):
+            return tiled(window, slots, root)
         torch.get_num_threads()
         out = allocate(window, slots, root)
         _runtime.cpu_module().mfac_whitened_squares(

@@ -2,7 +2,8 @@
 
 What needs all columns at once is done so on CUDA: torch's products of float64 matrices run on
 tensor cores on A100 and H100, at twice the rate of other float64 arithmetic. In a build without
-CUDA kernels all passes on CUDA are. Sums are float64; nothing as large as the window is made.
+CUDA kernels all passes on CUDA are, and under the reference backend those on the CPU. Sums are
+float64; nothing as large as the window is made.
 """
 
 from __future__ import annotations

@@ -68,6 +68,11 @@ def has_kernels(device: torch.device) -> bool:
     return True
 
 
+def compiled(device: torch.device) -> bool:
+    """Whether compiled operations are to be used for tensors of a device."""
+    return backend() == "native" and has_kernels(device)
+
+
 def spare_forked_child() -> None:
     """One thread in a forked child, where a parallel region of torch would hang."""
     if torch.compiler.is_compiling() or torch.get_num_threads() == 1:

@@ -112,7 +112,8 @@ class Fisher(abc.ABC):
         damping : float, optional
             Another damping for this product alone.
         out : Tensor, optional
-            Where to put the result, of the shape and dtype of v; not together with derivatives.
+            Where to put the result, of the shape, dtype and device of v; not together with
+            derivatives.
         return_info : bool
             Whether to return ``(result, {"residual": |F x - v| / |v|})``, at the price of two
             more passes.
@@ -125,7 +126,8 @@ class Fisher(abc.ABC):
         Raises
         ------
         TypeError, ValueError
-            For a v of another kind, dtype, shape or device, or a damping that is not positive.
+            For a v or out of another kind, dtype, shape or device, or a damping that is not
+            positive.
         RuntimeError
             In backward, where the window has been changed since. For ``out`` where a derivative
             is wanted.
@@ -147,10 +149,18 @@ class Fisher(abc.ABC):
 
     @guarded
     def quad_form(self, v: Any) -> Any:
-        """``v' F^-1 v``, float64: 0-d for v of shape (d,), (k,) for (k, d)."""
+        """``v' F^-1 v``, float64: 0-d for v of shape (d,), (k,) for (k, d).
+
+        Differentiable in v as :meth:`ihvp` is, but not with a process group.
+        """
         given = _checks.vector("quad_form", "v", v, self.d, self.device)
-        many = _checks.wide(given).detach().reshape(-1, self.d)
-        result = self._quadratic(many).reshape(given.shape[:-1])
+        many = _checks.wide(given).reshape(-1, self.d)
+        if self._group is None and (torch.compiler.is_compiling() or derivative_wanted(many)):
+            many = many.double()
+            result = (many * self._apply(many, self._damping)).sum(1)
+        else:
+            result = self._quadratic(many.detach())
+        result = result.reshape(given.shape[:-1])
         return result.numpy() if isinstance(v, np.ndarray) else result
 
     @guarded
@@ -177,7 +187,8 @@ class Fisher(abc.ABC):
     def elements(self, i: Tensor, j: Tensor) -> Tensor:
         """Elements of ``F^-1`` at integer tensors i and j, which broadcast; float64."""
         i, j = (
-            _checks.indices("elements", name, k, self.d) for name, k in (("i", i), ("j", j))
+            _checks.indices("elements", name, k, self.d).cpu()
+            for name, k in (("i", i), ("j", j))
         )
         shape = torch.broadcast_shapes(i.shape, j.shape)
         both = torch.cat([i.flatten(), j.flatten()])
@@ -188,7 +199,7 @@ class Fisher(abc.ABC):
         if len(self):
             W = self._white_columns(known)
             result = result - (W[at_i] * W[at_j]).sum(-1)
-        return result / self._damping
+        return result.to(self.device) / self._damping
 
     @guarded
     def inverse_block(self, index: Tensor) -> Tensor:
@@ -203,7 +214,7 @@ class Fisher(abc.ABC):
     @guarded
     def logdet(self) -> float:
         """log det F."""
-        d = int(_sharding.summed(torch.tensor(self.d), self._group))
+        d = int(_sharding.summed(torch.tensor(self.d, device=self.device), self._group))
         value = (d - len(self)) * math.log(self._damping) - len(self) * math.log(self._norm())
         if not len(self):
             return value

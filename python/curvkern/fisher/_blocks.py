@@ -105,7 +105,7 @@ class Blocks:
 
 
 class BlockQueries(Fisher):
-    """What every block-diagonal matrix answers by products with its inverse."""
+    """What every block-diagonal matrix answers by products with its inverse or elements."""
 
     def _quadratic(self, v: Tensor) -> Tensor:
         v = v.double()
@@ -177,7 +177,8 @@ class BlockWindowFisher(BlockQueries, SlidingWindowFisher):
         if not len(self):
             return super().elements(i, j)
         i, j = (
-            _checks.indices("elements", name, k, self.d) for name, k in (("i", i), ("j", j))
+            _checks.indices("elements", name, k, self.d).to(self.device)
+            for name, k in (("i", i), ("j", j))
         )
         return self._at().elements(i, j)
 

@@ -15,6 +15,7 @@ from .._arguments import check_layout, from_array, to_float
 from .._autograd import derivative_wanted
 
 HALVES = (torch.float16, torch.bfloat16)
+INTEGERS = (torch.int64, torch.int32)
 
 
 def positive(function: str, name: str, value: Any) -> float:
@@ -64,7 +65,7 @@ def indices(function: str, name: str, value: Any, size: int, ndim: int | None = 
             f"{function}: {name} must be in [0, {size}), got {int(value.min())} to "
             f"{int(value.max())}"
         )
-    return value
+    return value.long()
 
 
 def storage(function: str, dtype: Any) -> torch.dtype:

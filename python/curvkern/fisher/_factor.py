@@ -37,11 +37,11 @@ class Factor:
         if not is_current:
             return
         if full:
-            _mfac.native().mfac_drop_first(self.matrix, self.count)
+            _mfac.factors().mfac_drop_first(self.matrix, self.count)
             self.count -= 1
         head = column[:-1].contiguous()
         diagonal = float(column[-1]) + shift
-        _mfac.native().mfac_append(self.matrix, self.count, head, diagonal, shift)
+        _mfac.factors().mfac_append(self.matrix, self.count, head, diagonal, shift)
         self.count += 1
         if _sound(self.matrix[: self.count, self.count - 1 : self.count], column[-1:], shift):
             self.shift = shift
@@ -52,7 +52,7 @@ class Factor:
         count = len(gram)
         system = self.matrix[:count, :count]
         system.copy_(gram).diagonal().add_(shift)
-        _mfac.native().mfac_factorize(self.matrix, count, shift, None)
+        _mfac.factors().mfac_factorize(self.matrix, count, shift, None)
         if not _sound(system, gram.diagonal(), shift):
             system.copy_(by_eigenvectors(gram, shift))
         self.count, self.shift = count, shift
@@ -60,7 +60,7 @@ class Factor:
     def solve(self, b: Tensor, *, half: bool = False) -> Tensor:
         """(shift I + K)^-1 for each row of b, or U'^-1 alone."""
         x = b.to("cpu", copy=True)
-        _mfac.native().mfac_solve(self.matrix, self.count, x, half)
+        _mfac.factors().mfac_solve(self.matrix, self.count, x, half)
         return x.to(b.device)
 
     def half_logdet(self) -> float:
@@ -72,7 +72,7 @@ def inverse_root(gram: Tensor, shift: float) -> Tensor:
     """U'^-1, lower triangular, without U."""
     system, root = gram.clone(), torch.empty_like(gram)
     system.diagonal().add_(shift)
-    _mfac.native().mfac_factorize(system, len(gram), shift, root)
+    _mfac.factors().mfac_factorize(system, len(gram), shift, root)
     if not _sound(system, gram.diagonal(), shift):
         eye = torch.eye(len(gram), dtype=torch.float64)
         root = torch.linalg.solve_triangular(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -128,6 +128,11 @@ def _grad(
 
 
 def _tensors(name: str, value: Any) -> tuple[Tensor, ...]:
+    if not isinstance(value, Iterable):
+        raise TypeError(
+            f"hypergradient: {name} must be a tensor or a sequence of them, "
+            f"got {type(value).__name__}"
+        )
     tensors = (value,) if isinstance(value, Tensor) else tuple(value)
     if not tensors:
         raise ValueError(f"hypergradient: {name} is empty")

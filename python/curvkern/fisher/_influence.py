@@ -42,7 +42,7 @@ def influence(test_grads: Tensor, train_grads: Tensor, fisher: Any) -> Tensor:
     TypeError
         The gradients are no floating tensors, or ``fisher`` has no ``ihvp``.
     ValueError
-        A shape is not (n, d).
+        A shape is not (n, d), or the gradients are on two devices.
 
     References
     ----------
@@ -69,6 +69,11 @@ def influence(test_grads: Tensor, train_grads: Tensor, fisher: Any) -> Tensor:
             raise ValueError(
                 f"influence: {name} has shape {tuple(grads.shape)}, expected (n, {d})"
             )
+    if test_grads.device != train_grads.device:
+        raise ValueError(
+            f"influence: test_grads is on {test_grads.device} but train_grads on "
+            f"{train_grads.device}"
+        )
     dtype = torch.promote_types(test_grads.dtype, train_grads.dtype)
     test, train = test_grads.detach(), train_grads.detach()
     if len(train) < len(test):

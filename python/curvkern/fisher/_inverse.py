@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import _runtime
 from .._autograd import _forward_mode
 
 
@@ -44,10 +45,12 @@ class InverseProduct(torch.autograd.Function):
 
 
 def _again(ctx: Any, v: Tensor) -> Tensor:
-    if ctx.fisher._version != ctx.version:
-        raise RuntimeError(
-            "ihvp: the window has been changed since the product was taken, and its derivative "
-            "needs it unchanged; call backward before the next push"
-        )
-    result: Tensor = InverseProduct.apply(v, ctx.fisher, ctx.damping)
-    return result
+    with ctx.fisher._lock:  # autograd calls past what guards the public methods
+        _runtime.spare_forked_child()
+        if ctx.fisher._version != ctx.version:
+            raise RuntimeError(
+                "ihvp: the window has been changed since the product was taken, and its "
+                "derivative needs it unchanged; call backward before the next push"
+            )
+        result: Tensor = InverseProduct.apply(v, ctx.fisher, ctx.damping)
+        return result

@@ -77,9 +77,9 @@ def obs_prune(
     TypeError
         w or mask is of another kind or dtype.
     ValueError
-        A shape does not fit the Fisher's, w is not finite, the number to drop is out of range,
-        both or none of sparsity and n are given, the mode is unknown, or the inverse is not
-        positive definite to rounding.
+        A shape or device does not fit the Fisher's, w is not finite, the number to drop is out
+        of range, both or none of sparsity and n are given, the mode is unknown, or the inverse
+        is not positive definite to rounding.
 
     References
     ----------
@@ -238,6 +238,9 @@ def _checked(w: Any, fisher: Any, mask: Any) -> tuple[Tensor, Tensor]:
     check_layout("obs_prune", "w", w)
     if not w.is_floating_point():
         raise TypeError(f"obs_prune: w must be floating, got {w.dtype}")
+    where = getattr(fisher, "device", None)
+    if isinstance(where, torch.device) and w.device != where:
+        raise ValueError(f"obs_prune: w is on {w.device} but fisher on {where}")
     d = size("obs_prune", fisher)
     if w.numel() != d:
         raise ValueError(

@@ -17,6 +17,8 @@ def summed(t: Tensor, group: Any) -> Tensor:
     return t
 
 
-def all_agree(holds: bool, group: Any) -> bool:
-    """Whether something holds on every rank."""
-    return int(summed(torch.tensor(int(not holds)), group)) == 0
+def all_agree(holds: bool, group: Any, device: torch.device) -> bool:
+    """Whether something holds on every rank; asked on a device that the group serves."""
+    if group is None:
+        return holds
+    return int(summed(torch.tensor(int(not holds), device=device), group)) == 0

@@ -40,8 +40,8 @@ def checked(state: Any, configuration: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(
             f"{FUNCTION}: window is {window.dtype}, expected {configuration['dtype']}"
         )
-    _tensor(state, "gram", (count, count), torch.float64)
-    if state["factor"] is not None:
+    gram, factor = _tensor(state, "gram", (count, count), torch.float64), state["factor"]
+    if factor is not None:
         _tensor(state, "factor", (count, count), torch.float64)
     for name in ("window", "gram", "factor"):
         if state[name] is not None and not bool(torch.isfinite(state[name]).all()):

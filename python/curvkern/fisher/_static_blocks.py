@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import _runtime
 from .._mfac_static import block_diagonal
 from . import _checks
 from ._base import guarded
@@ -43,7 +44,7 @@ class BlockStaticFisher(BlockQueries, StaticFisher):
     @guarded
     def diag_inverse(self) -> Tensor:
         """The diagonal of ``F^-1``, (d,), float64; O(d m min(block_size, m))."""
-        if self.device.type == "cpu":
+        if self.device.type == "cpu" and _runtime.compiled(self.device):
             self._require_unwritten()
             found = block_diagonal(self._window, self._size, self._damping, self._n)
             if bool(torch.isfinite(found).all()):
@@ -63,7 +64,8 @@ class BlockStaticFisher(BlockQueries, StaticFisher):
     def elements(self, i: Tensor, j: Tensor) -> Tensor:
         """Elements of ``F^-1`` at integer tensors i and j, which broadcast; float64."""
         i, j = (
-            _checks.indices("elements", name, k, self.d) for name, k in (("i", i), ("j", j))
+            _checks.indices("elements", name, k, self.d).to(self.device)
+            for name, k in (("i", i), ("j", j))
         )
         shape = torch.broadcast_shapes(i.shape, j.shape)
         i, j = (k.expand(shape).flatten() for k in (i, j))

@@ -107,6 +107,8 @@ class SlidingWindowFisher(Fisher):
                 f"got {normalize!r}"
             )
         dtype = _checks.storage(name, dtype)
+        if max(d, m) >= 1 << 62:
+            raise MemoryError(f"{name}: a window of shape {(m, d)} is too large")
         try:
             with torch.inference_mode(False):  # what changes later can be no inference tensor
                 window = torch.empty(m, d, dtype=dtype, device=device)
@@ -291,8 +293,8 @@ class SlidingWindowFisher(Fisher):
                 f"{function}: grad has shape {tuple(given.shape)}, expected ({self.d},)"
             )
         row = _checks.wide(given)[None].contiguous()
-        finite = _sharding.all_agree(_checks.storable(self._window, row), self._group)
-        if not finite:
+        finite = _checks.storable(self._window, row)
+        if not _sharding.all_agree(finite, self._group, self.device):
             raise ValueError(
                 f"{function}: grad must be finite, and stay so in {self._window.dtype}, and so "
                 "must its square; the window is unchanged"
