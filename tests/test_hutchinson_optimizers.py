@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from adahessian_steps import advance, batches, error, network, off, quiet, same, values
 from curvkern.optim import OASIS, SANIA, SophiaG, SophiaH
 from hutchinson_truth import Trajectory, trajectories
-from test_adahessian import advance, batches, error, network, off, quiet, same, values
 
 BAR = 1e-10
 

@@ -11,8 +11,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from adahessian_steps import batches, error, network, same, values
 from curvkern.optim import AdaHessian
-from test_adahessian import batches, error, network, same, values
 
 RANKS = 2
 STEPS = 4

@@ -74,7 +74,12 @@ def check_state(state: Any, count: int) -> None:
 def check_momentum(state: Any, shape: torch.Size) -> Tensor:
     """The momentum in the state of one parameter."""
     momentum = state.get("momentum_buffer") if isinstance(state, Mapping) else None
-    if not isinstance(momentum, Tensor) or len(state) > 1 or momentum.shape != shape:
+    if (
+        not isinstance(momentum, Tensor)
+        or momentum.layout is not torch.strided
+        or momentum.shape != shape
+        or len(state) > 1
+    ):
         raise ValueError(
             f"MFAC: state_dict must hold one momentum_buffer of shape {tuple(shape)} for "
             "a parameter, and nothing else"
