@@ -15,7 +15,6 @@ from .._arguments import check_layout, from_array, to_float
 from .._autograd import derivative_wanted
 
 HALVES = (torch.float16, torch.bfloat16)
-INTEGERS = (torch.int64, torch.int32)
 
 
 def positive(function: str, name: str, value: Any) -> float:

@@ -46,7 +46,6 @@ def checked(state: Any, configuration: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("window", "gram", "factor"):
         if state[name] is not None and not bool(torch.isfinite(state[name]).all()):
             raise ValueError(f"{FUNCTION}: {name} must be finite")
-    gram, factor = state["gram"], state["factor"]
     if not torch.equal(gram, gram.T) or bool((gram.diagonal() < 0).any()):
         raise ValueError(f"{FUNCTION}: gram must be symmetric, with a diagonal not below 0")
     if factor is not None and not bool((factor.diagonal() > 0).all()):
@@ -61,7 +60,7 @@ def check_gram(window: Tensor, gram: Tensor) -> None:
     combined = ops.mfac_combine(window, slots, probe.to(window.device), 0.0, None, True)
     found = ops.mfac_products(window, slots, combined).cpu()
     norms = gram.diagonal().sqrt()
-    if not torch.equal(gram, gram.T) or not _near(found, probe @ gram, norms):
+    if not _near(found, probe @ gram, norms):
         raise ValueError(f"{FUNCTION}: gram must be the products of the rows of window")
 
 
@@ -69,8 +68,7 @@ def check_factor(factor: Tensor, gram: Tensor, shift: float) -> None:
     """Refuse a factor that is not that of ``shift I + gram``; O(m^2)."""
     probe, U = _probe(len(gram)), factor.triu()
     norms = (gram.diagonal() + shift).sqrt()
-    is_near = _near(probe @ U.T @ U, probe @ gram + shift * probe, norms)
-    if not is_near or not bool((U.diagonal() > 0).all()):
+    if not _near(probe @ U.T @ U, probe @ gram + shift * probe, norms):
         raise ValueError(f"{FUNCTION}: factor must be that of gram and damping")
 
 

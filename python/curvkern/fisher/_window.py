@@ -107,8 +107,6 @@ class SlidingWindowFisher(Fisher):
                 f"got {normalize!r}"
             )
         dtype = _checks.storage(name, dtype)
-        if max(d, m) >= 1 << 62:
-            raise MemoryError(f"{name}: a window of shape {(m, d)} is too large")
         try:
             with torch.inference_mode(False):  # what changes later can be no inference tensor
                 window = torch.empty(m, d, dtype=dtype, device=device)
