@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "core/pages.hpp"
 #include "mfac/ahead.hpp"
 #include "mfac/columns.hpp"
 #include "mfac/numbers.hpp"
@@ -133,6 +134,7 @@ bool combine_many(const Window& window, const double* coefficient, double alpha,
     const ColumnKernels& kernels = column_table();
     const std::int64_t wide = kernels.columns, high = kernels.rows, m = window.count;
     const Numbers c = in_groups(coefficient, out.k, m);
+    prefer_huge_pages(out.data, out.k * window.d * (out.is_float32 ? 4 : 8));
     return parallel_chunks(
         window.d, block_size(window.d), interrupted, [&](std::int64_t begin, std::int64_t end) {
             WideRows part(window);

@@ -2,7 +2,8 @@
 
 #include <algorithm>
 #include <atomic>
-#include <vector>
+
+#include "mfac/numbers.hpp"
 
 namespace curvkern::mfac {
 namespace {
@@ -74,7 +75,7 @@ bool products(const Window& window, const Vectors& v, const Vectors* incoming,
     const std::int64_t step = tile / std::max<std::int64_t>(k, 1);
     return sum_blocks(
         window, k, out, interrupted, [&](std::int64_t begin, std::int64_t end, double* sums) {
-            std::vector<double> vector(tile);
+            Numbers vector(tile);
             double rest[rows - 1][few] = {};
             for (std::int64_t j = begin; j < end; j += step) {
                 const std::int64_t width = std::min(step, end - j);
@@ -100,11 +101,11 @@ bool combine(const Window& window, const double* coefficient, double alpha, cons
     const Kernels& kernels = table();
     const int storage = index(window.storage);
     const auto run = [&](std::int64_t block) {
-        std::vector<double> sum(tile);
+        Numbers sum(tile);
         const std::int64_t begin = block * size, end = std::min(d, begin + size);
         for (std::int64_t j = begin + (end - begin - 1) / step * step; j >= begin; j -= step) {
             const std::int64_t width = std::min(step, end - j);
-            std::fill(sum.begin(), sum.end(), 0.0);
+            std::fill_n(sum.data(), tile, 0.0);
             for (std::int64_t i = 0; i < count; i += rows) {
                 const Four four(window, i, j, j >= step ? j - step : j);
                 for (std::int64_t r = 0; r < out.k; ++r) {

@@ -52,10 +52,16 @@ CURVKERN_HD void fetch(const Lines& lines, std::int64_t step) {
         __builtin_prefetch(lines.from + 32 * step, 0, 2);
 }
 
+// Half of the lanes on the other half, again and again: a third of the operations that lane
+// after lane takes.
 CURVKERN_HD double total(V y) {
-    double sum = y[0];
-    for (int lane = 1; lane < width; ++lane) sum += y[lane];
-    return sum;
+    CURVKERN_UNROLL
+    for (int half = width / 2; half > 0; half /= 2) {
+        Bits<V> other;
+        for (int lane = 0; lane < width; ++lane) other[lane] = lane ^ half;
+        y += __builtin_shuffle(y, other);
+    }
+    return y[0];
 }
 
 }  // namespace isa
