@@ -176,7 +176,7 @@ class Fisher(abc.ABC):
         squares = torch.ops.curvkern.mfac_whitened_squares(
             self._window, self._slots(), self._root(self._damping)
         )
-        return (1 - squares) / self._damping
+        return squares.sub_(1).div_(-self._damping)  # in its own memory: fresh pages cost more
 
     def element(self, i: int, j: int) -> float:
         """One element of ``F^-1``, in O(m^2)."""
