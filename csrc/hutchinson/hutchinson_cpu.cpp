@@ -1,7 +1,7 @@
 // The loops over a tile. Compiled once per instruction set; everything but kernels() has
 // internal linkage.
 #include "hutchinson/hutchinson.hpp"
-#include "hutchinson/power.hpp"
+#include "hutchinson/rules.hpp"
 #include "hutchinson/signs.hpp"
 #include "hutchinson/storage.hpp"
 
@@ -122,52 +122,120 @@ void constant(double value, std::int64_t size, void* to) {
     for (std::int64_t i = 0; i < size; ++i) static_cast<T*>(to)[i] = static_cast<T>(value);
 }
 
-// `plain`: k = 1 and a quotient.
-template <class S, bool plain>
-void update_tile(S* p, const S* g, const typename Computed<S>::State* D, double D_scale,
-                 typename Computed<S>::State* m, typename Computed<S>::State* v,
-                 std::int64_t size, const Factors& f) {
+template <class S, bool Plain>
+void adahessian_tile(S* p, const S* g, const typename Computed<S>::State* D, double D_scale,
+                     typename Computed<S>::State* m, typename Computed<S>::State* v,
+                     std::int64_t size, const Factors& f) {
     using R = typename Computed<S>::R;
-    const R decay = c<R>(f.decay), rate = c<R>(f.rate), root = c<R>(f.root), eps = c<R>(f.eps);
-    const R b1 = c<R>(f.beta1), b2 = c<R>(f.beta2), scale = c<R>(f.scale);
-    const R rest1 = c<R>(1 - f.beta1), rest2 = c<R>(1 - f.beta2), d_scale = c<R>(D_scale);
-    const R inverse_bias = c<R>(1 / f.first_bias);
+    const AdaHessianRule<R> rule(f, D_scale);
     for_registers<R>(size, [&](std::int64_t i, std::int64_t count) {
-        const R gradient = load<R>(g + i, count) * scale;
-        const R mean = b1 * load<R>(m + i, count) + rest1 * gradient;
+        const R mean = rule.first(load<R>(m + i, count), load<R>(g + i, count));
         store(m + i, mean, count);
         R square = load<R>(v + i, count);
         if (D != nullptr) {
-            const R d = load<R>(D + i, count) * d_scale;
-            square = b2 * square + rest2 * (d * d);
+            square = rule.second(square, load<R>(D + i, count));
             store(v + i, square, count);
         }
-        R base = sqrt(square) * root, direction;
-        if constexpr (plain) {
-            direction = mean / (base + eps);
-        } else {
-            if (f.power == 0.5) {
-                base = sqrt(base);
-            } else if (f.power != 1) {
-                base = f.power == 0 ? c<R>(1) : power(base, f.power);
-            }
-            direction =
-                f.atan2 ? atan2_positive(mean * inverse_bias, base) : mean / (base + eps);
-        }
-        store(p + i, load<R>(p + i, count) * decay - rate * direction, count);
+        store(p + i, rule.template moved<Plain>(load<R>(p + i, count), mean, square), count);
     });
 }
 
 template <class S>
-void update(void* p, const void* g, const void* D, double D_scale, void* m, void* v,
-            std::int64_t size, const Factors& factors) {
+void adahessian(void* p, const void* g, const void* D, double D_scale, void* const* state,
+                std::int64_t size, const Factors& f, double*) {
     using State = typename Computed<S>::State;
-    const bool plain = factors.power == 1 && !factors.atan2;
-    (plain ? update_tile<S, true>
-           : update_tile<S, false>)(static_cast<S*>(p), static_cast<const S*>(g),
-                                    static_cast<const State*>(D), D_scale,
-                                    static_cast<State*>(m), static_cast<State*>(v), size,
-                                    factors);
+    const bool plain = f.power == 1 && !f.atan2;
+    (plain ? adahessian_tile<S, true>
+           : adahessian_tile<S, false>)(static_cast<S*>(p), static_cast<const S*>(g),
+                                        static_cast<const State*>(D), D_scale,
+                                        static_cast<State*>(state[0]),
+                                        static_cast<State*>(state[1]), size, f);
+}
+
+template <class S>
+void sophia(void* p, const void* g, const void* D, double, void* const* state,
+            std::int64_t size, const Factors& f, double*) {
+    using R = typename Computed<S>::R;
+    using State = typename Computed<S>::State;
+    auto *m = static_cast<State*>(state[0]), *h = static_cast<State*>(state[1]);
+    const SophiaRule<R> rule(f);
+    for_registers<R>(size, [&](std::int64_t i, std::int64_t count) {
+        const R mean =
+            rule.first(load<R>(m + i, count), load<R>(static_cast<const S*>(g) + i, count));
+        store(m + i, mean, count);
+        R curvature = load<R>(h + i, count);
+        if (D != nullptr) {
+            curvature =
+                rule.curvature(curvature, load<R>(static_cast<const State*>(D) + i, count));
+            store(h + i, curvature, count);
+        }
+        S* to = static_cast<S*>(p) + i;
+        store(to, rule.moved(load<R>(to, count), mean, curvature), count);
+    });
+}
+
+template <class R>
+CURVKERN_HD double lane_total(R x) {
+    double total = 0;
+    for (int lane = 0; lane < Lanes<R>::width; ++lane) total += x[lane];
+    return total;
+}
+
+// Sums of a register's lanes go to float64 after a few registers.
+template <class S>
+void metric(void* p, const void* g, const void* D, double, void* const* state,
+            std::int64_t size, const Factors& f, double* totals) {
+    using R = typename Computed<S>::R;
+    using State = typename Computed<S>::State;
+    constexpr std::int64_t together = 16 * Lanes<R>::width;
+    auto* average = static_cast<State*>(state[0]);
+    const auto *last_p = static_cast<const State*>(state[1]),
+               *last_g = static_cast<const State*>(state[2]);
+    const MetricRule<R> rule(f);
+    for (std::int64_t begin = 0; begin < size; begin += together) {
+        R length = {}, change = {}, square = {};
+        const std::int64_t some = size - begin < together ? size - begin : together;
+        for_registers<R>(some, [&](std::int64_t at, std::int64_t count) {
+            const std::int64_t i = begin + at;
+            const R mean = rule.average(load<R>(average + i, count),
+                                        load<R>(static_cast<const State*>(D) + i, count));
+            store(average + i, mean, count);
+            // Lanes beyond the end have g = 0, and p that is its own last one.
+            const R B = rule.metric(mean);
+            const R gradient = rule.gradient(load<R>(static_cast<const S*>(g) + i, count));
+            square += gradient * gradient / B;
+            if (!f.known) return;
+            const R dw = load<R>(static_cast<const S*>(p) + i, count) -
+                         load<R>(last_p + i, count),
+                    dg = gradient - load<R>(last_g + i, count);
+            length += dw * B * dw;
+            change += dg / B * dg;
+        });
+        totals[0] += lane_total(length);
+        totals[1] += lane_total(change);
+        totals[2] += lane_total(square);
+    }
+}
+
+template <class S>
+void descent(void* p, const void* g, const void*, double, void* const* state, std::int64_t size,
+             const Factors& f, double*) {
+    using R = typename Computed<S>::R;
+    using State = typename Computed<S>::State;
+    const auto* average = static_cast<const State*>(state[0]);
+    auto *last_p = static_cast<State*>(state[1]), *last_g = static_cast<State*>(state[2]);
+    const MetricRule<R> rule(f);
+    for_registers<R>(size, [&](std::int64_t i, std::int64_t count) {
+        S* to = static_cast<S*>(p) + i;
+        const R gradient = rule.gradient(load<R>(static_cast<const S*>(g) + i, count)),
+                before = load<R>(to, count);
+        if (last_p != nullptr) {
+            store(last_p + i, before, count);
+            store(last_g + i, gradient, count);
+        }
+        store(to, rule.moved(before, gradient, rule.metric(load<R>(average + i, count))),
+              count);
+    });
 }
 
 template <class S>
@@ -213,7 +281,8 @@ const Kernels& kernels() {
                                   {total<double>, total<float>},
                                   {magnitudes<double>, magnitudes<float>},
                                   {constant<double>, constant<float>},
-                                  CURVKERN_STORAGES(update),
+                                  {CURVKERN_STORAGES(adahessian), CURVKERN_STORAGES(sophia),
+                                   CURVKERN_STORAGES(metric), CURVKERN_STORAGES(descent)},
                                   CURVKERN_STORAGES(moments),
                                   CURVKERN_STORAGES(finite)};
 #undef CURVKERN_STORAGES
