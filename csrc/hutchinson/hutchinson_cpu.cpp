@@ -62,28 +62,72 @@ CURVKERN_HD double sum(const T* x, std::int64_t size, bool is_signed) {
     return total;
 }
 
-// The means of `lanes` short blocks at a time, each in a lane of its own. They are stored as
-// whole registers, whose ends the next block overwrites.
+// Asks for what lies further on: five streams in tiles are more than the hardware's prefetchers
+// keep apart, and a step took 1.05 to 1.1 times as long without, a page ahead no less.
+template <class T>
+CURVKERN_HD void ahead(const T* x) {
+    __builtin_prefetch(reinterpret_cast<const char*>(x) + 1024);
+}
+
+// Lanes whose number has bit h set are of b, the others of a; and to each is added the lane
+// whose number differs in that bit.
+template <int h, class R>
+CURVKERN_HD R folded(R a, R b) {
+    constexpr int width = Lanes<R>::width;
+    Bits<R> own, other;
+    for (int lane = 0; lane < width; ++lane) {
+        const int from = lane & h ? width : 0;
+        own[lane] = static_cast<unsigned>(from + lane);
+        other[lane] = static_cast<unsigned>(from + (lane ^ h));
+    }
+    return __builtin_shuffle(a, b, own) + __builtin_shuffle(a, b, other);
+}
+
+// Lane l becomes the sum of the lanes of x[l].
+template <int h, class R>
+CURVKERN_HD R lane_sums(R* x) {
+    if constexpr (h == 0) {
+        return x[0];
+    } else {
+        for (int j = 0; j < h; ++j) x[j] = folded<h>(x[j], x[j + h]);
+        return lane_sums<h / 2>(x);
+    }
+}
+
+// The means of as many blocks as there are lanes at a time. A block is read by whole registers,
+// of the last of which lanes beyond its end are masked; so are signs. Means are stored as whole
+// registers as well, whose ends the next block overwrites. Returns how far it came: reads stay
+// within x.
 template <class R, class T>
-std::int64_t means_of_short(const T* x, std::int64_t size, std::int64_t block, bool is_signed,
+std::int64_t means_by_lanes(const T* x, std::int64_t size, std::int64_t block, bool is_signed,
                             T* to) {
-    constexpr int lanes = 16, width = Lanes<R>::width;
-    const T share = static_cast<T>(1 / static_cast<double>(block));
+    constexpr int width = Lanes<R>::width;
+    const std::int64_t registers = (block + width - 1) / width;
+    const Bits<R> all = ~Bits<R>{} >> (is_signed ? 0 : 1);
+    Bits<R> last = all;
+    for (int lane = 0; lane < width; ++lane) {
+        if ((registers - 1) * width + lane >= block) last[lane] = 0;
+    }
+    const R share = c<R>(1 / static_cast<double>(block));
     std::int64_t begin = 0;
-    for (; begin + lanes * block <= size; begin += lanes * block) {
-        T mean[lanes] = {};
-        for (std::int64_t i = 0; i < block; ++i) {
-#pragma omp simd
-            for (int lane = 0; lane < lanes; ++lane) {
-                const T value = x[begin + lane * block + i];
-                mean[lane] += is_signed || value > 0 ? value : -value;
+    for (; begin + width * block + width <= size; begin += width * block) {
+        R sums[width];
+        CURVKERN_UNROLL
+        for (int lane = 0; lane < width; ++lane) {
+            const T* from = x + begin + lane * block;
+            ahead(from);
+            R sum = from_bits<R>(bits(load<R>(from + (registers - 1) * width)) & last);
+            for (std::int64_t k = 0; k + 1 < registers; ++k) {
+                sum += from_bits<R>(bits(load<R>(from + k * width)) & all);
             }
+            sums[lane] = sum;
         }
-        for (int lane = 0; lane < lanes; ++lane) {
-            const R value = c<R>(static_cast<double>(mean[lane] * share));
-            for (std::int64_t i = 0; i < block; i += width) {
-                store(to + begin + lane * block + i, value);
-            }
+        T mean[width];
+        store(mean, lane_sums<width / 2>(sums) * share);
+        for (int lane = 0; lane < width; ++lane) {
+            const R value = c<R>(0) + mean[lane];
+            T* target = to + begin + lane * block;
+            for (std::int64_t i = 0; i < block; i += width) store(target + i, value);
         }
     }
     return begin;
@@ -94,7 +138,7 @@ void means(const void* D, std::int64_t size, std::int64_t block, bool is_signed,
     const auto* x = static_cast<const T*>(D);
     auto* out = static_cast<T*>(to);
     std::int64_t begin = 0;
-    if (block < 32) begin = means_of_short<R>(x, size, block, is_signed, out);
+    if (block < 64) begin = means_by_lanes<R>(x, size, block, is_signed, out);
     for (; begin < size; begin += block) {
         const std::int64_t width = size - begin < block ? size - begin : block;
         const auto mean =
@@ -129,6 +173,11 @@ void adahessian_tile(S* p, const S* g, const typename Computed<S>::State* D, dou
     using R = typename Computed<S>::R;
     const AdaHessianRule<R> rule(f, D_scale);
     for_registers<R>(size, [&](std::int64_t i, std::int64_t count) {
+        ahead(p + i);
+        ahead(g + i);
+        if (D != nullptr) ahead(D + i);
+        ahead(m + i);
+        ahead(v + i);
         const R mean = rule.first(load<R>(m + i, count), load<R>(g + i, count));
         store(m + i, mean, count);
         R square = load<R>(v + i, count);

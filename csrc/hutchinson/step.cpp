@@ -50,6 +50,11 @@ class Signs {
     std::uint32_t word_[most_words + 1] = {};
 };
 
+// With short means tiles are so small that D and its means stay in the first cache.
+Cut cut_of(std::int64_t block) {
+    return Cut(block, block > 1 && 16 * block <= tile / 4 ? tile / 4 : tile);
+}
+
 // The tiles of all tensors, numbered through.
 class Tiles {
   public:
@@ -57,7 +62,7 @@ class Tiles {
         first_.reserve(static_cast<std::size_t>(step.leaves) + 1);
         first_.push_back(0);
         for (std::int64_t i = 0; i < step.leaves; ++i) {
-            cut_.emplace_back(step.leaf[i].block);
+            cut_.push_back(cut_of(step.leaf[i].block));
             first_.push_back(first_.back() + cut_.back().tiles(step.leaf[i].size));
             elements_ += step.leaf[i].size;
         }
@@ -137,7 +142,7 @@ std::vector<double> long_means(const Step& step, const Tiles& tiles) {
             table().total[index(state_storage(leaf.storage))](d, size, leaf.is_signed);
     });
     for (std::int64_t at = 0; at < step.leaves; ++at) {
-        const Cut cut(step.leaf[at].block);
+        const Cut cut = cut_of(step.leaf[at].block);
         if (cut.parts == 1) continue;
         for (std::int64_t i = tiles.first(at); i < tiles.first(at + 1); i += cut.parts) {
             const std::int64_t begin = cut.begin(i - tiles.first(at));

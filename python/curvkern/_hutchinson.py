@@ -62,15 +62,13 @@ def is_native(tensor: Tensor) -> bool:
         tensor.dtype in STORAGES
         and tensor.layout is torch.strided
         and tensor.is_contiguous()
-        and _runtime.has_kernels(tensor.device)
+        and (tensor.is_cpu or _runtime.has_kernels(tensor.device))
     )
 
 
 def _written(tensors: Sequence[Tensor]) -> None:
     """Tell autograd, which then refuses to differentiate what had been saved before."""
-    for tensor in tensors:
-        if not tensor.is_inference():
-            torch.autograd.graph.increment_version(tensor)
+    torch.autograd.graph.increment_version([t for t in tensors if not t.is_inference()])
 
 
 def _length(op: str, name: str, got: int, expected: int) -> None:
@@ -106,7 +104,7 @@ def _state(
 
 
 def _dense(tensors: Sequence[Tensor]) -> list[Tensor]:
-    return [_contiguous(tensor) for tensor in tensors]
+    return [t if t.is_contiguous() else _contiguous(t) for t in tensors]
 
 
 def _offsets(op: str, offsets: Sequence[int]) -> None:

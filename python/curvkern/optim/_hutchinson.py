@@ -212,9 +212,13 @@ class HutchinsonOptimizer(Optimizer, abc.ABC):
         params = [every[i][0] for i in index]
         offsets = self._offsets()
         batch = Batch(
-            params, [_shards.local(p) for p in params], [every[i][1] for i in index],
+            params, [_shards.local(p) if _shards.is_sharded(p) else p for p in params],
+            [every[i][1] for i in index],
             Each(offsets[i] for i in index),
-            [_shards.cut(g, p) for g, p in zip(grads, params, strict=True)],
+            [
+                _shards.cut(g, p) if g.requires_grad or _shards.is_sharded(p) else g
+                for g, p in zip(grads, params, strict=True)
+            ],
             self._numbers["step"], self._scale(),
             loss=None if loss is None else float(_shards.local(loss.detach())),
         )  # fmt: skip
@@ -304,7 +308,10 @@ class HutchinsonOptimizer(Optimizer, abc.ABC):
                         f"{name}: {what} has shape {tuple(tensor.shape)} for a parameter of "
                         f"shape {tuple(p.shape)}"
                     )
-                chosen.append(_shards.cut(tensor, p).to(_shards.local(p)))
+                if _shards.is_sharded(p):
+                    chosen.append(_shards.cut(tensor, p).to(_shards.local(p)))
+                else:
+                    chosen.append(_like(tensor, p))
         return chosen
 
     def _offsets(self) -> list[int]:
@@ -406,8 +413,10 @@ class HutchinsonOptimizer(Optimizer, abc.ABC):
                 self._start(p, state, names)
             state["step"] += 1
             state["refreshes"] += bool(batch.hz)
+            is_sharded = _shards.is_sharded(p)
             for name, tensors in zip(names, found, strict=True):
-                tensors.append(_shards.local(state[name]))
+                kept = state[name]
+                tensors.append(_shards.local(kept) if is_sharded else kept)
         return found
 
     def _is_overflow(self) -> bool:
@@ -473,6 +482,13 @@ class HutchinsonOptimizer(Optimizer, abc.ABC):
             "_process_group",
             "_numbers",
         )
+
+
+def _like(tensor: Tensor, p: Tensor) -> Tensor:
+    """Without a graph, in the dtype and on the device of a parameter."""
+    tensor = tensor.detach() if tensor.requires_grad else tensor
+    is_alike = tensor.dtype is p.dtype and tensor.device == p.device
+    return tensor if is_alike else tensor.to(p)
 
 
 def _part(tensors: list[Tensor], index: list[int], count: int) -> list[Tensor]:

@@ -14,13 +14,16 @@ from torch import Tensor
 
 from .. import _hutchinson as ops
 
-if dist.is_available():
+_AVAILABLE = dist.is_available()
+_PLAIN = (torch.nn.Parameter, Tensor)
+
+if _AVAILABLE:
     from torch.distributed.tensor import DTensor, Replicate, Shard
 
 
 def is_sharded(tensor: Tensor) -> bool:
     """Whether it is a ``DTensor``."""
-    return dist.is_available() and isinstance(tensor, DTensor)
+    return type(tensor) not in _PLAIN and _AVAILABLE and isinstance(tensor, DTensor)
 
 
 def local(tensor: Tensor) -> Tensor:
