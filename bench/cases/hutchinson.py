@@ -3,8 +3,8 @@
 The yardstick of a step is torch's own fused AdamW, which moves 28 bytes a parameter where
 AdaHessian cannot move less than 32. Beside it stand the authors' algorithm, written down
 operation after operation, with its probes, the same formulas by torch's foreach operations, and
-the package pytorch_optimizer where it is installed, given D without its mean. Where there is a GPU
-the tensors are there.
+the package pytorch_optimizer where it is installed, given D without its mean. Where there is a
+GPU the tensors are there.
 """
 
 from __future__ import annotations
