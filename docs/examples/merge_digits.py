@@ -89,7 +89,7 @@ def main() -> None:
             if row:
                 every = fisher(whole, x[:512])
                 synaptic_dampening_(
-                    whole, every, fisher(whole, x[y == args.forget][:64]), 1.0, 0.1
+                    whole, every, fisher(whole, x[y == args.forget][:64]), 2.0, 0.5
                 )
             for column, part in enumerate((gone, kept)):
                 forgotten[row, column] += accuracy(whole, test_x[part], test_y[part])
