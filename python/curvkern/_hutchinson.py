@@ -253,9 +253,10 @@ def _define_metric() -> None:
         return allocate(params)
 
     def run(step: Callable[..., None], arguments: tuple[Any, ...]) -> Tensor:
-        params, grads, hz, z, *rest = arguments
+        params, grads, hz, z, D, last_p, last_g, *rest = arguments
         sums = allocate(params)
-        step(params, *map(_dense, (grads, hz, z)), *rest, sums)
+        read = map(_dense, (params, grads, hz, z))
+        step(*read, D, *map(_dense, (last_p, last_g)), *rest, sums)
         return sums
 
     def cpu(*arguments: Any) -> Tensor:
@@ -285,8 +286,8 @@ def _define_descent() -> None:
         _rows(op, rows, settings, len(reference.DescentRow._fields))
 
     def run(step: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-        params, grads, *rest = arguments
-        step(params, _dense(grads), *rest)
+        params, grads, D, *rest = arguments
+        step(params, *map(_dense, (grads, D)), *rest)
         _written(params)
 
     def cpu(*arguments: Any) -> None:
