@@ -97,6 +97,29 @@ def _hutchinson_operands() -> dict[str, tuple[Any, ...]]:
     lists = (tensors, tensors, 2 * tensors, [], tensors, tensors, tensors)
     return {
         "hutchinson_step": (*lists, [3, 1], [0, 6], [0, 0], row, 0.5, True, 7, 2),
+        "hutchinson_sophia": (
+            *lists[:6],
+            [0, 6],
+            [0, 0],
+            [0.1, 0.9, 0.99, 0.5, 1e-4, 0.01],
+            0.5,
+            2.0,
+            True,
+            7,
+            2,
+        ),
+        "hutchinson_metric": (
+            *lists,
+            [0, 6],
+            [0, 0],
+            [0.9, 0.1, 1.0],
+            0.5,
+            True,
+            7,
+            2,
+            1,
+        ),
+        "hutchinson_descent": (*lists[:2], *lists[4:], [0, 0], [0.1, 0.2], 0.5),
         "hutchinson_signs": (tensors, [0, 6], 7, 2, 1),
         "hutchinson_accumulate": (tensors, tensors, tensors, [], [0, 6], 7, 2, 1, 2),
     }

@@ -13,13 +13,23 @@ from torch import Tensor
 from curvkern import _cpu, _hutchinson
 from curvkern.reference import hutchinson as reference
 from curvkern.reference import philox
+from hutchinson_lists import (
+    REFERENCE,
+    ROW,
+    ROWS,
+    SEED,
+    SHAPES,
+    STEPS,
+    adahessian,
+    bar_of,
+    compare,
+    moved,
+    tensors,
+)
 from hutchinson_truth import META, Field, spatial_of
 from test_rng import KNOWN_ANSWERS
 
 OPS = torch.ops.curvkern
-SEED = 0x1234_5678_9ABC_DEF
-ROW = reference.Row(0.05, 0.9, 0.99, 1e-3, 0.02, 1.0, 0.1, 0.01)
-ROWS = [{}, {"signed": 1.0}, {"power": 0.5}, {"power": 0.3}, {"power": 0.0}, {"atan2": 1.0}]
 STORAGES = pytest.mark.parametrize("dtype", _hutchinson.STORAGES, ids=str)
 
 
@@ -49,42 +59,10 @@ def test_stored_steps(name: str, dtype: torch.dtype, way: str) -> None:
         step(p, g, hz, z, m, v, [], blocks, [0] * len(p), [0] * len(p), list(row), 1.0, False,
              0, 0)  # fmt: skip
     bar = 1e-12 if dtype is torch.float64 else 5e-5
-    for key, tensors in (("P", p), ("M", m), ("V", v)):
-        for i, got in enumerate(tensors):
+    for key, found in (("P", p), ("M", m), ("V", v)):
+        for i, got in enumerate(found):
             expected = field.tensor(f"{key}{i}")
             torch.testing.assert_close(got.double(), expected, rtol=bar, atol=bar * 1e-2)
-
-
-SHAPES = [(70, 70), (3,), (2, 9000), (), (0, 3), (130, 4, 3, 3), (10001,), (1,)]
-BLOCKS = [70, 1, 9000, 1, 1, 9, 5000, 1]
-
-
-def arguments(dtype: torch.dtype, probes: int = 1, **row: float) -> list[Any]:
-    """All kinds of blocks: none, short, longer than a tile, one that does not divide."""
-    generator = torch.Generator().manual_seed(1)
-
-    def normal() -> list[Tensor]:
-        return [torch.randn(s, generator=generator, dtype=torch.float64) for s in SHAPES]
-
-    wide = _hutchinson.state_dtype(dtype)
-    p, g = ([t.to(dtype) for t in normal()] for _ in "pg")
-    hz = [t.to(dtype) for _ in range(probes) for t in normal()]
-    m, v, stale = ([t.abs().to(wide) for t in normal()] for _ in "mvs")
-    offsets = [5 + sum(math.prod(s) for s in SHAPES[:i]) for i in range(len(SHAPES))]
-    rows = [i % 2 for i in range(len(SHAPES))]
-    settings = [*ROW._replace(**row), *ROW._replace(lr=0.2, maximize=1.0, **row)]
-    return [p, g, hz, [], m, v, stale, BLOCKS, offsets, rows, settings, 0.5, True, SEED, 3]
-
-
-def copied(a: list[Any]) -> list[Any]:
-    return [[t.clone() for t in tensors] for tensors in a[:7]] + a[7:]
-
-
-def compare(got: list[Any], expected: list[Any], bar: float) -> None:
-    for at in (4, 5, 6, 0):
-        for a, b in zip(got[at], expected[at], strict=True):
-            rounding = 1e-2 if a.dtype is torch.bfloat16 else bar
-            torch.testing.assert_close(a, b, rtol=rounding, atol=rounding)
 
 
 @STORAGES
@@ -94,44 +72,70 @@ def test_native_equals_reference(
     dtype: torch.dtype, probes: int, row: dict[str, float]
 ) -> None:
     """Also when D is kept, taken from before, and when neither is there."""
-    bar = 1e-12 if dtype is torch.float64 else 2e-5
     for change in ("fresh", "no copy of D", "stale", "hold", "z"):
-        a = arguments(dtype, probes, **row)
-        if change in ("stale", "hold"):
-            a[2] = []
-        if change in ("no copy of D", "hold"):
-            a[6] = []
-        if change == "z":
-            a[3] = [philox.signs(h.numel(), 0, 1, 2, 3).view(h.shape).to(h) for h in a[2]]
-        one, two = copied(a), copied(a)
+        a = changed(adahessian(dtype, probes, **row), change)
+        one, two = moved(a), moved(a)
         OPS.hutchinson_step(*one)
         reference.step(*two)
-        compare(one, two, bar)
+        compare(one, two, bar_of(dtype))
+
+
+def changed(a: list[Any], change: str) -> list[Any]:
+    """Arguments of AdaHessian's step without new products, without D kept, with z."""
+    if change in ("stale", "hold"):
+        a[2] = []
+    if change in ("no copy of D", "hold"):
+        a[6] = []
+    if change == "z":
+        a[3] = [philox.signs(h.numel(), 0, 1, 2, 3).view(h.shape).to(h) for h in a[2]]
+    return a
 
 
 @STORAGES
-@pytest.mark.parametrize("signed", [0.0, 1.0])
-def test_threads_change_no_bit(dtype: torch.dtype, signed: float, thread_counts: Any) -> None:
+@pytest.mark.parametrize("name", ["sophia", "metric", "descent"])
+@pytest.mark.parametrize("change", ["fresh", "z", "no last", "three probes"])
+def test_relatives_equal_reference(name: str, dtype: torch.dtype, change: str) -> None:
+    a = STEPS[name](dtype, 3 if change == "three probes" else 1)
+    if change == "z" and name != "descent":
+        a = changed(a, "z")
+    if change == "no last":
+        at = {"sophia": [2], "metric": [5, 6], "descent": [3, 4]}[name]  # sophia: no products
+        a = [[] if i in at else part for i, part in enumerate(a)]
+    one, two = moved(a), moved(a)
+    sums = getattr(OPS, f"hutchinson_{name}")(*one)
+    expected = REFERENCE[name](*two)
+    compare(one, two, bar_of(dtype))
+    if name == "metric":
+        torch.testing.assert_close(sums, expected, rtol=10 * bar_of(dtype), atol=0)
+
+
+@STORAGES
+@pytest.mark.parametrize("name", STEPS)
+def test_threads_change_no_bit(name: str, dtype: torch.dtype, thread_counts: Any) -> None:
     results = []
     for threads in (1, 2, 3):
         thread_counts(threads)
-        a = copied(arguments(dtype, 2, signed=signed))
-        OPS.hutchinson_step(*a)
-        results.append([t for at in (0, 4, 5, 6) for t in a[at]])
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+        for signed in (0.0, 1.0):
+            a = STEPS[name](dtype, 2)
+            if name == "step":
+                a = adahessian(dtype, 2, signed=signed)
+            sums = getattr(OPS, f"hutchinson_{name}")(*a)
+            results.append(tensors(a) + ([] if sums is None else [sums]))
+    for k, other in enumerate(results[2:]):
+        assert all(torch.equal(a, b) for a, b in zip(results[k % 2], other, strict=True))
 
 
 def test_one_call_is_many_calls() -> None:
     """Nothing depends on what else is in the list."""
-    together, apart = (copied(arguments(torch.float32, 2)) for _ in range(2))
+    together, apart = (adahessian(torch.float32, 2) for _ in range(2))
     OPS.hutchinson_step(*together)
     n = len(SHAPES)
     for i in range(n):
         lists = [x[i::n] for x in apart[:7]]
         OPS.hutchinson_step(*lists, *(x[i : i + 1] for x in apart[7:10]), *apart[10:])
-    for at in (0, 4, 5, 6):
-        assert all(torch.equal(a, b) for a, b in zip(together[at], apart[at], strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(tensors(together), tensors(apart), strict=True)
+    )
 
 
 # Probes -------------------------------------------------------------------------------------

@@ -2,12 +2,15 @@
 
 The yardstick of a step is torch's own fused AdamW, which moves 28 bytes a parameter where
 AdaHessian cannot move less than 32. Beside it stand the authors' algorithm, written down
-operation after operation, with its probes, and the same formulas by torch's foreach operations.
+operation after operation, with its probes, the same formulas by torch's foreach operations, and
+the package pytorch_optimizer where it is installed, given D without its mean. Where there is a
+GPU the tensors are there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -19,9 +22,11 @@ from curvkern.reference.adahessian import PlainAdaHessian
 ADAMW = "torch AdamW fused"
 FOREACH = "foreach"
 OFFICIAL = "official"
+PEER = "pytorch_optimizer"
 RANDINT = "torch.randint"
 
 LR, DECAY = 1e-3, 0.01
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 #: Shapes of the parameters, whose sum is about 3 million.
 NETWORKS: dict[str, list[tuple[int, ...]]] = {
     "wide layers": [(1024, 1024), (1024,)] * 3,
@@ -41,7 +46,13 @@ def cases() -> list[Case]:
 
 def _tensors(shapes: list[tuple[int, ...]], seed: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(s, generator=generator) for s in shapes]
+    return [torch.randn(s, generator=generator).to(DEVICE) for s in shapes]
+
+
+def _finished() -> None:
+    """What was launched has run."""
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
 
 
 def _step(network: str, spatial: str) -> Case:
@@ -62,6 +73,7 @@ def _step(network: str, spatial: str) -> Case:
 
             def call() -> Tensor:
                 step()
+                _finished()
                 return params[0].detach()[0, 0]
 
             return call
@@ -78,12 +90,22 @@ def _step(network: str, spatial: str) -> Case:
         def adamw(params: list[Tensor]) -> Callable[[], object]:
             return torch.optim.AdamW(params, LR, weight_decay=DECAY, fused=True).step
 
-        return {
+        def peer(params: list[Tensor]) -> Callable[[], object]:
+            from pytorch_optimizer import AdaHessian as Peer
+
+            optimizer = Peer(params, LR, weight_decay=DECAY, foreach=True)
+            D = [h.abs() for h in hz]  # it takes D, and no means of it
+            return lambda: optimizer.step(hessian=D)
+
+        contestants = {
             OURS: moving(lambda params: ada(params, False)),
             ADAMW: moving(adamw),
             FOREACH: moving(lambda params: ada(params, True)),
             OFFICIAL: moving(official),
         }
+        if find_spec(PEER) is not None:
+            contestants[PEER] = moving(peer)
+        return contestants
 
     count = sum(torch.Size(s).numel() for s in shapes)
     return Case(
@@ -99,6 +121,7 @@ def _step(network: str, spatial: str) -> Case:
         flops=15,
         bars=(
             Bar(ADAMW, slower=1.25),
+            Bar(PEER, faster=2.3),
             Bar(FOREACH, faster=2.3),
             Bar(OFFICIAL, faster=6),
         ),

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "bind/families.hpp"
+#include "bind/hutchinson_device.hpp"
 #include "bind/mfac_device.hpp"
 #include "bind/sinkhorn_device.hpp"
 #include "core/isa.hpp"
@@ -64,6 +65,8 @@ PYBIND11_MODULE(_cpu, module) {
     curvkern::bind_sinkhorn(module);
     curvkern::bind_sinkhorn_newton(module);
     // The kernels of the GPU on the host, for the tests.
+    curvkern::bind_hutchinson_device(module, curvkern::hutchinson::device::host_calls(),
+                                     curvkern::dlpack::device_cpu);
     curvkern::bind_mfac_device(module, curvkern::mfac::device::host_calls(),
                                curvkern::dlpack::device_cpu);
     curvkern::bind_sinkhorn_device(module, curvkern::sinkhorn::device::host_calls(),

@@ -1,4 +1,5 @@
-// One step of AdaHessian for all tensors of all groups, and the probes it is made of.
+// One step of AdaHessian and its relatives for all tensors of all groups, and the probes that
+// it is made of. AdaHessian:
 //
 //     D = z * hz,   Ds = mean of |D| (or of D) over a block,   m = b1 m + (1 - b1) g,
 //     v = b2 v + (1 - b2) Ds^2,
@@ -16,6 +17,9 @@
 // with key = seed and counter = (i / 128, i / 128 >> 32, step, probe), 1 for -1. It depends on
 // nothing else: neither on threads, nor on how parameters are sharded, nor on what is fused.
 // Signs live on the stack, 4096 at a time.
+//
+// Sophia moves 32 bytes as well where the curvature is new, else 24. OASIS and SANIA choose one
+// step length for all parameters, so they pass twice: 40 and 36 bytes, or 16 and 16.
 //
 // Tensors are cut into tiles that depend on their sizes and blocks alone, and a mean is within
 // a tile or a sum of tiles in their order: no result depends on the number of threads.
@@ -47,15 +51,28 @@ struct Draw {
     std::uint32_t step, probe;
 };
 
-// The numbers of a group, and what a step makes of them.
+// What a step does with D. The formulas stand in rules.hpp.
+enum class Rule {
+    adahessian,  // state m, v, the last Ds
+    sophia,      // state m, h
+    metric,      // state D, the last p, the last g: averages D and sums, moves nothing
+    descent,     // the same state: moves
+};
+inline constexpr int rules = 4;
+
+// The numbers of a group, and what a step makes of them. A rule reads those that it names.
 struct Factors {
-    double beta1, beta2, eps, power;
-    double decay;       // 1 - lr wd
-    double rate;        // lr / (1 - b1^t); lr itself for atan2
-    double first_bias;  // 1 - b1^t
-    double root;        // 1 / sqrt(1 - b2^s)
-    double scale;       // what g is to be multiplied with: 1 or -1 over the scale of the loss
+    double beta1, rest1;  // and 1 - beta1
+    double beta2, rest2;
+    double eps, power, gamma, alpha;
+    double decay;         // 1 - lr wd
+    double rate;          // lr / (1 - b1^t); lr itself for atan2 and the other rules
+    double inverse_bias;  // 1 / (1 - b1^t)
+    double root;          // 1 / sqrt(1 - b2^s)
+    double scale;         // what g is to be multiplied with: 1 or -1 over the scale of the loss
+    double weight;        // what z hz is to be multiplied with
     bool atan2;
+    bool known;  // there are a last p and a last g
 };
 
 struct Leaf {
@@ -63,8 +80,8 @@ struct Leaf {
     const void* g;
     const void* const* hz;  // one per probe; null: no new products
     const void* const* z;   // likewise; null: drawn, or not needed
-    void *m, *v;
-    void* stale;  // the last Ds, or null: written with new products, else read in their place
+    void* state[3];         // of AdaHessian the last may be null; it is written with new
+                            // products, else read in their place. So may those of a metric.
     std::int64_t size, block, offset;
     Storage storage;
     bool is_signed;  // the mean is of D, not of |D|
@@ -72,13 +89,23 @@ struct Leaf {
 };
 
 struct Step {
+    Rule rule;
     Leaf* leaf;
     std::int64_t leaves;
     std::int64_t probes;
     bool draws;  // signs where no z is given; else hz is D already
     std::uint64_t seed;
     std::uint32_t step;
+    std::uint32_t probe;  // the first
+    double* sums;         // of a metric: B dw^2, dg^2 / B, g^2 / B
 };
+inline constexpr int sums = 3;
+
+// Whether D needs the signs of probes.
+constexpr bool needs_signs(const Step& step, const Leaf& leaf) {
+    return step.rule != Rule::adahessian || step.probes > 1 ||
+           (leaf.is_signed && leaf.block > 1);
+}
 
 void run(const Step& step);
 
@@ -114,9 +141,11 @@ struct Kernels {
     // to = |from| scale, and to = value
     void (*magnitudes[2])(const void* from, std::int64_t size, double scale, void* to);
     void (*constant[2])(double value, std::int64_t size, void* to);
-    // D null: v stays
-    void (*update[3])(void* p, const void* g, const void* D, double D_scale, void* m, void* v,
-                      std::int64_t size, const Factors& factors);
+    // A tile of each rule. D null: there is none; else it is to be multiplied with D_scale. A
+    // metric adds to `totals`.
+    void (*move[rules][3])(void* p, const void* g, const void* D, double D_scale,
+                           void* const* state, std::int64_t size, const Factors& factors,
+                           double* totals);
     void (*moments[3])(const void* hz, const void* z, const std::uint32_t* words,
                        std::int64_t size, std::int64_t count, void* mean, void* square);
     bool (*finite[3])(const void* x, std::int64_t size);

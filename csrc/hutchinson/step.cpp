@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "core/parallel.hpp"
-#include "hutchinson/hutchinson.hpp"
+#include "hutchinson/cut.hpp"
 
 namespace curvkern::hutchinson {
 namespace {
@@ -50,24 +50,10 @@ class Signs {
     std::uint32_t word_[most_words + 1] = {};
 };
 
-// How a tensor is cut: `parts` tiles a stride, each of at most `piece` elements. A tile holds
-// whole blocks, or a part of a block that is longer than a tile.
-struct Cut {
-    std::int64_t stride, parts, piece;
-
-    explicit Cut(std::int64_t block) {
-        parts = (block + tile - 1) / tile;
-        stride = parts > 1 ? block : tile / block * block;
-        piece = parts > 1 ? tile : stride;
-    }
-    std::int64_t tiles(std::int64_t size) const { return (size + stride - 1) / stride * parts; }
-    std::int64_t begin(std::int64_t at) const {
-        return at / parts * stride + at % parts * piece;
-    }
-    std::int64_t end(std::int64_t at, std::int64_t size) const {
-        return std::min({begin(at) + piece, (at / parts + 1) * stride, size});
-    }
-};
+// With short means tiles are so small that D and its means stay in the first cache.
+Cut cut_of(std::int64_t block) {
+    return Cut(block, block > 1 && 16 * block <= tile / 4 ? tile / 4 : tile);
+}
 
 // The tiles of all tensors, numbered through.
 class Tiles {
@@ -76,7 +62,7 @@ class Tiles {
         first_.reserve(static_cast<std::size_t>(step.leaves) + 1);
         first_.push_back(0);
         for (std::int64_t i = 0; i < step.leaves; ++i) {
-            cut_.emplace_back(step.leaf[i].block);
+            cut_.push_back(cut_of(step.leaf[i].block));
             first_.push_back(first_.back() + cut_.back().tiles(step.leaf[i].size));
             elements_ += step.leaf[i].size;
         }
@@ -115,15 +101,17 @@ class Tiles {
 // D of a tile before its mean: of the only product itself where its sign does not matter.
 const void* products(const Step& step, const Leaf& leaf, std::int64_t begin, std::int64_t size,
                      void* D) {
-    const bool sign_matters = step.probes > 1 || (leaf.is_signed && leaf.block > 1);
-    const bool is_copied = sign_matters || leaf.storage == Storage::bfloat16;
+    const bool sign_matters = needs_signs(step, leaf);
+    const bool is_copied = leaf.storage == Storage::bfloat16 ||
+                           (sign_matters && (step.draws || leaf.z || step.probes > 1));
     if (!is_copied) return shifted(leaf.hz[0], begin, leaf.storage);
     Signs signs;
     for (std::int64_t probe = 0; probe < step.probes; ++probe) {
         const bool draws = sign_matters && leaf.z == nullptr && step.draws;
         const std::uint32_t* words =
-            draws ? signs.draw(leaf.offset + begin, size,
-                               {step.seed, step.step, static_cast<std::uint32_t>(probe)})
+            draws ? signs.draw(
+                        leaf.offset + begin, size,
+                        {step.seed, step.step, step.probe + static_cast<std::uint32_t>(probe)})
                   : nullptr;
         const void* z = sign_matters && leaf.z != nullptr
                             ? shifted(leaf.z[probe], begin, leaf.storage)
@@ -137,21 +125,44 @@ const void* products(const Step& step, const Leaf& leaf, std::int64_t begin, std
 
 }  // namespace
 
+namespace {
+
+// The mean of each block that is longer than a tile, at the place of its first part.
+std::vector<double> long_means(const Step& step, const Tiles& tiles) {
+    std::vector<double> mean;
+    if (!tiles.has_parts()) return mean;
+    mean.resize(static_cast<std::size_t>(tiles.count()));
+    tiles.each([&](std::int64_t at, const Cut& cut, std::int64_t i) {
+        const Leaf& leaf = step.leaf[at];
+        const std::int64_t begin = cut.begin(i), size = cut.end(i, leaf.size) - begin;
+        if (leaf.hz == nullptr || cut.parts == 1 || size <= 0) return;
+        alignas(64) double D[tile];
+        const void* d = products(step, leaf, begin, size, D);
+        mean[static_cast<std::size_t>(tiles.first(at) + i)] =
+            table().total[index(state_storage(leaf.storage))](d, size, leaf.is_signed);
+    });
+    for (std::int64_t at = 0; at < step.leaves; ++at) {
+        const Cut cut = cut_of(step.leaf[at].block);
+        if (cut.parts == 1) continue;
+        for (std::int64_t i = tiles.first(at); i < tiles.first(at + 1); i += cut.parts) {
+            const std::int64_t begin = cut.begin(i - tiles.first(at));
+            double* part = mean.data() + i;
+            for (std::int64_t k = 1; k < cut.parts; ++k) part[0] += part[k];
+            part[0] /= static_cast<double>(std::min(cut.stride, step.leaf[at].size - begin));
+        }
+    }
+    return mean;
+}
+
+}  // namespace
+
 void run(const Step& step) {
     const Tiles tiles(step);
     const Kernels& kernels = table();
-    std::vector<double> partial;  // of tiles that are parts of a block
-    if (tiles.has_parts()) {
-        partial.resize(static_cast<std::size_t>(tiles.count()));
-        tiles.each([&](std::int64_t at, const Cut& cut, std::int64_t i) {
-            const Leaf& leaf = step.leaf[at];
-            const std::int64_t begin = cut.begin(i), size = cut.end(i, leaf.size) - begin;
-            if (leaf.hz == nullptr || cut.parts == 1 || size <= 0) return;
-            alignas(64) double D[tile];
-            const void* d = products(step, leaf, begin, size, D);
-            partial[static_cast<std::size_t>(tiles.first(at) + i)] =
-                kernels.total[index(state_storage(leaf.storage))](d, size, leaf.is_signed);
-        });
+    const std::vector<double> long_mean = long_means(step, tiles);
+    std::vector<double> partial;  // a metric's, of tiles
+    if (step.rule == Rule::metric) {
+        partial.resize(static_cast<std::size_t>(sums * tiles.count()));
     }
     tiles.each([&](std::int64_t at, const Cut& cut, std::int64_t i) {
         const Leaf& leaf = step.leaf[at];
@@ -159,20 +170,16 @@ void run(const Step& step) {
         if (size <= 0) return;
         const Storage state = state_storage(leaf.storage);
         alignas(64) double buffer[tile + slack], means[tile + slack];
-        void* stale = shifted(leaf.stale, begin, state);
+        void* here[3];
+        for (int k = 0; k < 3; ++k) here[k] = shifted(leaf.state[k], begin, state);
+        void* stale = step.rule == Rule::adahessian ? here[2] : nullptr;
         const void* D = stale;
         double scale = 1;
         if (leaf.hz != nullptr) {
             scale = leaf.factors.scale;
             if (cut.parts > 1) {
-                const std::int64_t block = i / cut.parts;
-                const std::int64_t width = std::min(cut.stride, leaf.size - block * cut.stride);
-                double total = 0;
-                for (std::int64_t part = 0; part < cut.parts; ++part) {
-                    total += partial[static_cast<std::size_t>(tiles.first(at) +
-                                                              block * cut.parts + part)];
-                }
-                kernels.constant[index(state)](total / static_cast<double>(width), size,
+                const std::int64_t first = tiles.first(at) + i / cut.parts * cut.parts;
+                kernels.constant[index(state)](long_mean[static_cast<std::size_t>(first)], size,
                                                buffer);
                 D = buffer;
             } else {
@@ -188,11 +195,17 @@ void run(const Step& step) {
                 scale = 1;
             }
         }
-        kernels.update[index(leaf.storage)](shifted(leaf.p, begin, leaf.storage),
-                                            shifted(leaf.g, begin, leaf.storage), D, scale,
-                                            shifted(leaf.m, begin, state),
-                                            shifted(leaf.v, begin, state), size, leaf.factors);
+        double* totals = partial.empty()
+                             ? nullptr
+                             : &partial[static_cast<std::size_t>(sums * (tiles.first(at) + i))];
+        kernels.move[static_cast<int>(step.rule)][index(leaf.storage)](
+            shifted(leaf.p, begin, leaf.storage), shifted(leaf.g, begin, leaf.storage), D,
+            scale, here, size, leaf.factors, totals);
     });
+    if (step.rule == Rule::metric) {
+        std::fill_n(step.sums, sums, 0.0);
+        for (std::size_t i = 0; i < partial.size(); ++i) step.sums[i % sums] += partial[i];
+    }
 }
 
 void signs(void* out, Storage storage, std::int64_t size, std::int64_t offset, Draw draw) {

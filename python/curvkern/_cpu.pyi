@@ -190,6 +190,50 @@ def hutchinson_step(
     seed: int,
     step: int,
 ) -> None: ...
+def hutchinson_sophia(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    hz: Sequence[Tensor],
+    z: Sequence[Tensor],
+    m: Sequence[Tensor],
+    h: Sequence[Tensor],
+    offsets: Sequence[int],
+    rows: Sequence[int],
+    settings: Sequence[float],
+    scale: float,
+    weight: float,
+    draws: bool,
+    seed: int,
+    step: int,
+) -> None: ...
+def hutchinson_metric(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    hz: Sequence[Tensor],
+    z: Sequence[Tensor],
+    D: Sequence[Tensor],
+    last_p: Sequence[Tensor],
+    last_g: Sequence[Tensor],
+    offsets: Sequence[int],
+    rows: Sequence[int],
+    settings: Sequence[float],
+    scale: float,
+    draws: bool,
+    seed: int,
+    step: int,
+    probe: int,
+    sums: Tensor,
+) -> None: ...
+def hutchinson_descent(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    D: Sequence[Tensor],
+    last_p: Sequence[Tensor],
+    last_g: Sequence[Tensor],
+    rows: Sequence[int],
+    settings: Sequence[float],
+    scale: float,
+) -> None: ...
 def hutchinson_signs(
     out: Sequence[Tensor], offsets: Sequence[int], seed: int, step: int, probe: int
 ) -> None: ...
@@ -205,6 +249,97 @@ def hutchinson_accumulate(
     count: int,
 ) -> None: ...
 def hutchinson_is_finite(tensors: Sequence[Tensor]) -> bool: ...
+def hutchinson_device_step(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    hz: Sequence[Tensor],
+    z: Sequence[Tensor],
+    m: Sequence[Tensor],
+    v: Sequence[Tensor],
+    stale: Sequence[Tensor],
+    blocks: Sequence[int],
+    offsets: Sequence[int],
+    rows: Sequence[int],
+    settings: Sequence[float],
+    scale: float,
+    draws: bool,
+    seed: int,
+    step: int,
+    workspace: Callable[[int], Tensor],
+    stream: int,
+) -> None: ...
+def hutchinson_device_sophia(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    hz: Sequence[Tensor],
+    z: Sequence[Tensor],
+    m: Sequence[Tensor],
+    h: Sequence[Tensor],
+    offsets: Sequence[int],
+    rows: Sequence[int],
+    settings: Sequence[float],
+    scale: float,
+    weight: float,
+    draws: bool,
+    seed: int,
+    step: int,
+    workspace: Callable[[int], Tensor],
+    stream: int,
+) -> None: ...
+def hutchinson_device_metric(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    hz: Sequence[Tensor],
+    z: Sequence[Tensor],
+    D: Sequence[Tensor],
+    last_p: Sequence[Tensor],
+    last_g: Sequence[Tensor],
+    offsets: Sequence[int],
+    rows: Sequence[int],
+    settings: Sequence[float],
+    scale: float,
+    draws: bool,
+    seed: int,
+    step: int,
+    probe: int,
+    sums: Tensor,
+    workspace: Callable[[int], Tensor],
+    stream: int,
+) -> None: ...
+def hutchinson_device_descent(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    D: Sequence[Tensor],
+    last_p: Sequence[Tensor],
+    last_g: Sequence[Tensor],
+    rows: Sequence[int],
+    settings: Sequence[float],
+    scale: float,
+    workspace: Callable[[int], Tensor],
+    stream: int,
+) -> None: ...
+def hutchinson_device_signs(
+    out: Sequence[Tensor],
+    offsets: Sequence[int],
+    seed: int,
+    step: int,
+    probe: int,
+    workspace: Callable[[int], Tensor],
+    stream: int,
+) -> None: ...
+def hutchinson_device_accumulate(
+    mean: Sequence[Tensor],
+    square: Sequence[Tensor],
+    hz: Sequence[Tensor],
+    z: Sequence[Tensor],
+    offsets: Sequence[int],
+    seed: int,
+    step: int,
+    probe: int,
+    count: int,
+    workspace: Callable[[int], Tensor],
+    stream: int,
+) -> None: ...
 def mfac_products(window: Tensor, slots: Sequence[int], v: Tensor, out: Tensor) -> None: ...
 def mfac_push(
     window: Tensor, slots: Sequence[int], into: int, gradient: Tensor, v: Tensor, out: Tensor

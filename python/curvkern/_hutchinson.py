@@ -7,13 +7,14 @@ the element's sign, whatever else is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import _operands, _runtime
+from . import _hutchinson_device, _operands, _runtime
 from ._ops import _contiguous, define
 from .reference import hutchinson as reference
 
@@ -55,11 +56,19 @@ def _native() -> Any:
     return _runtime.cpu_module()
 
 
+def is_native(tensor: Tensor) -> bool:
+    """Whether compiled steps take it: they do not copy what they write."""
+    return (
+        tensor.dtype in STORAGES
+        and tensor.layout is torch.strided
+        and tensor.is_contiguous()
+        and (tensor.is_cpu or _runtime.has_kernels(tensor.device))
+    )
+
+
 def _written(tensors: Sequence[Tensor]) -> None:
     """Tell autograd, which then refuses to differentiate what had been saved before."""
-    for tensor in tensors:
-        if not tensor.is_inference():
-            torch.autograd.graph.increment_version(tensor)
+    torch.autograd.graph.increment_version([t for t in tensors if not t.is_inference()])
 
 
 def _length(op: str, name: str, got: int, expected: int) -> None:
@@ -95,7 +104,7 @@ def _state(
 
 
 def _dense(tensors: Sequence[Tensor]) -> list[Tensor]:
-    return [_contiguous(tensor) for tensor in tensors]
+    return [t if t.is_contiguous() else _contiguous(t) for t in tensors]
 
 
 def _offsets(op: str, offsets: Sequence[int]) -> None:
@@ -136,21 +145,163 @@ def _define_step() -> None:
                 raise ValueError(f"{op}: blocks must be at least 1")
         _offsets(op, offsets)
 
-    def cpu(*arguments: Any) -> None:
-        params, grads, hz, z, m, v, stale, *rest = arguments
-        _native().hutchinson_step(params, *map(_dense, (grads, hz, z)), m, v, stale, *rest)
+    def run(step: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+        params, grads, hz, z, *rest = arguments
+        step(params, *map(_dense, (grads, hz, z)), *rest)
         _written(params)
 
-    def elsewhere(*arguments: Any) -> None:
-        check(*arguments)
-        reference.step(*arguments)
+    def cpu(*arguments: Any) -> None:
+        run(_native().hutchinson_step, arguments)
+
+    def cuda(*arguments: Any) -> None:
+        run(partial(_hutchinson_device.step, "step"), arguments)
 
     schema = (
         "hutchinson_step(Tensor(a!)[] params, Tensor[] grads, Tensor[] hz, Tensor[] z, "
         "Tensor(b!)[] m, Tensor(c!)[] v, Tensor(d!)[] stale, int[] blocks, int[] offsets, "
         "int[] rows, float[] settings, float scale, bool draws, int seed, int step) -> ()"
     )
-    define(schema, cpu=cpu, cuda=elsewhere, fake=check)
+    define(schema, cpu=cpu, cuda=cuda, fake=check)
+
+
+def _rows(op: str, rows: Sequence[int], settings: Sequence[float], columns: int) -> None:
+    if len(settings) % columns:
+        raise ValueError(f"{op}: settings must have rows of {columns} numbers")
+    for row in rows:
+        if not 0 <= row < len(settings) // columns:
+            raise ValueError(f"{op}: rows must be those of settings, got {row}")
+
+
+def _check_lists(
+    op: str,
+    params: Sequence[Tensor],
+    alike: dict[str, Sequence[Tensor]],
+    states: dict[str, Sequence[Tensor]],
+    lengths: dict[str, Sequence[Any]],
+) -> None:
+    """Tensors like the parameters, for each probe; states of them; and other lists."""
+    n = len(params)
+    for name, entries in {**lengths, **states}.items():
+        if entries or not name.startswith("last_"):
+            _length(op, name, len(entries), n)
+    if n == 0:
+        return
+    hz, z = alike.get("hz", []), alike.get("z", [])
+    if len(hz) % n:
+        raise ValueError(f"{op}: hz must have an entry for each parameter and probe")
+    if z:
+        _length(op, "z", len(z), len(hz))
+    _stored(op, "params", params)
+    for name, tensors in alike.items():
+        _alike(op, name, tensors, "params", params)
+    for name, tensors in states.items():
+        if tensors:
+            _state(op, name, tensors, "params", params)
+
+
+def _define_sophia() -> None:
+    op = "hutchinson_sophia"
+
+    def check(*arguments: Any) -> None:
+        params, grads, hz, z, m, h, offsets, rows, settings, *_ = arguments
+        _check_lists(
+            op, params, {"grads": grads, "hz": hz, "z": z}, {"m": m, "h": h},
+            {"grads": grads, "offsets": offsets, "rows": rows},
+        )  # fmt: skip
+        _rows(op, rows, settings, len(reference.SophiaRow._fields))
+        _offsets(op, offsets)
+
+    def run(step: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+        params, grads, hz, z, *rest = arguments
+        step(params, *map(_dense, (grads, hz, z)), *rest)
+        _written(params)
+
+    def cpu(*arguments: Any) -> None:
+        run(_native().hutchinson_sophia, arguments)
+
+    def cuda(*arguments: Any) -> None:
+        run(partial(_hutchinson_device.step, "sophia"), arguments)
+
+    schema = (
+        "hutchinson_sophia(Tensor(a!)[] params, Tensor[] grads, Tensor[] hz, Tensor[] z, "
+        "Tensor(b!)[] m, Tensor(c!)[] h, int[] offsets, int[] rows, float[] settings, "
+        "float scale, float weight, bool draws, int seed, int step) -> ()"
+    )
+    define(schema, cpu=cpu, cuda=cuda, fake=check)
+
+
+def _define_metric() -> None:
+    op = "hutchinson_metric"
+
+    def allocate(params: Sequence[Tensor]) -> Tensor:
+        """Zeros, for no parameter at all."""
+        device = params[0].device if params else None
+        return torch.zeros(3, dtype=torch.float64, device=device)
+
+    def fake(*arguments: Any) -> Tensor:
+        params, grads, hz, z, D, last_p, last_g, offsets, rows, settings, *_ = arguments
+        _length(op, "last_g", len(last_g), len(last_p))
+        if params and not hz:
+            raise ValueError(f"{op}: hz must have an entry for each parameter and probe")
+        _check_lists(
+            op, params, {"grads": grads, "hz": hz, "z": z},
+            {"D": D, "last_p": last_p, "last_g": last_g},
+            {"grads": grads, "offsets": offsets, "rows": rows},
+        )  # fmt: skip
+        _rows(op, rows, settings, len(reference.MetricRow._fields))
+        _offsets(op, offsets)
+        return allocate(params)
+
+    def run(step: Callable[..., None], arguments: tuple[Any, ...]) -> Tensor:
+        params, grads, hz, z, D, last_p, last_g, *rest = arguments
+        sums = allocate(params)
+        read = map(_dense, (params, grads, hz, z))
+        step(*read, D, *map(_dense, (last_p, last_g)), *rest, sums)
+        return sums
+
+    def cpu(*arguments: Any) -> Tensor:
+        return run(_native().hutchinson_metric, arguments)
+
+    def cuda(*arguments: Any) -> Tensor:
+        return run(partial(_hutchinson_device.step, "metric"), arguments)
+
+    schema = (
+        "hutchinson_metric(Tensor[] params, Tensor[] grads, Tensor[] hz, Tensor[] z, "
+        "Tensor(a!)[] D, Tensor[] last_p, Tensor[] last_g, int[] offsets, int[] rows, "
+        "float[] settings, float scale, bool draws, int seed, int step, int probe) -> Tensor"
+    )
+    define(schema, cpu=cpu, cuda=cuda, fake=fake)
+
+
+def _define_descent() -> None:
+    op = "hutchinson_descent"
+
+    def check(*arguments: Any) -> None:
+        params, grads, D, last_p, last_g, rows, settings, *_ = arguments
+        _length(op, "last_g", len(last_g), len(last_p))
+        _check_lists(
+            op, params, {"grads": grads}, {"D": D, "last_p": last_p, "last_g": last_g},
+            {"grads": grads, "rows": rows},
+        )  # fmt: skip
+        _rows(op, rows, settings, len(reference.DescentRow._fields))
+
+    def run(step: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+        params, grads, D, *rest = arguments
+        step(params, *map(_dense, (grads, D)), *rest)
+        _written(params)
+
+    def cpu(*arguments: Any) -> None:
+        run(_native().hutchinson_descent, arguments)
+
+    def cuda(*arguments: Any) -> None:
+        run(partial(_hutchinson_device.step, "descent"), arguments)
+
+    schema = (
+        "hutchinson_descent(Tensor(a!)[] params, Tensor[] grads, Tensor[] D, "
+        "Tensor(b!)[] last_p, Tensor(c!)[] last_g, int[] rows, float[] settings, "
+        "float scale) -> ()"
+    )
+    define(schema, cpu=cpu, cuda=cuda, fake=check)
 
 
 def _define_signs() -> None:
@@ -165,14 +316,14 @@ def _define_signs() -> None:
         _native().hutchinson_signs(*arguments)
         _written(arguments[0])
 
-    def elsewhere(*arguments: Any) -> None:
-        check(*arguments)
-        reference.fill_signs(*arguments)
+    def cuda(*arguments: Any) -> None:
+        _hutchinson_device.step("signs", *arguments)
+        _written(arguments[0])
 
     schema = (
         "hutchinson_signs(Tensor(a!)[] out, int[] offsets, int seed, int step, int probe) -> ()"
     )
-    define(schema, cpu=cpu, cuda=elsewhere, fake=check)
+    define(schema, cpu=cpu, cuda=cuda, fake=check)
 
 
 def _define_accumulate() -> None:
@@ -209,15 +360,17 @@ def _define_accumulate() -> None:
         _native().hutchinson_accumulate(mean, square, *map(_dense, (hz, z)), *rest)
         _written(mean)
 
-    def elsewhere(*arguments: Any) -> None:
-        check(*arguments)
-        reference.accumulate(*arguments)
+    def cuda(
+        mean: list[Tensor], square: list[Tensor], hz: list[Tensor], z: list[Tensor], *rest: Any
+    ) -> None:
+        _hutchinson_device.step("accumulate", mean, square, *map(_dense, (hz, z)), *rest)
+        _written(mean)
 
     schema = (
         "hutchinson_accumulate(Tensor(a!)[] mean, Tensor(b!)[] square, Tensor[] hz, "
         "Tensor[] z, int[] offsets, int seed, int step, int probe, int count) -> ()"
     )
-    define(schema, cpu=cpu, cuda=elsewhere, fake=check)
+    define(schema, cpu=cpu, cuda=cuda, fake=check)
 
 
 def is_finite(tensors: Sequence[Tensor]) -> bool:
@@ -228,5 +381,8 @@ def is_finite(tensors: Sequence[Tensor]) -> bool:
 
 
 _define_step()
+_define_sophia()
+_define_metric()
+_define_descent()
 _define_signs()
 _define_accumulate()

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
-import torch
-from torch import Tensor
-
-from .. import _hutchinson as ops
 from ..reference import hutchinson as reference
-from . import _settings
-from ._hutchinson import Batch, HutchinsonOptimizer
+from . import _settings, _shards
+from ._hutchinson import Batch, Each, HutchinsonOptimizer
 
 
 class AdaHessian(HutchinsonOptimizer):
@@ -165,37 +161,25 @@ class AdaHessian(HutchinsonOptimizer):
 
     def _move(self, batch: Batch) -> None:
         is_stale = self._lazy == "ema_stale"
-        count = len(batch.params)
-        settings: dict[tuple[float, ...], int] = {}
-        rows, m, v, stale, blocks = [], [], [], [], []
-        for p, group in zip(batch.params, batch.groups, strict=True):
-            state = self.state[p]
-            if not state:
-                self._start(p, state, self._buffers[: 3 if is_stale else 2])
-            state["step"] += 1
-            state["refreshes"] += bool(batch.hz)
-            m.append(state["exp_avg"])
-            v.append(state["exp_hessian_diag_sq"])
-            if is_stale:
-                stale.append(state["hessian_diag"])
-            blocks.append(ops.spatial_block(p.shape, group["spatial"]))
-            rows.append(settings.setdefault(self._row(group, state), len(settings)))
-        numbers = [number for row in settings for number in row]
-        tensors = [batch.params, batch.grads, batch.hz, batch.z, m, v, stale]
-        native = [self._uses_native(p) for p in batch.params]
-        ways: tuple[tuple[bool, Callable[..., None]], ...] = (
-            (True, torch.ops.curvkern.hutchinson_step),
-            (False, reference.step),
+        blocks = Each(
+            _shards.block("AdaHessian", p, group["spatial"])
+            for p, group in zip(batch.whole, batch.groups, strict=True)
         )
-        for way, step in ways:
-            mine = [i for i in range(count) if native[i] is way]
-            if mine:
-                whole = len(mine) == count
-                step(
-                    *(t if whole else _part(t, mine, count) for t in tensors),
-                    *([x[i] for i in mine] for x in (blocks, batch.offsets, rows)),
-                    numbers, batch.scale, True, self._numbers["seed"], batch.step,
-                )  # fmt: skip
+        states = self._states(batch, self._buffers[: 3 if is_stale else 2])
+        states += [] if is_stale else [[]]
+        own = [self.state[p] for p in batch.whole]
+        rows, numbers = self._rows_of(
+            [
+                (id(group), state["step"], state["refreshes"])
+                for group, state in zip(batch.groups, own, strict=True)
+            ],
+            lambda i: self._row(batch.groups[i], own[i]),
+        )
+        self._run(
+            "step", batch,
+            [batch.params, batch.grads, batch.hz, batch.z, *states],
+            blocks, batch.offsets, rows, numbers, batch.scale, True, *self._probes_of(batch),
+        )  # fmt: skip
 
     def _row(self, group: dict[str, Any], state: dict[str, Any]) -> reference.Row:
         beta1, beta2 = group["betas"]
@@ -215,8 +199,3 @@ class AdaHessian(HutchinsonOptimizer):
             float(group["update"] == "atan2"),
             float(group["average"] == "signed"),
         )
-
-
-def _part(tensors: list[Tensor], index: list[int], count: int) -> list[Tensor]:
-    """Of a list for each probe the entries of some parameters."""
-    return [tensors[at + i] for at in range(0, len(tensors), count) for i in index]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import abc
+import copy
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -14,7 +16,8 @@ from torch.optim import Optimizer
 
 from .. import _hutchinson as ops
 from .. import _runtime
-from . import _products, _settings, _state
+from ..reference import hutchinson as reference
+from . import _products, _settings, _shards, _state
 
 Probes = Sequence[Sequence[Tensor | None]]
 
@@ -24,18 +27,24 @@ class Batch:
     """The parameters that have a gradient, and what a step knows of them.
 
     Products are of the first probe, then of the second, ..; none where the step looks at old
-    curvature. Without z the probes are those of (seed, step).
+    curvature. Without z the probes are those of (seed, step). All tensors but ``whole`` are
+    what this rank holds.
     """
 
+    whole: list[Tensor]  # the optimizer's own
     params: list[Tensor]
     groups: list[dict[str, Any]]
-    offsets: list[int]
+    offsets: Each
     grads: list[Tensor]
     step: int
     scale: float = 1.0  # of gradients and products
     hz: list[Tensor] = field(default_factory=list)
     z: list[Tensor] = field(default_factory=list)
     loss: float | None = None
+
+
+class Each(list[int]):
+    """A number for each parameter of a batch."""
 
 
 class HutchinsonOptimizer(Optimizer, abc.ABC):
@@ -73,6 +82,7 @@ class HutchinsonOptimizer(Optimizer, abc.ABC):
         self._process_group = process_group
         # Numbers that go into the state: those of all subclasses are ints and floats.
         self._numbers: dict[str, Any] = {"seed": seed, "step": 0}
+        self._lock = threading.RLock()
         super().__init__(params, defaults)
 
     @abc.abstractmethod
@@ -99,23 +109,25 @@ class HutchinsonOptimizer(Optimizer, abc.ABC):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """More parameters, with settings of their own; their probes follow all others'."""
         name = type(self).__name__
-        _settings.group(name, {**self.defaults, **param_group}, self._group_settings)
-        super().add_param_group(param_group)
-        for p in self.param_groups[-1]["params"]:
-            if not p.is_floating_point():
+        with self._lock:
+            _settings.group(name, {**self.defaults, **param_group}, self._group_settings)
+            super().add_param_group(param_group)
+            try:
+                for p in self.param_groups[-1]["params"]:
+                    if not p.is_floating_point():
+                        raise TypeError(
+                            f"{name}: parameters must be real and floating, got {p.dtype}"
+                        )
+                    _shards.check(name, p)
+            except Exception:
                 self.param_groups.pop()
-                raise TypeError(f"{name}: parameters must be real and floating, got {p.dtype}")
+                raise
 
     def draw_probes(self) -> list[list[Tensor]]:
         """The probes of the next step: a list for each, of one tensor for each parameter."""
-        every = [p for group in self.param_groups for p in group["params"]]
-        with torch.no_grad():
-            return [
-                _products.draw_signs(
-                    every, self._offsets(), self._numbers["seed"], self._numbers["step"], i
-                )
-                for i in range(self._probe_count())
-            ]
+        with self._lock, torch.no_grad():
+            every = [p for group in self.param_groups for p in group["params"]]
+            return [self._drawn(every, self._offsets(), i) for i in range(self._probe_count())]
 
     @torch.no_grad()
     def step(
@@ -157,24 +169,25 @@ class HutchinsonOptimizer(Optimizer, abc.ABC):
             There is neither a loss nor a graph nor hz.
         """
         name = type(self).__name__
-        _runtime.spare_forked_child()
-        if closure is not None:
+        with self._lock:
+            _runtime.spare_forked_child()
+            if closure is not None:
+                if loss is not None:
+                    raise ValueError(f"{name}: closure and loss exclude each other")
+                with torch.enable_grad():
+                    loss = closure()
+            self._check_ways(loss)
             if loss is not None:
-                raise ValueError(f"{name}: closure and loss exclude each other")
-            with torch.enable_grad():
-                loss = closure()
-        self._check_ways(loss)
-        if loss is not None:
-            _products.checked_loss(name, loss)
-        if self._is_overflow():
+                _products.checked_loss(name, loss)
+            if self._is_overflow():
+                self._drop_graphs()
+                return loss
+            batch = self._batch(loss, hz, probes)
+            if batch.params:
+                self._move(batch)
+            self._numbers["step"] += 1
             self._drop_graphs()
             return loss
-        batch = self._batch(loss, hz, probes)
-        if batch.params:
-            self._move(batch)
-        self._numbers["step"] += 1
-        self._drop_graphs()
-        return loss
 
     # Gathering -----------------------------------------------------------------------------
 
@@ -199,13 +212,19 @@ class HutchinsonOptimizer(Optimizer, abc.ABC):
         params = [every[i][0] for i in index]
         offsets = self._offsets()
         batch = Batch(
-            params, [every[i][1] for i in index], [offsets[i] for i in index],
-            [g.detach() for g in grads], self._numbers["step"], self._scale(),
-            loss=None if loss is None else float(loss.detach()),
+            params, [_shards.local(p) if _shards.is_sharded(p) else p for p in params],
+            [every[i][1] for i in index],
+            Each(offsets[i] for i in index),
+            [
+                _shards.cut(g, p) if g.requires_grad or _shards.is_sharded(p) else g
+                for g, p in zip(grads, params, strict=True)
+            ],
+            self._numbers["step"], self._scale(),
+            loss=None if loss is None else float(_shards.local(loss.detach())),
         )  # fmt: skip
         if loss is not None:
             self._reduce(batch.grads)
-            _products.check_finite(name, "gradients", batch.grads)
+            self._check_finite("gradients", batch.grads, params)
         if wanted and params:
             batch.z = self._chosen("probes", probes, every, index)
             if hz is not None:
@@ -213,8 +232,19 @@ class HutchinsonOptimizer(Optimizer, abc.ABC):
             else:
                 batch.hz = self._computed(loss, grads, batch)
                 self._reduce(batch.hz)
-                _products.check_finite(name, "Hessian products", batch.hz)
+                self._check_finite("Hessian products", batch.hz, params)
         return batch
+
+    def _check_finite(self, what: str, tensors: list[Tensor], params: list[Tensor]) -> None:
+        """All ranks that hold parts of the parameters refuse what one of them sees."""
+        name = type(self).__name__
+        if _shards.groups(params):
+            if _shards.any_over(params, not ops.is_finite(tensors)):
+                raise ValueError(
+                    f"{name}: {what} must be finite on all ranks; nothing was changed"
+                )
+        else:
+            _products.check_finite(name, what, tensors)
 
     def _computed(self, loss: Tensor | None, grads: list[Tensor], batch: Batch) -> list[Tensor]:
         name = type(self).__name__
@@ -230,13 +260,20 @@ class HutchinsonOptimizer(Optimizer, abc.ABC):
                     "unscaling to step(), or pass hz"
                 )
         n, count = len(batch.params), self._probe_count()
-        z = [batch.z[i * n : i * n + n] for i in range(count)] if batch.z else [
-            _products.draw_signs(
-                batch.params, batch.offsets, self._numbers["seed"], batch.step, i
-            )
-            for i in range(count)
-        ]  # fmt: skip
-        return _products.products(name, grads, batch.params, z)
+        z = [
+            [_shards.like(part, p) for part, p in zip(chosen, batch.whole, strict=True)]
+            for chosen in (batch.z[i * n : i * n + n] for i in range(count if batch.z else 0))
+        ] or [self._drawn(batch.whole, batch.offsets, i) for i in range(count)]
+        hz = _products.products(name, grads, batch.whole, z)
+        return [_shards.cut(one, batch.whole[i % n]) for i, one in enumerate(hz)]
+
+    def _drawn(self, params: list[Tensor], offsets: list[int], probe: int) -> list[Tensor]:
+        """A probe of this step."""
+        signs = _products.draw_signs(
+            [_shards.local(p) for p in params], offsets, self._numbers["seed"],
+            self._numbers["step"], probe,
+        )  # fmt: skip
+        return [_shards.like(z, p) for z, p in zip(signs, params, strict=True)]
 
     def _chosen(
         self, what: str, given: Probes | None, every: list[Any], index: list[int]
@@ -259,21 +296,31 @@ class HutchinsonOptimizer(Optimizer, abc.ABC):
                 )
             for i in index:
                 p, tensor = every[i][0], one[i]
-                tensor = torch.zeros_like(p) if tensor is None else tensor.detach()
+                if tensor is None:
+                    chosen.append(torch.zeros_like(_shards.local(p)))
+                    continue
+                if not isinstance(tensor, Tensor):
+                    raise TypeError(
+                        f"{name}: {what} must hold tensors, got {type(tensor).__name__}"
+                    )
                 if tensor.shape != p.shape:
                     raise ValueError(
                         f"{name}: {what} has shape {tuple(tensor.shape)} for a parameter of "
                         f"shape {tuple(p.shape)}"
                     )
-                chosen.append(tensor.to(p))
+                if _shards.is_sharded(p):
+                    chosen.append(_shards.cut(tensor, p).to(_shards.local(p)))
+                else:
+                    chosen.append(_like(tensor, p))
         return chosen
 
     def _offsets(self) -> list[int]:
-        """Of all parameters: how many elements come before."""
+        """Of all parameters: how many elements come before what this rank holds."""
         offsets, total = [], 0
         for group in self.param_groups:
             for p in group["params"]:
-                offsets.append(total)
+                before = _shards.elements(p, _shards.rows(p)[0]) if _shards.is_sharded(p) else 0
+                offsets.append(total + before)
                 total += p.numel()
         return offsets
 
@@ -294,49 +341,83 @@ class HutchinsonOptimizer(Optimizer, abc.ABC):
     def _uses_native(self, p: Tensor) -> bool:
         if self._foreach or _runtime.backend() == "reference":
             return False
-        native = _products.is_native(p)
+        native = ops.is_native(p)
         if self._fused and not native:
             raise RuntimeError(
                 f"{type(self).__name__}: fused=True needs contiguous float32, float64 or "
-                f"bfloat16 parameters on the CPU, got {p.dtype} on {p.device}"
+                f"bfloat16 parameters on a device with kernels, got {p.dtype} on {p.device}"
             )
         return native
 
-    def _mean_over_probes(self, batch: Batch, probes: slice = slice(None)) -> list[Tensor]:
-        """D = mean of z hz, at the scale of the loss."""
-        every = range(self._probe_count())[probes]
-        D = _products.mean_over_probes(
-            batch.hz, batch.z, batch.params, batch.offsets, self._numbers["seed"], batch.step,
-            every,
-        )  # fmt: skip
-        if batch.scale != 1:
-            torch._foreach_mul_(D, batch.scale)
-        return D
+    def _run(
+        self, name: str, batch: Batch, tensors: list[list[Tensor]], *rest: Any
+    ) -> list[tuple[list[int], Any]]:
+        """Run an operation of the family, compiled where it can be.
 
-    def _gradients(self, batch: Batch) -> list[Tensor]:
-        """In the state's dtype, at the scale of the loss."""
-        return [
-            g.to(ops.state_dtype(p.dtype)) * batch.scale
-            for p, g in zip(batch.params, batch.grads, strict=True)
-        ]
+        Of ``rest``, lists of as many numbers as there are parameters are cut like tensors.
+        Returns the parameters of each call, and what it returned.
+        """
+        count = len(batch.params)
+        parts: dict[tuple[bool, torch.device, bool], list[int]] = {}
+        for i, p in enumerate(batch.params):
+            key = (self._uses_native(p), p.device, _shards.is_sharded(batch.whole[i]))
+            parts.setdefault(key, []).append(i)
+        found = []
+        for (native, *_), index in parts.items():
+            run: Callable[..., Any] = (
+                getattr(torch.ops.curvkern, f"hutchinson_{name}")
+                if native
+                else getattr(reference, name)
+            )
+            numbers = (
+                [x[i] for i in index] if isinstance(x, Each) and len(index) < count else x
+                for x in rest
+            )
+            found.append((index, run(*(_part(t, index, count) for t in tensors), *numbers)))
+        return found
+
+    def _rows_of(
+        self, keys: Sequence[Any], row: Callable[[int], Sequence[float]]
+    ) -> tuple[Each, list[float]]:
+        """Which row of settings each parameter has, and all rows, one after the other.
+
+        Parameters of one key share the row that ``row(parameter's place)`` makes.
+        """
+        known: dict[Any, int] = {}
+        rows, numbers = Each(), list[float]()
+        for i, key in enumerate(keys):
+            if key not in known:
+                known[key] = len(known)
+                numbers.extend(row(i))
+            rows.append(known[key])
+        return rows, numbers
+
+    def _probes_of(self, batch: Batch) -> tuple[int, int]:
+        """Seed and step, of which the probes are."""
+        return self._numbers["seed"], batch.step
 
     def _start(self, p: Tensor, state: dict[str, Any], names: Sequence[str]) -> None:
         """A state of zeros."""
         state["step"] = state["refreshes"] = 0
         for name in names:
-            state[name] = torch.zeros(p.shape, dtype=ops.state_dtype(p.dtype), device=p.device)
+            part = _shards.local(p)
+            zeros = torch.zeros(part.shape, dtype=ops.state_dtype(p.dtype), device=part.device)
+            state[name] = _shards.like(zeros, p)
 
-    def _states(self, batch: Batch) -> list[dict[str, Any]]:
-        """Of the parameters that move, after the counts of this step."""
-        states = []
-        for p in batch.params:
+    def _states(self, batch: Batch, names: Sequence[str]) -> list[list[Tensor]]:
+        """For each name a list of the states of the parameters that move, after counting."""
+        found: list[list[Tensor]] = [[] for _ in names]
+        for p in batch.whole:
             state = self.state[p]
             if not state:
-                self._start(p, state, self._buffers)
+                self._start(p, state, names)
             state["step"] += 1
             state["refreshes"] += bool(batch.hz)
-            states.append(state)
-        return states
+            is_sharded = _shards.is_sharded(p)
+            for name, tensors in zip(names, found, strict=True):
+                kept = state[name]
+                tensors.append(_shards.local(kept) if is_sharded else kept)
+        return found
 
     def _is_overflow(self) -> bool:
         return bool(getattr(self, "found_inf", 0))
@@ -356,25 +437,39 @@ class HutchinsonOptimizer(Optimizer, abc.ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """As of any optimizer, with "hutchinson": the seed, the step, and other numbers."""
-        return {**super().state_dict(), "hutchinson": dict(self._numbers)}
+        with self._lock:
+            return {**super().state_dict(), "hutchinson": dict(self._numbers)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue bit by bit from a state, which is checked before anything changes."""
         name = type(self).__name__
-        numbers = _state.checked_numbers(name, state_dict, self._numbers)
-        before = self.__getstate__()
-        try:
-            super().load_state_dict(dict(state_dict))
-            for group in self.param_groups:
-                _settings.group(name, group, self._group_settings)
-            _state.restore(name, self, state_dict, self._buffers)
-        except Exception:
-            self.__setstate__(before)
-            raise
-        self._numbers = numbers
+        with self._lock:
+            numbers = _state.checked_numbers(name, state_dict, self._numbers)
+            before = self.__getstate__()
+            try:
+                super().load_state_dict(dict(state_dict))
+                for group in self.param_groups:
+                    _settings.group(name, group, self._group_settings)
+                _state.restore(name, self, state_dict, self._buffers)
+            except Exception:
+                self.__setstate__(before)
+                raise
+            self._numbers = numbers
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> HutchinsonOptimizer:
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        memo[id(self._process_group)] = self._process_group  # the same ranks
+        with self._lock:
+            copied.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return copied
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.__dict__.setdefault("_lock", threading.RLock())
 
     def __getstate__(self) -> dict[str, Any]:
-        # Optimizer's keeps three attributes, whatever else there is.
+        # Optimizer's keeps three attributes, whatever else there is. A lock is not copied.
         own = {key: value for key, value in self.__dict__.items() if key in self._own()}
         return {**super().__getstate__(), **own}
 
@@ -387,3 +482,17 @@ class HutchinsonOptimizer(Optimizer, abc.ABC):
             "_process_group",
             "_numbers",
         )
+
+
+def _like(tensor: Tensor, p: Tensor) -> Tensor:
+    """Without a graph, in the dtype and on the device of a parameter."""
+    tensor = tensor.detach() if tensor.requires_grad else tensor
+    is_alike = tensor.dtype is p.dtype and tensor.device == p.device
+    return tensor if is_alike else tensor.to(p)
+
+
+def _part(tensors: list[Tensor], index: list[int], count: int) -> list[Tensor]:
+    """Of a list of ``count`` tensors for each probe the entries of some parameters."""
+    if len(index) == count:
+        return tensors
+    return [tensors[at + i] for at in range(0, len(tensors), count) for i in index]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from . import _settings
+from ..reference.hutchinson import DescentRow, MetricRow
+from . import _settings, _shards
 from ._hutchinson import Batch, HutchinsonOptimizer
 
 
@@ -30,17 +31,55 @@ class _Preconditioned(HutchinsonOptimizer):
     def _own(self) -> tuple[str, ...]:
         return (*super()._own(), "_warmup_probes")
 
-    def _averaged(self, D: Tensor, new: Tensor, group: dict[str, Any]) -> Tensor:
-        return D.mul_(group["beta2"]).add_(new, alpha=1 - group["beta2"])
+    def _measure(
+        self,
+        batch: Batch,
+        states: list[list[Tensor]],
+        probes: slice,
+        fresh: bool = False,
+    ) -> Tensor:
+        """Average D with the mean over some probes, and return what ``reference.metric`` does.
 
-    @staticmethod
-    def _metric(state: dict[str, Any], group: dict[str, Any]) -> Tensor:
-        D: Tensor = state["hessian_diag"]
-        return D.abs().clamp_min(group["alpha"])
+        ``fresh``: where there is no average yet, the mean takes its place.
+        """
+        count = len(batch.params)
+        first, last, _ = probes.indices(self._probe_count())
+        hz, z = (t[first * count : last * count] for t in (batch.hz, batch.z))
+        own = [self.state[p] for p in batch.whole]
+        keys = [
+            (id(group), fresh and state["refreshes"] == 1, state["step"] > 1)
+            for group, state in zip(batch.groups, own, strict=True)
+        ]
+
+        def row(i: int) -> MetricRow:
+            group, (_, is_first, is_known) = batch.groups[i], keys[i]
+            beta2 = 0.0 if is_first else float(group["beta2"])
+            return MetricRow(beta2, float(group["alpha"]), float(is_known))
+
+        rows, numbers = self._rows_of(keys, row)
+        found = self._run(
+            "metric", batch, [batch.params, batch.grads, hz, z, *_three(states)], batch.offsets,
+            rows, numbers, batch.scale, True, *self._probes_of(batch), first,
+        )  # fmt: skip
+        total = torch.zeros(3, dtype=torch.float64)
+        for index, sums in found:
+            total += _shards.add_over([batch.whole[i] for i in index], sums).cpu()
+        return total
+
+    def _descend(self, batch: Batch, states: list[list[Tensor]], rates: list[float]) -> None:
+        """With the rate of each parameter."""
+        keys = [
+            DescentRow(rate, float(group["alpha"]))
+            for rate, group in zip(rates, batch.groups, strict=True)
+        ]
+        rows, numbers = self._rows_of(keys, lambda i: keys[i])
+        tensors = [batch.params, batch.grads, *_three(states)]
+        self._run("descent", batch, tensors, rows, numbers, batch.scale)
 
 
-def _inner(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
-    return float(sum((x.double() * y.double()).sum() for x, y in zip(a, b, strict=True)))
+def _three(states: list[list[Tensor]]) -> list[list[Tensor]]:
+    """D, the last parameters and gradients, which not all keep."""
+    return states if len(states) == 3 else [states[0], [], []]
 
 
 class OASIS(_Preconditioned):
@@ -67,7 +106,7 @@ class OASIS(_Preconditioned):
         Whether the step length adapts; else it is ``lr``.
     warmup_probes
         :math:`D_0` is a mean over so many probes.
-    n_probes, seed, process_group
+    n_probes, seed, fused, foreach, process_group
         As of :class:`AdaHessian`.
 
     Raises
@@ -112,13 +151,16 @@ class OASIS(_Preconditioned):
         warmup_probes: int = 4,
         n_probes: int = 1,
         seed: int = 0,
+        fused: bool | None = None,
+        foreach: bool | None = None,
         process_group: Any = None,
     ) -> None:
         _settings.flag("OASIS", "adaptive", adaptive)
         self._adaptive = adaptive
         super().__init__(
             params, {"lr": lr, "beta2": beta2, "alpha": alpha}, warmup_probes,
-            n_probes=n_probes, seed=seed, process_group=process_group,
+            n_probes=n_probes, seed=seed, fused=fused, foreach=foreach,
+            process_group=process_group,
         )  # fmt: skip
         self._numbers |= {"scale": 1.0, "theta": math.inf}
 
@@ -129,42 +171,18 @@ class OASIS(_Preconditioned):
         return self._n_probes if self._numbers["step"] else self._warmup_probes
 
     def _move(self, batch: Batch) -> None:
-        D, grads = self._mean_over_probes(batch), self._gradients(batch)
-        states, metric = self._states(batch), []
-        for new, state, group in zip(D, states, batch.groups, strict=True):
-            if state["refreshes"] == 1:
-                state["hessian_diag"].copy_(new)
-            else:
-                self._averaged(state["hessian_diag"], new, group)
-            metric.append(self._metric(state, group))
-        if self._adaptive:
-            self._adapt(batch, states, grads, metric)
-        for p, g, B, state, group in zip(
-            batch.params, grads, metric, states, batch.groups, strict=True
-        ):
-            if self._adaptive:
-                state["last_param"].copy_(p)
-                state["last_grad"].copy_(g)
-            rate = self._numbers["scale"] * float(group["lr"])
-            p.copy_(p.to(g.dtype) - rate * g / B)
+        states = self._states(batch, self._buffers if self._adaptive else self._buffers[:1])
+        sums = self._measure(batch, states, slice(None), fresh=True)
+        if self._adaptive and any(self.state[p]["step"] > 1 for p in batch.whole):
+            self._adapt(math.sqrt(sums[0]), math.sqrt(sums[1]))
+        scale = self._numbers["scale"]
+        self._descend(batch, states, [scale * float(group["lr"]) for group in batch.groups])
 
-    def _adapt(
-        self,
-        batch: Batch,
-        states: list[dict[str, Any]],
-        grads: list[Tensor],
-        metric: list[Tensor],
-    ) -> None:
+    def _adapt(self, length: float, change: float) -> None:
         """The factor of all rates, from parameters that have moved before."""
-        known = [i for i, state in enumerate(states) if state["step"] > 1]
         lr = float(self.param_groups[0]["lr"])
-        if not known or lr == 0:
+        if lr == 0:
             return
-        dw = [batch.params[i].to(grads[i].dtype) - states[i]["last_param"] for i in known]
-        dg = [grads[i] - states[i]["last_grad"] for i in known]
-        B = [metric[i] for i in known]
-        length = math.sqrt(_inner(torch._foreach_mul(dw, B), dw))
-        change = math.sqrt(_inner(torch._foreach_div(dg, B), dg))
         scale, theta = self._numbers["scale"], self._numbers["theta"]
         new = math.sqrt(1 + theta) * scale
         if change > 0:
@@ -194,7 +212,7 @@ class SANIA(_Preconditioned):
         :math:`f^*`, the least value of the loss; at or below it nothing moves.
     warmup_probes
         The first D is the mean over so many probes, before the one of the first step.
-    n_probes, seed, process_group
+    n_probes, seed, fused, foreach, process_group
         As of :class:`AdaHessian`.
 
     Raises
@@ -236,13 +254,16 @@ class SANIA(_Preconditioned):
         warmup_probes: int = 4,
         n_probes: int = 1,
         seed: int = 0,
+        fused: bool | None = None,
+        foreach: bool | None = None,
         process_group: Any = None,
     ) -> None:
         _settings.number("SANIA", "f_star", f_star)
         self._f_star = float(f_star)
         super().__init__(
             params, {"beta2": beta2, "alpha": alpha}, warmup_probes,
-            n_probes=n_probes, seed=seed, process_group=process_group,
+            n_probes=n_probes, seed=seed, fused=fused, foreach=foreach,
+            process_group=process_group,
         )  # fmt: skip
 
     def _own(self) -> tuple[str, ...]:
@@ -257,22 +278,15 @@ class SANIA(_Preconditioned):
 
     def _move(self, batch: Batch) -> None:
         assert batch.loss is not None
-        grads, states = self._gradients(batch), self._states(batch)
+        states = self._states(batch, self._buffers)
         warm = 0 if batch.step else self._warmup_probes
-        D = self._mean_over_probes(batch, slice(warm, None))
-        first = self._mean_over_probes(batch, slice(0, warm)) if warm else D
-        metric = []
-        for start, new, state, group in zip(first, D, states, batch.groups, strict=True):
-            if state["refreshes"] == 1:
-                state["hessian_diag"].copy_(start)
-            self._averaged(state["hessian_diag"], new, group)
-            metric.append(self._metric(state, group))
-        square = _inner(torch._foreach_div(grads, metric), grads)
+        if warm:
+            self._measure(batch, states, slice(0, warm), fresh=True)
+        square = float(self._measure(batch, states, slice(warm, None))[2])
         gap = max(0.0, batch.loss * batch.scale - self._f_star)
         if square == 0 or gap == 0:
             return
         upsilon = 2 * gap / square
         # 1 - sqrt(1 - u) without cancellation.
         rate = upsilon / (1 + math.sqrt(1 - upsilon)) if upsilon <= 1 else 1.0
-        for p, g, B in zip(batch.params, grads, metric, strict=True):
-            p.copy_(p.to(g.dtype) - rate * g / B)
+        self._descend(batch, states, [rate] * len(batch.params))

@@ -101,11 +101,7 @@ def check_finite(name: str, kind: str, tensors: Sequence[Tensor]) -> None:
 
 def is_native(tensor: Tensor) -> bool:
     """Whether the compiled step takes it."""
-    return (
-        tensor.device.type == "cpu"
-        and tensor.dtype in _hutchinson.STORAGES
-        and tensor.is_contiguous()
-    )
+    return _hutchinson.is_native(tensor)
 
 
 def draw_signs(

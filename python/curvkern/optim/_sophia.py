@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .. import _hutchinson as ops
-from . import _products, _settings
+from ..reference.hutchinson import SophiaRow
+from . import _products, _settings, _shards
 from ._hutchinson import Batch, HutchinsonOptimizer
 
 
@@ -17,23 +17,25 @@ class _Sophia(HutchinsonOptimizer):
     _group_settings: ClassVar[tuple[str, ...]] = ("lr", "betas", "gamma", "eps", "weight_decay")
     _buffers: ClassVar[tuple[str, ...]] = ("exp_avg", "hessian_diag")
 
-    def _clipped_step(self, batch: Batch, curvature: list[Tensor]) -> None:
-        """With new curvature, if there is any."""
-        grads, states = self._gradients(batch), self._states(batch)
-        if curvature and not batch.hz:
-            for state in states:
-                state["refreshes"] += 1
-        for i, (p, state, group) in enumerate(
-            zip(batch.params, states, batch.groups, strict=True)
-        ):
-            beta1, beta2 = group["betas"]
-            m, h = state["exp_avg"], state["hessian_diag"]
-            m.mul_(beta1).add_(grads[i], alpha=1 - beta1)
-            if curvature:
-                h.mul_(beta2).add_(curvature[i], alpha=1 - beta2)
-            lr, eps = float(group["lr"]), group["eps"]
-            step = (m / (group["gamma"] * h).clamp_min(eps)).nan_to_num_(0.0).clamp_(-1, 1)
-            p.copy_(p.to(m.dtype) * (1 - lr * group["weight_decay"]) - lr * step)
+    def _clipped_step(
+        self, batch: Batch, products: list[Tensor], probes: list[Tensor], weight: float
+    ) -> None:
+        """With weight times the mean of probes times products, if there are any."""
+        states = self._states(batch, self._buffers)
+
+        def row(i: int) -> SophiaRow:
+            group = batch.groups[i]
+            beta1, beta2 = map(float, group["betas"])
+            names = ("gamma", "eps", "weight_decay")
+            return SophiaRow(
+                float(group["lr"]), beta1, beta2, *(float(group[k]) for k in names)
+            )
+
+        rows, numbers = self._rows_of([id(group) for group in batch.groups], row)
+        self._run(
+            "sophia", batch, [batch.params, batch.grads, products, probes, *states],
+            batch.offsets, rows, numbers, batch.scale, weight, True, *self._probes_of(batch),
+        )  # fmt: skip
 
 
 class SophiaH(_Sophia):
@@ -58,7 +60,7 @@ class SophiaH(_Sophia):
         ``lr``.
     update_every
         Steps from one new curvature to the next.
-    n_probes, seed, process_group
+    n_probes, seed, fused, foreach, process_group
         As of :class:`AdaHessian`.
 
     Raises
@@ -95,16 +97,19 @@ class SophiaH(_Sophia):
         update_every: int = 10,
         n_probes: int = 1,
         seed: int = 0,
+        fused: bool | None = None,
+        foreach: bool | None = None,
         process_group: Any = None,
     ) -> None:
         defaults = {"lr": lr, "betas": betas, "gamma": gamma, "eps": eps}
         super().__init__(
             params, {**defaults, "weight_decay": weight_decay}, n_probes=n_probes,
-            update_every=update_every, seed=seed, process_group=process_group,
+            update_every=update_every, seed=seed, fused=fused, foreach=foreach,
+            process_group=process_group,
         )  # fmt: skip
 
     def _move(self, batch: Batch) -> None:
-        self._clipped_step(batch, self._mean_over_probes(batch) if batch.hz else [])
+        self._clipped_step(batch, batch.hz, batch.z, batch.scale)
 
 
 class SophiaG(_Sophia):
@@ -118,7 +123,7 @@ class SophiaG(_Sophia):
     ----------
     params
         Parameters, or dicts of them and their own settings.
-    lr, betas, gamma, eps, weight_decay, update_every, process_group
+    lr, betas, gamma, eps, weight_decay, update_every, fused, foreach, process_group
         As of :class:`SophiaH`.
 
     Raises
@@ -158,14 +163,17 @@ class SophiaG(_Sophia):
         eps: float = 1e-12,
         weight_decay: float = 0.1,
         update_every: int = 10,
+        fused: bool | None = None,
+        foreach: bool | None = None,
         process_group: Any = None,
     ) -> None:
         defaults = {"lr": lr, "betas": betas, "gamma": gamma, "eps": eps}
         super().__init__(
             params, {**defaults, "weight_decay": weight_decay}, update_every=update_every,
-            process_group=process_group,
+            fused=fused, foreach=foreach, process_group=process_group,
         )  # fmt: skip
         self._sampled: dict[Tensor, Tensor] = {}
+        self._batch_size = 1
 
     @torch.no_grad()
     def step(  # type: ignore[override]
@@ -201,32 +209,36 @@ class SophiaG(_Sophia):
             ``sampled_loss`` and there is none.
         """
         _settings.count("SophiaG", "batch_size", batch_size)
-        self._sampled = {}
-        if closure is not None and loss is None:
-            with torch.enable_grad():
-                loss, closure = closure(), None
-        if loss is not None:
-            _products.checked_loss("SophiaG", loss)
-        if self._numbers["step"] % self._update_every == 0 and not self._is_overflow():
-            if sampled_loss is None:
-                raise ValueError("SophiaG: this step needs sampled_loss")
-            with torch.enable_grad():
-                value = sampled_loss() if callable(sampled_loss) else sampled_loss
-            _products.checked_loss("SophiaG", value)
-            params = [p for g in self.param_groups for p in g["params"] if p.requires_grad]
-            found = _products.gradients("SophiaG", value, params, False)
-            grads = [torch.zeros_like(p) if g is None else g
-                     for p, g in zip(params, found, strict=True)]  # fmt: skip
-            self._reduce(grads)
-            _products.check_finite("SophiaG", "gradients", grads)
-            self._sampled = {
-                p: batch_size * g.to(ops.state_dtype(p.dtype)).square()
-                for p, g in zip(params, grads, strict=True)
-            }
-        try:
-            return super().step(closure, loss=loss)
-        finally:
-            self._sampled = {}
+        with self._lock:
+            if closure is not None and loss is None:
+                with torch.enable_grad():
+                    loss, closure = closure(), None
+            if loss is not None:
+                _products.checked_loss("SophiaG", loss)
+            self._sampled, self._batch_size = {}, batch_size
+            try:
+                if super()._wants_products() and not self._is_overflow():
+                    self._sampled = self._of_drawn_labels(sampled_loss)
+                return super().step(closure, loss=loss)
+            finally:
+                self._sampled = {}
+
+    def _of_drawn_labels(self, sampled_loss: Any) -> dict[Tensor, Tensor]:
+        """Gradients of the loss with labels that were drawn."""
+        if sampled_loss is None:
+            raise ValueError("SophiaG: this step needs sampled_loss")
+        with torch.enable_grad():
+            value = sampled_loss() if callable(sampled_loss) else sampled_loss
+        _products.checked_loss("SophiaG", value)
+        params = [p for g in self.param_groups for p in g["params"] if p.requires_grad]
+        found = _products.gradients("SophiaG", value, params, False)
+        grads = [
+            torch.zeros_like(_shards.local(p)) if g is None else _shards.cut(g, p)
+            for p, g in zip(params, found, strict=True)
+        ]
+        self._reduce(grads)
+        self._check_finite("gradients", grads, params)
+        return dict(zip(params, grads, strict=True))
 
     def _wants_products(self) -> bool:
         return False
@@ -235,5 +247,8 @@ class SophiaG(_Sophia):
         return bool(self._sampled) or super()._is_ready(p)
 
     def _move(self, batch: Batch) -> None:
-        curvature = [self._sampled[p] for p in batch.params] if self._sampled else []
-        self._clipped_step(batch, curvature)
+        drawn = [self._sampled[p] for p in batch.whole] if self._sampled else []
+        self._clipped_step(batch, drawn, drawn, self._batch_size)  # squares of gradients
+        if drawn:
+            for p in batch.whole:
+                self.state[p]["refreshes"] += 1

@@ -1,4 +1,4 @@
-r"""The step of AdaHessian and means over probes, in plain PyTorch.
+r"""Steps of AdaHessian and its relatives and means over probes, in plain PyTorch.
 
 .. math::
     D = z \odot H z, \quad \bar D = \text{mean of } |D| \text{ or } D, \quad
@@ -8,21 +8,35 @@ r"""The step of AdaHessian and means over probes, in plain PyTorch.
     {(\sqrt v / \sqrt{1 - \beta_2^s})^k + \epsilon} + \lambda p\Bigr)
 
 Yao, Gholami, Shen, Mustafa, Keutzer, Mahoney, "ADAHESSIAN: An Adaptive Second Order Optimizer
-for Machine Learning", AAAI 2021.
+for Machine Learning", AAAI 2021. The papers of the relatives are named by their classes in
+``curvkern.optim``.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .philox import fill_signs, signs
 
-__all__ = ["Row", "accumulate", "fill_signs", "signs", "spatial_mean", "step"]
+__all__ = [
+    "DescentRow",
+    "MetricRow",
+    "Row",
+    "SophiaRow",
+    "accumulate",
+    "descent",
+    "fill_signs",
+    "metric",
+    "signs",
+    "sophia",
+    "spatial_mean",
+    "step",
+]
 
 Spatial = str | Sequence[int]
 
@@ -41,6 +55,32 @@ class Row(NamedTuple):
     maximize: float = 0.0
     atan2: float = 0.0
     signed: float = 0.0
+
+
+class SophiaRow(NamedTuple):
+    """The numbers of a group of Sophia's."""
+
+    lr: float
+    beta1: float
+    beta2: float
+    gamma: float
+    eps: float
+    weight_decay: float
+
+
+class MetricRow(NamedTuple):
+    """Of OASIS and SANIA; ``known`` is 1 where there are a last parameter and gradient."""
+
+    beta2: float
+    alpha: float
+    known: float
+
+
+class DescentRow(NamedTuple):
+    """The length of the step and the least curvature."""
+
+    rate: float
+    alpha: float
 
 
 def spatial_mean(D: Tensor, spatial: Spatial) -> Tensor:
@@ -76,6 +116,34 @@ def _blocks(D: Tensor, block: int) -> Tensor:
     return D if block == 1 or D.numel() == 0 else _block_mean(D, block)
 
 
+def _mean_products(
+    hz: Sequence[Tensor],
+    z: Sequence[Tensor],
+    like: Sequence[Tensor],
+    offsets: Sequence[int],
+    draws: bool,
+    seed: int,
+    index: int,
+    first: int = 0,
+) -> list[Tensor]:
+    """The mean of z hz over probes, in the state's dtype."""
+    count = len(like)
+    probes = len(hz) // count
+    mean = []
+    for i, state in enumerate(like):
+        D = torch.zeros_like(state)
+        for probe in range(probes):
+            product = hz[probe * count + i].to(D.dtype)
+            if z:
+                product = product * z[probe * count + i]
+            elif draws:
+                sign = signs(product.numel(), offsets[i], seed, index, first + probe)
+                product = product * sign.view(product.shape).to(product)
+            D += product / probes
+        mean.append(D)
+    return mean
+
+
 def step(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
@@ -103,20 +171,12 @@ def step(
     ]
     curvature: list[Tensor] | None = None
     if hz:
-        probes = len(hz) // count
         curvature = []
+        D = _mean_products(hz, z, m, offsets, draws, seed, index)
         for i, block in enumerate(blocks):
             signed = bool(table[rows[i]].signed)
-            D = torch.zeros_like(m[i])
-            for probe in range(probes):
-                product = hz[probe * count + i].to(D.dtype)
-                if z:
-                    product = product * z[probe * count + i]
-                elif draws:
-                    sign = signs(product.numel(), offsets[i], seed, index, probe)
-                    product = product * sign.view(product.shape).to(product)
-                D += product / probes
-            curvature.append((_blocks(D if signed else D.abs(), block) * scale).abs())
+            mean = _blocks(D[i] if signed else D[i].abs(), block)
+            curvature.append((mean * scale).abs())
         if stale:
             torch._foreach_copy_(list(stale), curvature)
     elif stale:
@@ -157,6 +217,97 @@ def _update(
         torch._foreach_div_(update, row.first_bias)
     for p, direction in zip(params, update, strict=True):
         p.copy_(p.to(direction.dtype) * (1 - row.lr * row.weight_decay) - row.lr * direction)
+
+
+def _rows(kind: type[Any], rows: Sequence[int], settings: Sequence[float]) -> list[Any]:
+    """The row of each parameter."""
+    width = len(kind._fields)
+    return [kind(*settings[row * width : (row + 1) * width]) for row in rows]
+
+
+def sophia(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    hz: Sequence[Tensor],
+    z: Sequence[Tensor],
+    m: Sequence[Tensor],
+    h: Sequence[Tensor],
+    offsets: Sequence[int],
+    rows: Sequence[int],
+    settings: Sequence[float],
+    scale: float,
+    weight: float,
+    draws: bool,
+    seed: int,
+    index: int,
+) -> None:
+    """What ``torch.ops.curvkern.hutchinson_sophia`` does, with the same arguments."""
+    D = _mean_products(hz, z, m, offsets, draws, seed, index) if hz else []
+    for i, (p, row) in enumerate(zip(params, _rows(SophiaRow, rows, settings), strict=True)):
+        g = grads[i].to(m[i].dtype) * scale
+        m[i].mul_(row.beta1).add_(g, alpha=1 - row.beta1)
+        if D:
+            h[i].mul_(row.beta2).add_(D[i] * weight, alpha=1 - row.beta2)
+        quotient = m[i] / (row.gamma * h[i]).clamp_min(row.eps)
+        direction = quotient.nan_to_num_(0.0).clamp_(-1, 1)
+        p.copy_(p.to(g.dtype) * (1 - row.lr * row.weight_decay) - row.lr * direction)
+
+
+def metric(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    hz: Sequence[Tensor],
+    z: Sequence[Tensor],
+    D: Sequence[Tensor],
+    last_p: Sequence[Tensor],
+    last_g: Sequence[Tensor],
+    offsets: Sequence[int],
+    rows: Sequence[int],
+    settings: Sequence[float],
+    scale: float,
+    draws: bool,
+    seed: int,
+    index: int,
+    probe: int,
+) -> Tensor:
+    """What ``torch.ops.curvkern.hutchinson_metric`` does, with the same arguments.
+
+    With dw and dg what parameters and gradients have changed by since the last step, returns
+    the sums of B dw^2, dg^2 / B and g^2 / B over all parameters, B = max(abs(D), alpha).
+    """
+    sums = torch.zeros(3, dtype=torch.float64, device=params[0].device if params else None)
+    if not params:
+        return sums
+    new = _mean_products(hz, z, D, offsets, draws, seed, index, probe)
+    for i, row in enumerate(_rows(MetricRow, rows, settings)):
+        g = grads[i].to(D[i].dtype) * scale
+        D[i].mul_(row.beta2).add_(new[i] * scale, alpha=1 - row.beta2)
+        B = D[i].abs().clamp_min(row.alpha).double()
+        sums[2] += (g.double() ** 2 / B).sum()
+        if row.known and last_p:
+            dw, dg = params[i].to(g.dtype) - last_p[i], g - last_g[i]
+            sums[0] += (dw.double() ** 2 * B).sum()
+            sums[1] += (dg.double() ** 2 / B).sum()
+    return sums
+
+
+def descent(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    D: Sequence[Tensor],
+    last_p: Sequence[Tensor],
+    last_g: Sequence[Tensor],
+    rows: Sequence[int],
+    settings: Sequence[float],
+    scale: float,
+) -> None:
+    """What ``torch.ops.curvkern.hutchinson_descent`` does, with the same arguments."""
+    for i, (p, row) in enumerate(zip(params, _rows(DescentRow, rows, settings), strict=True)):
+        g = grads[i].to(D[i].dtype) * scale
+        if last_p:
+            last_p[i].copy_(p)
+            last_g[i].copy_(g)
+        p.copy_(p.to(g.dtype) - row.rate * g / D[i].abs().clamp_min(row.alpha))
 
 
 def accumulate(
