@@ -1,0 +1,158 @@
+r"""Batch, layer and group normalization: :math:`y = w \hat x + b,\ \hat x = r (x - \mu)`.
+
+With means over what shares its statistics, J = dx^/dx is symmetric:
+
+.. math::
+
+    \dot{\hat x} &= r (\dot x - \overline{\dot x} - \hat x \overline{\hat x \dot x}), \qquad
+    \bar x = r (u - \overline{u} - \hat x \overline{\hat x u}), \quad u = w \bar y, \\
+    \dot{\bar x} &= r (\dot u - \overline{\dot u} - \dot{\hat x} \overline{\hat x u}
+        - \hat x \overline{\dot{\hat x} u + \hat x \dot u})
+        - r \overline{\hat x \dot x}\, \bar x
+
+Batch normalization in evaluation takes fixed :math:`\mu` and r: then J = r.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .rules import Op, Rule, Tangents, add, define
+
+
+@dataclass
+class Norm:
+    """x in a shape where statistics are over ``dims`` and weights broadcast from ``shape``."""
+
+    x: Tensor
+    mean: Tensor
+    r: Tensor
+    weight: Tensor | None
+    dims: tuple[int, ...]
+    shape: tuple[int, ...]
+    fixed: bool = False
+
+    def view(self, t: Tensor | None) -> Tensor | None:
+        return None if t is None else t.reshape(self.x.shape)
+
+    def weights(self, t: Tensor | None) -> Tensor | None:
+        return None if t is None else t.reshape(self.shape)
+
+    def hat(self) -> Tensor:
+        return (self.x - self.mean).mul_(self.r)
+
+    def project(self, hat: Tensor, t: Tensor) -> Tensor:
+        """J t."""
+        if self.fixed:
+            return t * self.r
+        inner = (hat * t).mean(self.dims, keepdim=True)
+        return (t - t.mean(self.dims, keepdim=True)).addcmul_(hat, inner, value=-1).mul_(self.r)
+
+    def scaled(self, g: Tensor) -> Tensor:
+        w = self.weights(self.weight)
+        return g if w is None else g * w
+
+
+def _batch(op: Op) -> Norm:
+    x = op.saved("input")
+    shape = (1, -1) + (1,) * (x.dim() - 2)
+    training = op.saved("training")
+    if training:
+        mean, r = op.saved("result1"), op.saved("result2")
+    else:
+        mean = op.saved("running_mean")
+        r = (op.saved("running_var") + op.saved("eps")).rsqrt()
+    dims = (0, *range(2, x.dim()))
+    return Norm(x, mean.view(shape), r.view(shape), op.saved("weight"), dims,
+                (1, x.shape[1]) + (1,) * (x.dim() - 2), not training)  # fmt: skip
+
+
+def _layer(op: Op) -> Norm:
+    x, shape = op.saved("input"), tuple(op.saved("normalized_shape"))
+    dims = tuple(range(x.dim() - len(shape), x.dim()))
+    return Norm(
+        x, op.saved("result1"), op.saved("result2"), op.saved("weight"), dims,
+        (1,) * (x.dim() - len(shape)) + shape,
+    )  # fmt: skip
+
+
+def _group(op: Op) -> Norm:
+    x, groups = op.saved("input"), op.saved("group")
+    n, c = x.shape[:2]
+    stats = (n, groups, 1, 1)
+    return Norm(
+        x.reshape(n, groups, c // groups, -1), op.saved("result1").view(stats),
+        op.saved("result2").view(stats), op.saved("weight"), (2, 3),
+        (1, groups, c // groups, 1),
+    )  # fmt: skip
+
+
+def _rule(norm_of: Any) -> Rule:
+    def tangent(op: Op, t: Tangents) -> Any:
+        norm = norm_of(op)
+        hat = norm.hat()
+        y: Tensor | None = None
+        x, w, b = norm.view(t[0]), norm.weights(t[1]), norm.weights(t[2])
+        if x is not None:
+            y = norm.scaled(norm.project(hat, x))
+        if w is not None:
+            y = hat * w if y is None else y.addcmul(hat, w)
+        if b is not None:
+            y = b.expand(norm.x.shape) if y is None else y + b
+        assert y is not None
+        return y.reshape(op.outputs[0].shape)
+
+    def reverse(
+        op: Op, t: Tangents, g: Tangents, gd: Tangents, primal: bool
+    ) -> tuple[Any, Any]:
+        norm = norm_of(op)
+        hat = norm.hat()
+        one, dot = norm.view(g[0]), norm.view(gd[0])
+        tx, tw = norm.view(t[0]), norm.weights(t[1])
+        hat_dot = None if tx is None else norm.project(hat, tx)
+        x: Tangents = [None] * 3
+        xd: Tangents = [None] * 3
+
+        def weight_like(i: int, value: Tensor | None) -> Tensor | None:
+            if value is None:
+                return None
+            return value.sum_to_size(norm.shape).reshape(op.inputs[i].shape)
+
+        if op.needs(1):
+            x[1] = weight_like(1, one * hat) if primal and one is not None else None
+            part = None if dot is None else dot * hat
+            if one is not None and hat_dot is not None:
+                part = one * hat_dot if part is None else part.addcmul_(one, hat_dot)
+            xd[1] = weight_like(1, part)
+        if op.needs(2):
+            x[2] = weight_like(2, one) if primal else None
+            xd[2] = weight_like(2, dot)
+        if op.needs(0):
+            u = None if one is None else norm.scaled(one)
+            ud = None if dot is None else norm.scaled(dot)
+            if one is not None and tw is not None:
+                ud = add(ud, one * tw)
+            bar = None
+            if u is not None and (primal or tx is not None):
+                bar = norm.project(hat, u)
+            bar_dot = None if ud is None else norm.project(hat, ud)
+            if u is not None and tx is not None and hat_dot is not None and not norm.fixed:
+                mean = lambda a, b: (a * b).mean(norm.dims, keepdim=True)  # noqa: E731
+                bent = (hat_dot * mean(hat, u)).addcmul_(hat, mean(hat_dot, u)).mul_(norm.r)
+                bent.addcmul_(bar, norm.r * mean(hat, tx))
+                bar_dot = -bent if bar_dot is None else bar_dot.sub_(bent)
+            shape = op.inputs[0].shape
+            x[0] = None if bar is None or not primal else bar.reshape(shape)
+            xd[0] = None if bar_dot is None else bar_dot.reshape(shape)
+        return x if primal else None, xd
+
+    return Rule(tangent, reverse)
+
+
+define("NativeBatchNorm", rule=_rule(_batch))
+define("NativeLayerNorm", rule=_rule(_layer))
+define("NativeGroupNorm", rule=_rule(_group))
