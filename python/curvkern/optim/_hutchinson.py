@@ -58,8 +58,10 @@ class HutchinsonOptimizer(Optimizer, abc.ABC):
         fused: bool | None = None,
         foreach: bool | None = None,
         process_group: Any = None,
+        hvp: str = "auto",
     ) -> None:
         name = type(self).__name__
+        _settings.choice(name, "hvp", hvp)
         _settings.count(name, "n_probes", n_probes)
         _settings.count(name, "update_every", update_every)
         _settings.seed(name, seed)
@@ -70,7 +72,7 @@ class HutchinsonOptimizer(Optimizer, abc.ABC):
             raise ValueError(f"{name}: fused and foreach exclude each other")
         self._n_probes, self._update_every = n_probes, update_every
         self._fused, self._foreach = fused, foreach
-        self._process_group = process_group
+        self._process_group, self._hvp = process_group, hvp
         # Numbers that go into the state: those of all subclasses are ints and floats.
         self._numbers: dict[str, Any] = {"seed": seed, "step": 0}
         super().__init__(params, defaults)
@@ -185,8 +187,13 @@ class HutchinsonOptimizer(Optimizer, abc.ABC):
         wanted = self._wants_products()
         graph = wanted and hz is None
         params = [every[i][0] for i in index]
+        native = None
+        if loss is not None and graph:
+            native = _products.native_graph(name, loss, params, self._hvp)
         if loss is None:
             found: _products.Tensors = [p.grad for p in params]
+        elif native is not None:  # its gradients come with the products
+            found = [p if i in native.found else None for i, p in enumerate(params)]
         else:
             found = _products.gradients(name, loss, params, graph)
         moving = [
@@ -203,15 +210,20 @@ class HutchinsonOptimizer(Optimizer, abc.ABC):
             [g.detach() for g in grads], self._numbers["step"], self._scale(),
             loss=None if loss is None else float(loss.detach()),
         )  # fmt: skip
+        wanted = wanted and bool(params)
+        if wanted:
+            batch.z = self._chosen("probes", probes, every, index)
+        if native is not None:
+            batch.grads, batch.hz = self._native(native, batch)
         if loss is not None:
             self._reduce(batch.grads)
             _products.check_finite(name, "gradients", batch.grads)
-        if wanted and params:
-            batch.z = self._chosen("probes", probes, every, index)
+        if wanted:
             if hz is not None:
                 batch.hz = self._chosen("hz", hz, every, index)
             else:
-                batch.hz = self._computed(loss, grads, batch)
+                if native is None:
+                    batch.hz = self._computed(loss, grads, batch)
                 self._reduce(batch.hz)
                 _products.check_finite(name, "Hessian products", batch.hz)
         return batch
@@ -229,14 +241,32 @@ class HutchinsonOptimizer(Optimizer, abc.ABC):
                     f"{name}: after GradScaler.unscale_ the graph's scale is unknown; leave "
                     "unscaling to step(), or pass hz"
                 )
+        return _products.products(name, grads, batch.params, self._probes(batch))
+
+    def _probes(self, batch: Batch) -> list[list[Tensor]]:
         n, count = len(batch.params), self._probe_count()
-        z = [batch.z[i * n : i * n + n] for i in range(count)] if batch.z else [
-            _products.draw_signs(
-                batch.params, batch.offsets, self._numbers["seed"], batch.step, i
-            )
+        if batch.z:
+            return [batch.z[i * n : i * n + n] for i in range(count)]
+        seed = self._numbers["seed"]
+        return [
+            _products.draw_signs(batch.params, batch.offsets, seed, batch.step, i)
             for i in range(count)
-        ]  # fmt: skip
-        return _products.products(name, grads, batch.params, z)
+        ]
+
+    def _native(self, graph: Any, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
+        """Gradients and products together."""
+        name, index = type(self).__name__, sorted(graph.found)
+        probes = []
+        for one in self._probes(batch):
+            every = list(graph.params)  # in the place of what the loss does not depend on
+            for i, z in zip(index, one, strict=True):
+                every[i] = z
+            probes.append(every)
+        grads, hz = _products.native_products(name, graph, probes)
+        n = len(graph.params)
+        return [grads[i] for i in index], [
+            hz[at + i] for at in range(0, len(hz), n) for i in index
+        ]
 
     def _chosen(
         self, what: str, given: Probes | None, every: list[Any], index: list[int]
@@ -385,5 +415,6 @@ class HutchinsonOptimizer(Optimizer, abc.ABC):
             "_fused",
             "_foreach",
             "_process_group",
+            "_hvp",
             "_numbers",
         )

@@ -67,7 +67,7 @@ class OASIS(_Preconditioned):
         Whether the step length adapts; else it is ``lr``.
     warmup_probes
         :math:`D_0` is a mean over so many probes.
-    n_probes, seed, process_group
+    n_probes, seed, process_group, hvp
         As of :class:`AdaHessian`.
 
     Raises
@@ -113,12 +113,13 @@ class OASIS(_Preconditioned):
         n_probes: int = 1,
         seed: int = 0,
         process_group: Any = None,
+        hvp: str = "auto",
     ) -> None:
         _settings.flag("OASIS", "adaptive", adaptive)
         self._adaptive = adaptive
         super().__init__(
             params, {"lr": lr, "beta2": beta2, "alpha": alpha}, warmup_probes,
-            n_probes=n_probes, seed=seed, process_group=process_group,
+            n_probes=n_probes, seed=seed, process_group=process_group, hvp=hvp,
         )  # fmt: skip
         self._numbers |= {"scale": 1.0, "theta": math.inf}
 
@@ -194,7 +195,7 @@ class SANIA(_Preconditioned):
         :math:`f^*`, the least value of the loss; at or below it nothing moves.
     warmup_probes
         The first D is the mean over so many probes, before the one of the first step.
-    n_probes, seed, process_group
+    n_probes, seed, process_group, hvp
         As of :class:`AdaHessian`.
 
     Raises
@@ -237,12 +238,13 @@ class SANIA(_Preconditioned):
         n_probes: int = 1,
         seed: int = 0,
         process_group: Any = None,
+        hvp: str = "auto",
     ) -> None:
         _settings.number("SANIA", "f_star", f_star)
         self._f_star = float(f_star)
         super().__init__(
             params, {"beta2": beta2, "alpha": alpha}, warmup_probes,
-            n_probes=n_probes, seed=seed, process_group=process_group,
+            n_probes=n_probes, seed=seed, process_group=process_group, hvp=hvp,
         )  # fmt: skip
 
     def _own(self) -> tuple[str, ...]:

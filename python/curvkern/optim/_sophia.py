@@ -58,7 +58,7 @@ class SophiaH(_Sophia):
         ``lr``.
     update_every
         Steps from one new curvature to the next.
-    n_probes, seed, process_group
+    n_probes, seed, process_group, hvp
         As of :class:`AdaHessian`.
 
     Raises
@@ -96,11 +96,12 @@ class SophiaH(_Sophia):
         n_probes: int = 1,
         seed: int = 0,
         process_group: Any = None,
+        hvp: str = "auto",
     ) -> None:
         defaults = {"lr": lr, "betas": betas, "gamma": gamma, "eps": eps}
         super().__init__(
             params, {**defaults, "weight_decay": weight_decay}, n_probes=n_probes,
-            update_every=update_every, seed=seed, process_group=process_group,
+            update_every=update_every, seed=seed, process_group=process_group, hvp=hvp,
         )  # fmt: skip
 
     def _move(self, batch: Batch) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 #: One entry an input or output; None is zero.
@@ -28,20 +29,38 @@ class Rule:
     keeps: bool = True  # whether reverse looks at t
 
 
+class Meta(NamedTuple):
+    """Of a tensor that is an input or an output."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+
+
+def metadata(fn: Any) -> tuple[Meta, ...]:
+    return tuple(
+        Meta(torch.Size(map(int, m.shape)), m.dtype, m.device) for m in fn._input_metadata
+    )
+
+
 class Op:
     """A node of the graph; edges lead to ops, to parameters by number, or nowhere (None)."""
 
     __slots__ = ("at", "edges", "fn", "inputs", "name", "outputs", "rule", "tangents")
 
     def __init__(
-        self, at: int, fn: Any, name: str, rule: Rule, edges: Sequence[tuple[Any, int]]
+        self,
+        at: int,
+        fn: Any,
+        name: str,
+        rule: Rule,
+        edges: Sequence[tuple[Any, int]],
+        inputs: Sequence[Meta | None],
     ) -> None:
         self.at, self.fn, self.name, self.rule = at, fn, name, rule
         self.edges = tuple(edges)
-        self.outputs = fn._input_metadata
-        self.inputs = [
-            None if f is None else f._input_metadata[nr] for f, nr in fn.next_functions
-        ]
+        self.outputs = metadata(fn)
+        self.inputs = inputs
         self.tangents: Tangents = []
 
     def needs(self, i: int) -> bool:

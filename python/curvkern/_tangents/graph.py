@@ -24,10 +24,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .rules import RULES, Op, Rule, Tangents
 from .fallback import FALLBACK
+from .rules import RULES, Meta, Op, Tangents, metadata
 
+#: A node's share of elements from which on passes of ours are quicker than torch's: measured.
+ELEMENTS = 4096
 ACCUMULATE = "torch::autograd::AccumulateGrad"
+
+#: Of a node: its op, a parameter's number, or None where it leads to none; and its outputs.
+Sources = dict[Any, tuple[Op | int | None, Sequence[Meta]]]
+
+_SAVED: dict[str, list[str]] = {}  # what a node of this name has saved
 
 
 class Graph:
@@ -43,23 +50,19 @@ class Graph:
         self.grads: Tangents = []
         self._root: tuple[Op | int | None, int] = (None, 0)
         if loss.grad_fn is not None:
-            self._collect(loss.grad_fn, index)
-            self._root = (self._sources[loss.grad_fn], loss.output_nr)
+            self._root = (self._collect(loss.grad_fn, index), loss.output_nr)
         elif id(loss) in index:  # the loss is a parameter itself
             self.found.add(index[id(loss)])
             self._root = (index[id(loss)], 0)
-        self._sources: dict[Any, Op | int | None] = {}
         self.uses = [0] * len(self.ops)
         for op in self.ops:
             for source, _ in op.edges:
                 if isinstance(source, Op):
                     self.uses[source.at] += 1
 
-    def _collect(self, root: Any, index: dict[int, int]) -> None:
+    def _collect(self, root: Any, index: dict[int, int]) -> Op | int | None:
         """Depth first, without recursion: networks are deep."""
-        # None: leads to no parameter; an int: is one.
-        sources: dict[Any, Op | int | None] = {}
-        self._sources = sources
+        known: Sources = {}
         stack = [(root, root.next_functions, 0)]
         entered = {root}
         while stack:
@@ -73,29 +76,49 @@ class Graph:
                     stack.append((child, child.next_functions, 0))
                     break
             else:
-                sources[fn] = self._entry(fn, edges, index)
+                known[fn] = self._entry(fn, edges, index, known)
+        return known[root][0]
 
-    def _entry(self, fn: Any, edges: Any, index: dict[int, int]) -> Op | int | None:
+    def _entry(
+        self, fn: Any, edges: Any, index: dict[int, int], known: Sources
+    ) -> tuple[Op | int | None, Sequence[Meta]]:
         name = fn.name()
         if name == ACCUMULATE:
             i = index.get(id(fn.variable))
             if i is not None:
                 self.found.add(i)
-            return i
-        known = [(None if f is None else self._sources[f], nr) for f, nr in edges]
-        if all(source is None for source, _ in known):
-            return None
-        op = Op(len(self.ops), fn, name, RULES.get(name, FALLBACK), known)
+            return i, metadata(fn)
+        sources = [(None if f is None else known[f][0], nr) for f, nr in edges]
+        if all(source is None for source, _ in sources):
+            return None, metadata(fn)
+        inputs = [None if f is None else known[f][1][nr] for f, nr in edges]
+        op = Op(len(self.ops), fn, name, RULES.get(name, FALLBACK), sources, inputs)
         self.ops.append(op)
-        return op
+        return op, op.outputs
 
     def unknown(self) -> list[str]:
         """Names of nodes without a rule."""
         return sorted({op.name for op in self.ops if op.rule is FALLBACK})
 
-    def elements(self) -> int:
-        """Of the outputs of all nodes."""
-        return sum(meta.shape.numel() for op in self.ops for meta in op.outputs)
+    def is_large(self) -> bool:
+        """Whether the work outweighs the calls that a node takes from Python."""
+        elements = sum(meta.shape.numel() for op in self.ops for meta in op.outputs)
+        elements += sum(self.params[i].numel() for i in self.found)
+        return elements >= ELEMENTS * len(self.ops)
+
+    def is_plain(self) -> bool:
+        """Whether torch has saved dense tensors as they are: no checkpoint, no hook."""
+        for op in self.ops:
+            if op.name not in _SAVED:
+                _SAVED[op.name] = [n for n in dir(op.fn) if n.startswith("_raw_saved_")]
+            for name in _SAVED[op.name]:
+                raw = getattr(op.fn, name)
+                for one in raw if isinstance(raw, tuple) else (raw,):
+                    if getattr(one, "unpack_hook", None) is not None:
+                        return False
+            if op.name == "EmbeddingBackward0" and op.saved("sparse"):
+                return False
+        return True
 
     # Passes ------------------------------------------------------------------------------
 
@@ -107,9 +130,14 @@ class Graph:
         With ``keep`` gradients of all outputs stay for the next vector, which then takes six
         units of bilinear work instead of eight, next to the three of a gradient.
         """
-        with torch.no_grad():
-            self._forward(vectors)
-            hv = self._backward(vectors, keep)
+        off = torch.autocast(self.loss_device.type, enabled=False)
+        try:
+            with torch.no_grad(), off:
+                self._forward(vectors)
+                hv = self._backward(vectors, keep)
+        finally:
+            for op in self.ops:
+                op.tangents = []
         return self.grads, [
             torch.zeros_like(p) if t is None else t
             for p, t in zip(self.params, hv, strict=True)
@@ -184,6 +212,7 @@ class Graph:
                     results = (results,)
                 for edge, meta, value in zip(op.edges, op.inputs, results, strict=False):
                     if value is not None and edge[0] is not None:
+                        assert meta is not None
                         give(into, leaves, edge, _summed(value, meta))
         if primal:
             self.grads = leaf.separate(vectors)
@@ -218,24 +247,23 @@ class _Sums:
             if value is None:
                 continue
             value = value.detach()
-            dense = value.is_contiguous() or value.layout is not torch.strided
-            if not dense or value.untyped_storage().data_ptr() in places:
+            if value.layout is not torch.strided:
+                continue
+            taken = value.untyped_storage().data_ptr() in places
+            if taken or not value.is_contiguous():
                 value = value.clone(memory_format=torch.contiguous_format)
             places.add(value.untyped_storage().data_ptr())
             self.values[i] = value
         return self.values
 
 
-def _expanded(t: Tensor, meta: Any) -> Tensor:
+def _expanded(t: Tensor, meta: Meta) -> Tensor:
     if t.dtype is not meta.dtype:
         t = t.to(meta.dtype)
     return t if t.shape == meta.shape else t.expand(meta.shape)
 
 
-def _summed(g: Tensor, meta: Any) -> Tensor:
+def _summed(g: Tensor, meta: Meta) -> Tensor:
     if g.shape != meta.shape:
         g = g.sum_to_size(meta.shape)
     return g if g.dtype is meta.dtype else g.to(meta.dtype)
-
-
-__all__ = ["Graph", "Op", "Rule"]

@@ -91,6 +91,12 @@ def _group(op: Op) -> Norm:
     )  # fmt: skip
 
 
+def shape_of(op: Op, i: int) -> torch.Size:
+    meta = op.inputs[i]
+    assert meta is not None
+    return meta.shape
+
+
 def _rule(norm_of: Any) -> Rule:
     def tangent(op: Op, t: Tangents) -> Any:
         norm = norm_of(op)
@@ -120,7 +126,7 @@ def _rule(norm_of: Any) -> Rule:
         def weight_like(i: int, value: Tensor | None) -> Tensor | None:
             if value is None:
                 return None
-            return value.sum_to_size(norm.shape).reshape(op.inputs[i].shape)
+            return value.sum_to_size(norm.shape).reshape(shape_of(op, i))
 
         if op.needs(1):
             x[1] = weight_like(1, one * hat) if primal and one is not None else None
@@ -145,7 +151,7 @@ def _rule(norm_of: Any) -> Rule:
                 bent = (hat_dot * mean(hat, u)).addcmul_(hat, mean(hat_dot, u)).mul_(norm.r)
                 bent.addcmul_(bar, norm.r * mean(hat, tx))
                 bar_dot = -bent if bar_dot is None else bar_dot.sub_(bent)
-            shape = op.inputs[0].shape
+            shape = shape_of(op, 0)
             x[0] = None if bar is None or not primal else bar.reshape(shape)
             xd[0] = None if bar_dot is None else bar_dot.reshape(shape)
         return x if primal else None, xd

@@ -17,10 +17,12 @@ from .rules import Op, Rule, Tangents, add, define, plus_product, times
 FEW = 4  # rows are few where so many times as many are fewer than those of W
 
 
-def _mm(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    if a is None or b is None:
-        return None
+def _product_of(a: Tensor, b: Tensor) -> Tensor:
     return torch.bmm(a, b) if a.dim() == 3 else torch.mm(a, b)
+
+
+def _mm(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return None if a is None or b is None else _product_of(a, b)
 
 
 def _plus_mm(sum_: Tensor | None, a: Tensor | None, b: Tensor | None) -> Tensor | None:
@@ -37,9 +39,7 @@ def _pair(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     if a.dim() == 2 and FEW * len(a) <= min(c.shape):
         first, second = torch.mm(torch.cat([a, b]), c).split(len(a))
         return first, second
-    found = _mm(a, c), _mm(b, c)
-    assert found[0] is not None and found[1] is not None
-    return found[0], found[1]
+    return _product_of(a, c), _product_of(b, c)
 
 
 def _sum_of_two(
@@ -64,6 +64,12 @@ def _weight(
 
 def _t(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.mT
+
+
+def _by_columns(op: Op) -> bool:
+    if op.name == "BmmBackward0":
+        return False
+    return bool(op.saved("mat2_sym_strides")[0] == 1)
 
 
 def _factors(op: Op, names: tuple[str, str]) -> tuple[Tensor | None, Tensor | None]:
@@ -112,7 +118,7 @@ def _product(names: tuple[str, str], inputs: int) -> Rule:
             xd[-2] = _plus_mm(xd[-2], one, _t(tb))
         if op.needs(inputs - 1):
             assert a is not None
-            columns = b is not None and b.dim() == 2 and b.stride(0) == 1
+            columns = names[1] == "mat2" and _by_columns(op)
             x[-1] = _weight(a, one, None, None, columns) if primal else None
             xd[-1] = _weight(ta, one, a, dot, columns)
         return x, xd

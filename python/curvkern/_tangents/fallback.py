@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from .rules import Op, Rule, Tangents
+from .rules import Op, Rule, Tangents, add
+
+NONE = "it has no second derivative"
 
 
 def _cotangents(op: Op, g: Tangents) -> list[Tensor]:
@@ -31,6 +33,8 @@ def _paired(op: Op, t: Tangents, w: list[Tensor]) -> tuple[list[Tensor], list[Te
     outputs, along = [], []
     for i, (g, one) in enumerate(zip(op.vjp(w), t, strict=False)):
         if op.needs(i) and g is not None and one is not None and g.requires_grad:
+            if g.grad_fn is not None and g.grad_fn.name().endswith("Error"):
+                raise RuntimeError(f"{op.name} is once_differentiable; {NONE}")
             outputs.append(g)
             along.append(one.expand_as(g).to(g.dtype) if one.shape != g.shape else one)
     return outputs, along
@@ -38,7 +42,7 @@ def _paired(op: Op, t: Tangents, w: list[Tensor]) -> tuple[list[Tensor], list[Te
 
 def _refused(op: Op, error: RuntimeError) -> RuntimeError:
     words = str(error).splitlines()[0]
-    return RuntimeError(f"torch has no second derivative of {op.name}: {words}")
+    return RuntimeError(f"{op.name}: {NONE}: {words}")
 
 
 def _tangent(op: Op, t: Tangents) -> Any:
@@ -53,17 +57,13 @@ def _tangent(op: Op, t: Tangents) -> Any:
             raise _refused(op, error) from error
 
 
-def _reverse(
-    op: Op, t: Tangents, g: Tangents, gd: Tangents, primal: bool
-) -> tuple[Any, Any]:
+def _reverse(op: Op, t: Tangents, g: Tangents, gd: Tangents, primal: bool) -> tuple[Any, Any]:
     x = op.vjp(g) if primal else None
     xd = op.vjp(gd)
     if all(one is None for one in g) or all(one is None for one in t):
         return x, xd
     edges = [
-        GradientEdge(f, nr)
-        for i, (f, nr) in enumerate(op.fn.next_functions)
-        if op.needs(i)
+        GradientEdge(f, nr) for i, (f, nr) in enumerate(op.fn.next_functions) if op.needs(i)
     ]
     unique = list({(edge.node, edge.output_nr): edge for edge in edges}.values())
     with torch.enable_grad():
@@ -80,7 +80,7 @@ def _reverse(
     for i, (f, nr) in enumerate(op.fn.next_functions):
         value = at.pop((f, nr), None) if op.needs(i) else None
         if value is not None:
-            xd[i] = value if xd[i] is None else xd[i] + value
+            xd[i] = add(xd[i], value)
     return x, xd
 
 
@@ -88,6 +88,7 @@ def _partial(
     outputs: list[Tensor], edges: list[Any], w: list[Tensor], along: list[Tensor]
 ) -> list[Tensor | None]:
     """Derivatives by edges, none of which depends on another."""
+
     def stop(grads: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
         return tuple(None if g is None else torch.zeros_like(g) for g in grads)
 

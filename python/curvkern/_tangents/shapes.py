@@ -144,7 +144,7 @@ define(
 define("Clone", "Alias", "ToCopy", "Identity", rule=linear(_to))
 define("Expand", rule=linear(_expand))
 define("T", rule=linear(lambda op, t: _one(t).t()))
-define("Transpose", rule=linear(
+define("Transpose", "TransposeBackward1", rule=linear(
     lambda op, t: _one(t).transpose(op.signed("dim0"), op.signed("dim1"))))  # fmt: skip
 define("Permute", rule=linear(lambda op, t: _one(t).permute(op.signed("dims"))))
 define("Select", rule=linear(
@@ -167,8 +167,8 @@ define("MaxBackward0", "MinBackward0", rule=linear(_chosen))
 define("MaxPool2DWithIndices", rule=linear(_max_pool))
 define("AvgPool2D", rule=linear(_average_pool))
 define("AdaptiveAvgPool2D", rule=linear(
-    lambda op, t: torch.nn.functional.adaptive_avg_pool2d(
-        _one(t), tuple(op.outputs[0].shape[-2:]))))  # fmt: skip
+    lambda op, t: torch.ops.aten.adaptive_avg_pool2d(
+        _one(t), list(op.outputs[0].shape[-2:]))))  # fmt: skip
 define("Embedding", rule=linear(_embedding))
 define("ConstantPadNd", rule=linear(_pad))
 define("Repeat", rule=linear(lambda op, t: _one(t).repeat(op.saved("repeats"))))
