@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import kernels
 from .rules import DIAGONAL, Op, Rule, Tangents, add, define
 
 Second = Callable[[Op], Tensor]
@@ -71,6 +72,19 @@ def _gelu(op: Op) -> Tensor:
     first = a * (1 + 3 * b * square)  # u'
     slope = 1 - y.square()
     return slope * (first + x * (3 * a * b * x - y * first.square()))
+
+
+def _gelu_reverse(
+    op: Op, t: Tangents, g: Tangents, gd: Tangents, primal: bool
+) -> tuple[Any, Any]:
+    x, one, along = op.saved("self"), g[0], t[0]
+    exact = op.saved("approximate") == "none"
+    if one is None or along is None or not exact or not kernels.takes(x, one, along, gd[0]):
+        return _smooth(_gelu).reverse(op, t, g, gd, primal)
+    xd = op.vjp(gd)[0]
+    xd = torch.zeros_like(x) if xd is None else kernels.dense(xd)
+    kernels.module().gelu_bend(x.detach(), kernels.dense(along), kernels.dense(one), xd)
+    return op.vjp(g) if primal else None, [xd]
 
 
 def _elu(op: Op) -> Tensor:
@@ -137,7 +151,7 @@ define("Tanh", rule=_smooth(_tanh))
 define("Sigmoid", rule=_smooth(_sigmoid))
 define("Silu", rule=_smooth(_silu))
 define("Softplus", rule=_smooth(_softplus))
-define("Gelu", rule=_smooth(_gelu))
+define("Gelu", rule=Rule(_tangent, _gelu_reverse))
 define("Elu", rule=_smooth(_elu))
 define("Celu", rule=_smooth(_celu))
 define("LogSigmoid", rule=_smooth(_log_sigmoid))

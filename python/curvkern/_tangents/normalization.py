@@ -15,13 +15,17 @@ Batch normalization in evaluation takes fixed :math:`\mu` and r: then J = r.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from . import kernels
 from .rules import Op, Rule, Tangents, add, define
+
+SPAN = 8  # elements of a channel next to each other from which on passes by channel pay
 
 
 @dataclass
@@ -34,6 +38,10 @@ class Norm:
     weight: Tensor | None
     dims: tuple[int, ...]
     shape: tuple[int, ...]
+    #: Groups and what is next to each other in them, where compiled passes take it.
+    groups: int = 1
+    inner: int = 0
+    by_channel: bool = False
     fixed: bool = False
 
     def view(self, t: Tensor | None) -> Tensor | None:
@@ -59,16 +67,18 @@ class Norm:
 
 def _batch(op: Op) -> Norm:
     x = op.saved("input")
-    shape = (1, -1) + (1,) * (x.dim() - 2)
+    shape = (1, x.shape[1]) + (1,) * (x.dim() - 2)
     training = op.saved("training")
     if training:
         mean, r = op.saved("result1"), op.saved("result2")
     else:
         mean = op.saved("running_mean")
         r = (op.saved("running_var") + op.saved("eps")).rsqrt()
-    dims = (0, *range(2, x.dim()))
-    return Norm(x, mean.view(shape), r.view(shape), op.saved("weight"), dims,
-                (1, x.shape[1]) + (1,) * (x.dim() - 2), not training)  # fmt: skip
+    spatial = x.shape[2:].numel()
+    return Norm(
+        x, mean.view(shape), r.view(shape), op.saved("weight"), (0, *range(2, x.dim())), shape,
+        x.shape[1], spatial if training and spatial >= SPAN else 0, True, not training,
+    )  # fmt: skip
 
 
 def _layer(op: Op) -> Norm:
@@ -76,7 +86,7 @@ def _layer(op: Op) -> Norm:
     dims = tuple(range(x.dim() - len(shape), x.dim()))
     return Norm(
         x, op.saved("result1"), op.saved("result2"), op.saved("weight"), dims,
-        (1,) * (x.dim() - len(shape)) + shape,
+        (1,) * (x.dim() - len(shape)) + shape, 1, math.prod(shape),
     )  # fmt: skip
 
 
@@ -91,6 +101,51 @@ def _group(op: Op) -> Norm:
     )  # fmt: skip
 
 
+def _is_native(norm: Norm, tensors: Tangents) -> bool:
+    known = tensors[0] is not None and norm.inner > 0
+    return known and kernels.takes(norm.x, norm.weight, norm.mean, *tensors)
+
+
+def _vectors(norm: Norm, t: Tangents) -> list[Tensor | None]:
+    return [kernels.maybe_dense(one) for one in (norm.weight, *t[1:])]
+
+
+def _native_tangent(norm: Norm, t: Tangents) -> Tensor:
+    x, xd = norm.x.detach(), t[0]
+    assert xd is not None
+    y = torch.empty_like(x)
+    kernels.module().norm_tangent(
+        x, kernels.dense(xd), *_vectors(norm, t), kernels.dense(norm.mean),
+        kernels.dense(norm.r), norm.groups, norm.inner, norm.by_channel, y,
+    )  # fmt: skip
+    return y
+
+
+def _native_reverse(
+    op: Op, norm: Norm, t: Tangents, g: Tensor, gd: Tensor, primal: bool
+) -> tuple[Any, Any]:
+    x, xd = norm.x.detach(), t[0]
+    assert xd is not None
+    bar = torch.empty_like(x) if primal and op.needs(0) else None
+    bar_dot = torch.empty_like(x)
+    rows = x.numel() // (norm.groups * norm.inner)
+    width = norm.groups if norm.by_channel else norm.inner
+    chunks = 1 if norm.by_channel else -(-rows // kernels.ROWS)
+    sums = x.new_empty(chunks, 4, width)
+    kernels.module().norm_reverse(
+        x, kernels.dense(xd), *_vectors(norm, t)[:2], kernels.dense(norm.mean),
+        kernels.dense(norm.r), norm.groups, norm.inner, norm.by_channel, kernels.dense(g),
+        kernels.dense(gd), bar, bar_dot, sums,
+    )  # fmt: skip
+    w, wd, b, bd = sums.sum(0) if chunks > 1 else sums[0]
+
+    def like(i: int, value: Tensor) -> Tensor | None:
+        return value.reshape(shape_of(op, i)) if op.needs(i) else None
+
+    found = [bar, like(1, w), like(2, b)] if primal else None
+    return found, [bar_dot if op.needs(0) else None, like(1, wd), like(2, bd)]
+
+
 def shape_of(op: Op, i: int) -> torch.Size:
     meta = op.inputs[i]
     assert meta is not None
@@ -100,6 +155,8 @@ def shape_of(op: Op, i: int) -> torch.Size:
 def _rule(norm_of: Any) -> Rule:
     def tangent(op: Op, t: Tangents) -> Any:
         norm = norm_of(op)
+        if _is_native(norm, t):
+            return _native_tangent(norm, t)
         hat = norm.hat()
         y: Tensor | None = None
         x, w, b = norm.view(t[0]), norm.weights(t[1]), norm.weights(t[2])
@@ -116,6 +173,8 @@ def _rule(norm_of: Any) -> Rule:
         op: Op, t: Tangents, g: Tangents, gd: Tangents, primal: bool
     ) -> tuple[Any, Any]:
         norm = norm_of(op)
+        if g[0] is not None and gd[0] is not None and _is_native(norm, [*t, *g, *gd]):
+            return _native_reverse(op, norm, t, g[0], gd[0], primal)
         hat = norm.hat()
         one, dot = norm.view(g[0]), norm.view(gd[0])
         tx, tw = norm.view(t[0]), norm.weights(t[1])

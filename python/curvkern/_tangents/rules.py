@@ -95,7 +95,7 @@ RULES: dict[str, Rule] = {}
 def define(*names: str, rule: Rule) -> None:
     """For nodes of these names, without their ``Backward0``, unless it is another."""
     for name in names:
-        RULES[name if name[-1].isdigit() else f"{name}Backward0"] = rule
+        RULES[name if "Backward" in name else f"{name}Backward0"] = rule
 
 
 def _reverse_linear(
