@@ -13,7 +13,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from curvkern._tangents import Graph
-from curvkern.curvature import hvp
+from curvkern.curvature import hessian_diagonal, hvp
+from curvkern.curvature._hvp import Hessian
+from curvkern.optim import OASIS, AdaHessian, SophiaH
 from tangent_models import Entry, Problem, filled, models, nodes
 
 MODELS = pytest.mark.parametrize("name", models(torch.float64))
@@ -25,7 +27,7 @@ def signs(params: list[Tensor], seed: int = 1) -> list[Tensor]:
 
 def expected(params: list[Tensor], loss: Callable[[], Tensor], v: list[Tensor]) -> list[Any]:
     """The gradient and the product, by double backward in operations that have one."""
-    with sdpa_kernel(SDPBackend.MATH), torch.backends.mkldnn.flags(enabled=False):
+    with sdpa_kernel(SDPBackend.MATH):
         grads = torch.autograd.grad(loss(), params, create_graph=True)
         found = torch.autograd.grad(grads, params, v, allow_unused=True)
     zeros = (
@@ -35,7 +37,7 @@ def expected(params: list[Tensor], loss: Callable[[], Tensor], v: list[Tensor]) 
 
 
 def distance(found: list[Any], truth: list[Any]) -> float:
-    a, b = (torch.cat([t.double().flatten() for t in one]) for one in (found, truth))
+    a, b = (torch.cat([t.detach().double().flatten() for t in one]) for one in (found, truth))
     return float((a - b).norm() / b.norm().clamp_min(1e-12))
 
 
@@ -234,7 +236,7 @@ def test_leaves_memory_and_graph_alone() -> None:
     v = signs(params)
 
     def count() -> int:
-        return sum(isinstance(o, Tensor) for o in gc.get_objects())
+        return sum(issubclass(type(o), Tensor) for o in gc.get_objects())
 
     hvp(value, params, v, mode="native")
     before = count()
@@ -254,3 +256,85 @@ def test_modes_and_refusals() -> None:
     loss = table(torch.tensor([1, 2])).square().sum()
     with pytest.raises(TypeError, match="must be dense"):
         hvp(loss, table.weight, torch.ones(4, 3), mode="native")
+
+
+# The optimizers ---------------------------------------------------------------------------
+
+
+def trained(
+    name: str, mode: str, make: Any, steps: int = 3, **options: Any
+) -> tuple[list[Tensor], Any]:
+    params, loss = models(torch.float64)[name]()
+    params = params[:-1]  # the last one is a constant to the optimizer
+    optimizer = make([*params, filled(2).requires_grad_()], hvp=mode, **options)
+    with sdpa_kernel(SDPBackend.MATH):
+        for _ in range(steps):
+            optimizer.step(loss)
+    return params, optimizer
+
+
+@pytest.mark.parametrize("name", ["resnet", "gpt", "grouped"])
+@pytest.mark.parametrize("make", [AdaHessian, OASIS, SophiaH])
+def test_optimizers_move_alike(name: str, make: Any) -> None:
+    """With an unused parameter, several probes, and gradients from the same pass."""
+    found = trained(name, "native", make, n_probes=2)
+    truth = trained(name, "reverse", make, n_probes=2)
+    assert distance(found[0], truth[0]) <= 1e-10
+
+
+def test_steps_that_are_refused_change_nothing() -> None:
+    """R14: a gradient that is not finite, of a finite loss."""
+    p = torch.zeros(3, requires_grad=True)
+    optimizer = AdaHessian([p], hvp="native")
+    with pytest.raises(ValueError, match="gradients must be finite, got 3"):
+        optimizer.step(loss=p.abs().sqrt().sum())
+    assert p.tolist() == [0] * 3
+    with pytest.raises(ValueError, match="hvp must be"):
+        AdaHessian([p], hvp="forward")
+
+
+def test_flat_memory() -> None:
+    """R37: sixty steps without the garbage collector."""
+    params, loss = network()
+    optimizer = AdaHessian(params, lr=1e-3, hvp="native")
+
+    def count() -> int:
+        return sum(issubclass(type(o), Tensor) for o in gc.get_objects())
+
+    for _ in range(3):
+        optimizer.step(loss)
+    gc.collect()
+    gc.disable()
+    try:
+        before = count()
+        for _ in range(60):
+            optimizer.step(loss)
+        assert count() == before
+    finally:
+        gc.enable()
+
+
+def test_auto_is_native_for_large_layers() -> None:
+    """Many products of one graph, and the choice itself."""
+    W = filled(256, 256, dtype=torch.float32).div(16).requires_grad_()
+    x = filled(64, 256, seed=1, dtype=torch.float32)
+
+    def loss() -> Tensor:
+        return torch.tanh(x @ W).square().mean()
+
+    graph = Graph(loss(), [W])
+    assert graph.is_plain()
+    assert not graph.is_large()
+    V = filled(1024, 1024, dtype=torch.float32).requires_grad_()
+    assert Graph(torch.tanh(x.repeat(1, 4) @ V).mean(), [V]).is_large()
+    probes = [signs([W], seed) for seed in range(3)]
+    many = Hessian("test", loss, [W], "native")
+    assert many.graph is not None
+    for z in probes:
+        torch.testing.assert_close(
+            many.product(z), hvp(loss, [W], z, mode="reverse"), rtol=1e-4, atol=1e-7
+        )
+    assert many.graph.kept is not None
+    diagonal = hessian_diagonal(loss, [W], probes=probes)[0]
+    mean = sum(z[0] * many.product(z)[0] for z in probes) / 3
+    torch.testing.assert_close(diagonal, mean, rtol=1e-4, atol=1e-7)

@@ -142,9 +142,9 @@ def hvp(loss_or_closure: Loss, params: Any, v: Any, *, mode: str = "auto") -> An
         parameters. "native": tangents go through the graph of the loss itself, forward and
         back, and no second graph is made. What has no rule there is differentiated twice alone;
         hooks on tensors do not run. "auto" is "native" for float32 and float64 on the CPU where
-        every node has a rule and tensors are large enough for it to be quicker, and there are
-        neither hooks on the parameters nor saved tensors that are packed, as of checkpoints;
-        else "reverse".
+        every node has a rule and tensors are large enough for it to be quicker, or torch has no
+        second derivative, as of fused attention, and there are neither hooks on the parameters
+        nor saved tensors that are packed, as of checkpoints; else "reverse".
 
     Returns
     -------
