@@ -231,6 +231,10 @@ def nodes() -> dict[str, Entry]:
         "in_place": in_place,
         "unknown": lambda x: torch.atan2(x, x.cos() + 2) * x,
         "unknown_chain": lambda x: torch.hypot(x + 2, torch.sinh(x) + 3),
+        "grouped_heads": lambda x: F.scaled_dot_product_attention(
+            torch.stack([x, x.cos(), x * 2, x.sin()])[None], torch.stack([x, x.exp()])[None],
+            torch.stack([x * x, x])[None], enable_gqa=True),
+        "padding": lambda x: F.embedding(torch.tensor([0, 2, 1, 2]), x, padding_idx=1) ** 2,
         "losses": lambda x: F.mse_loss(x, x.sin(), reduction="none")
         + F.mse_loss(x, other) + F.mse_loss(other, x, reduction="sum"),
         "more_losses": lambda x: F.smooth_l1_loss(x, other) * x

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import textwrap
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
-from curvkern._tangents import Graph
+from curvkern._tangents import Graph, kernels
 from curvkern.curvature import hessian_diagonal, hvp
 from curvkern.curvature._hvp import Hessian
 from curvkern.optim import OASIS, AdaHessian, SophiaH
@@ -252,6 +254,8 @@ def test_modes_and_refusals() -> None:
     q = p * 2
     with pytest.raises(ValueError, match="mode 'native' takes parameters that are leaves"):
         hvp(q.square().sum(), q, torch.ones_like(q), mode="native")
+    with pytest.raises(TypeError, match="mode 'native' takes real tensors"):
+        hvp(torch.fft.rfft(p).abs().sum(), p, torch.ones_like(p), mode="native")
     table = torch.nn.Embedding(4, 3, sparse=True)
     loss = table(torch.tensor([1, 2])).square().sum()
     with pytest.raises(TypeError, match="must be dense"):
@@ -338,3 +342,81 @@ def test_auto_is_native_for_large_layers() -> None:
     diagonal = hessian_diagonal(loss, [W], probes=probes)[0]
     mean = sum(z[0] * many.product(z)[0] for z in probes) / 3
     torch.testing.assert_close(diagonal, mean, rtol=1e-4, atol=1e-7)
+
+
+# Compiled passes --------------------------------------------------------------------------
+
+LAYERS: dict[str, Callable[[], tuple[torch.nn.Module, tuple[int, ...]]]] = {
+    "channels": lambda: (torch.nn.BatchNorm2d(5), (3, 5, 3, 7)),
+    "plain channels": lambda: (torch.nn.BatchNorm1d(3, affine=False), (4, 3, 37)),
+    "rows": lambda: (torch.nn.LayerNorm(33), (130, 33)),
+    "plain rows": lambda: (
+        torch.nn.LayerNorm((2, 5), elementwise_affine=False), (7, 2, 5)
+    ),
+    "gelu": lambda: (torch.nn.GELU(), (3, 41)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize(("dtype", "bar"), [(torch.float64, 1e-12), (torch.float32, 2e-6)])
+def test_compiled_passes(
+    name: str, dtype: torch.dtype, bar: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against the plain formulas, in float64."""
+    found = []
+    for compiled, kind in ((True, dtype), (False, torch.float64)):
+        if not compiled:
+            monkeypatch.setattr(kernels, "takes", lambda *_: False)
+        layer, shape = LAYERS[name]()
+        layer.to(kind)
+        with torch.no_grad():
+            for i, p in enumerate(layer.parameters()):
+                p.copy_(filled(*p.shape, seed=10 + i))
+        x = (filled(*shape) * 2 + 1).to(kind).requires_grad_()
+        weight = filled(*shape, seed=3).to(kind).requires_grad_()
+        params = [x, weight, *layer.parameters()]
+        loss = (torch.tanh(layer(x * weight)) * weight).square().sum()
+        graph = Graph(loss, params)
+        products = [graph.products(signs(params, seed), keep=True) for seed in range(2)]
+        found.append([[t.double() for t in a + b] for a, b in products])
+    for got, true in zip(*found, strict=True):
+        assert distance(got, true) <= bar
+
+
+@pytest.mark.parametrize("name", ["resnet", "gpt"])
+def test_threads_change_no_bit_of_the_passes(name: str, thread_counts: Any) -> None:
+    params, loss = models(torch.float64)[name]()
+    thread_counts(1)
+    value, v = loss(), signs(params)
+    first = Graph(value, params).products(v)[1]
+    thread_counts(2)
+    assert distance(Graph(value, params).products(v)[1], first) <= 1e-13
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="no peak to read")
+def test_peak_memory(run_python: Any) -> None:
+    """Twice that of a gradient, where double backward takes two and a half times."""
+    script = """
+        import torch
+        from torch import nn
+        from curvkern._bench.machine import peak_MiB
+        from curvkern.curvature import hvp
+        torch.set_num_threads(1)
+        layers = [one for _ in range(12) for one in (
+            nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())]
+        net = nn.Sequential(*layers)
+        x = torch.randn(32, 8, 32, 32)
+        params = list(net.parameters())
+        v = [torch.ones_like(p) for p in params]
+        loss = lambda: net(x).square().mean()
+        native = lambda: hvp(loss, params, v, mode="native")
+        gradient = lambda: torch.autograd.grad(loss(), params)
+        for call in (native, gradient):
+            call()
+        print(peak_MiB(native) / peak_MiB(gradient))
+    """
+    # Freed memory goes back at once, so that the peak is what is in use.
+    keys = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")
+    environment = dict(zip(keys, ("65536", "65536", "0"), strict=True))
+    done = run_python(textwrap.dedent(script), environment=environment)
+    assert float(done.stdout) <= 2.3

@@ -11,8 +11,8 @@ which torch.func does not take.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -93,8 +93,7 @@ def mlp() -> nn.Module:
     return nn.Sequential(*layers[:-1])
 
 
-@dataclass(frozen=True)
-class Model:
+class Model(NamedTuple):
     """A network, its input, and the bars of a step."""
 
     where: str
@@ -231,6 +230,5 @@ def _case(
         flops=18 * model.products,
         bars=bars,
         elements=count,
-        memory=op == "hvp",
         note="an element is a parameter; the limit is nine units of products, SGD's are three",
     )

@@ -45,10 +45,16 @@ class Attention:
     def __init__(self, op: Op, t: Tangents) -> None:
         q, k, v = (op.saved(name) for name in ("query", "key", "value"))
         self.batch = q.shape[:-2]
-        self.Q, self.K, self.V = map(_heads, (q, k, v))
+        self.groups = q.shape[-3] // k.shape[-3]  # heads of Q that share one of K and V
+        self.Q, self.K, self.V = _heads(q), self.shared(k), self.shared(v)
         self.t = [
-            torch.zeros_like(full) if one is None else _heads(one)
-            for one, full in zip(t[:3], (self.Q, self.K, self.V), strict=True)
+            torch.zeros_like(full) if one is None else spread(one)
+            for one, full, spread in zip(
+                t[:3],
+                (self.Q, self.K, self.V),
+                (_heads, self.shared, self.shared),
+                strict=True,
+            )
         ]
         self.L = op.saved("logsumexp")
         if self.L.shape != q.shape[:-1]:
@@ -64,6 +70,15 @@ class Attention:
                 mask = torch.where(mask, zero, -math.inf)
             mask = _heads(mask.expand(*self.batch, q.shape[-2], k.shape[-2]))
         self.mask = mask
+
+    def shared(self, x: Tensor) -> Tensor:
+        return _heads(x if self.groups == 1 else x.repeat_interleave(self.groups, -3))
+
+    def summed(self, x: Tensor, shape: torch.Size) -> Tensor:
+        """Over the heads that share what ``shape`` belongs to."""
+        if x.numel() != shape.numel():
+            x = x.view(-1, self.groups, *x.shape[1:]).sum(1)
+        return x.view(shape)
 
     def blocks(self) -> Iterator[Block]:
         n, T, S = len(self.Q), self.Q.shape[1], self.K.shape[1]
@@ -141,7 +156,7 @@ def _reverse(op: Op, t: Tangents, g: Tangents, gd: Tangents, primal: bool) -> tu
 
     def viewed(found: list[Tensor]) -> Tangents:
         return [
-            None if shape is None else one.view(shape)
+            None if shape is None else a.summed(one, shape)
             for one, shape in zip(found, shapes, strict=True)
         ]
 

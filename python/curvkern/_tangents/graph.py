@@ -111,6 +111,9 @@ class Graph:
         elements += sum(self.params[i].numel() for i in self.found)
         return elements >= ELEMENTS * len(self.ops)
 
+    def is_complex(self) -> bool:
+        return any(meta.dtype.is_complex for op in self.ops for meta in op.outputs)
+
     def is_plain(self) -> bool:
         """Whether torch has saved dense tensors as they are: no checkpoint, no hook."""
         for op in self.ops:
@@ -121,7 +124,9 @@ class Graph:
                 for one in raw if isinstance(raw, tuple) else (raw,):
                     if getattr(one, "unpack_hook", None) is not None:
                         return False
-            if op.name == "EmbeddingBackward0" and op.saved("sparse"):
+            if op.name == "EmbeddingBackward0" and (
+                op.saved("sparse") or op.saved("scale_grad_by_freq")
+            ):
                 return False
         return True
 

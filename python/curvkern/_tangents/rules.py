@@ -85,7 +85,9 @@ class Op:
         return _signed(value)
 
 
-def _signed(value: int) -> int:
+def _signed(value: int | None) -> int | None:
+    if value is None:
+        return None
     return value - 2**64 if value >= 2**63 else value
 
 

@@ -92,7 +92,7 @@ def _cat_of_many(op: Op, t: Tangents) -> Any:
 
 
 def _to(op: Op, t: Tangents) -> Any:
-    return _one(t).to(op.outputs[0].dtype)
+    return _one(t).to(op.outputs[0].device, op.outputs[0].dtype)
 
 
 def _sum(op: Op, t: Tangents) -> Any:
@@ -130,7 +130,10 @@ def _average_pool(op: Op, t: Tangents) -> Any:
 
 
 def _embedding(op: Op, t: Tangents) -> Any:
-    return torch.nn.functional.embedding(op.saved("indices"), _one(t))
+    index, padding = op.saved("indices"), op.signed("padding_idx")
+    y = torch.nn.functional.embedding(index, _one(t))
+    # The row of the padding has no gradient.
+    return y if padding < 0 else y.masked_fill((index == padding).unsqueeze(-1), 0)
 
 
 def _pad(op: Op, t: Tangents) -> Any:

@@ -52,6 +52,12 @@ def native_graph(name: str, loss: Tensor, params: Sequence[Tensor], mode: str) -
             raise ValueError(f"{name}: mode 'native' takes parameters that are leaves")
         return None
     graph = Graph(loss, params)
+    if graph.is_complex():
+        if mode == "native":
+            raise TypeError(
+                f"{name}: mode 'native' takes real tensors, got complex ones within"
+            )
+        return None
     if mode == "native":
         return graph
     chosen = graph.is_large() and not graph.unknown() and graph.is_plain()
