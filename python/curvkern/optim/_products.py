@@ -47,6 +47,8 @@ def native_graph(name: str, loss: Tensor, params: Sequence[Tensor], mode: str) -
         return None
     if mode == "auto" and not all(map(_takes_native, [loss, *params])):
         return None
+    if mode == "auto" and not hasattr(loss.grad_fn, "_input_metadata"):  # of an older torch
+        return None
     if not all(p.is_leaf for p in params):
         if mode == "native":
             raise ValueError(f"{name}: mode 'native' takes parameters that are leaves")
