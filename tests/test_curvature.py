@@ -52,7 +52,7 @@ def symmetric(n: int = 20, seed: int = 0) -> Tensor:
 
 
 @every_model
-@pytest.mark.parametrize("mode", ["auto", "reverse", "forward_over_reverse"])
+@pytest.mark.parametrize("mode", ["auto", "reverse", "forward_over_reverse", "native"])
 def test_hvp(name: str, mode: str) -> None:
     for dtype, bar in ((torch.float64, 1e-10), (torch.float32, 1e-5)):
         model = Model(name, dtype)
@@ -96,7 +96,7 @@ def test_hvp_of_parameters_of_every_kind() -> None:
         hvp(loss, [linear], [torch.ones(2)])
     with pytest.raises(ValueError, match="v has 2 tensors but params has 1"):
         hvp(loss, [linear], [linear, linear])
-    with pytest.raises(ValueError, match=r"one of auto, reverse, forward_over_reverse, got"):
+    with pytest.raises(ValueError, match=r"one of auto, reverse, .*, native, got 'backward'"):
         hvp(loss, params, v, mode="backward")
     with pytest.raises(ValueError, match="takes a function of the list of parameters"):
         hvp(loss(), params, v, mode="forward_over_reverse")

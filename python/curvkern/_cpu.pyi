@@ -340,6 +340,36 @@ def hutchinson_device_accumulate(
     workspace: Callable[[int], Tensor],
     stream: int,
 ) -> None: ...
+def norm_tangent(
+    x: Tensor,
+    xd: Tensor,
+    w: Tensor | None,
+    wd: Tensor | None,
+    bd: Tensor | None,
+    mean: Tensor,
+    r: Tensor,
+    groups: int,
+    inner: int,
+    by_channel: bool,
+    y: Tensor,
+) -> None: ...
+def norm_reverse(
+    x: Tensor,
+    xd: Tensor,
+    w: Tensor | None,
+    wd: Tensor | None,
+    mean: Tensor,
+    r: Tensor,
+    groups: int,
+    inner: int,
+    by_channel: bool,
+    g: Tensor,
+    gd: Tensor,
+    xbar: Tensor | None,
+    xbard: Tensor,
+    sums: Tensor,
+) -> None: ...
+def gelu_bend(x: Tensor, t: Tensor, g: Tensor, xbard: Tensor) -> None: ...
 def mfac_products(window: Tensor, slots: Sequence[int], v: Tensor, out: Tensor) -> None: ...
 def mfac_push(
     window: Tensor, slots: Sequence[int], into: int, gradient: Tensor, v: Tensor, out: Tensor

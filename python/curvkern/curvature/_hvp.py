@@ -9,21 +9,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._tangents import Graph
 from ..optim import _products
 
-MODES = ("auto", "reverse", "forward_over_reverse")
+MODES = ("auto", "reverse", "forward_over_reverse", "native")
 Loss = Tensor | Callable[..., Tensor]
 
 
 class Hessian:
     """Products with the Hessian of one loss at the parameters' present values."""
 
-    def __init__(self, function: str, loss: Loss, params: Any) -> None:
+    def __init__(self, function: str, loss: Loss, params: Any, mode: str = "auto") -> None:
         self.function = function
         self.params = checked_params(function, params)
         self.dtype = self.params[0].dtype
         value = evaluate(function, loss, self.params)
         check_scalar(function, value)
+        self.graph: Graph | None = _products.native_graph(function, value, self.params, mode)
+        self.sizes = [p.numel() for p in self.params]
+        self.n = sum(self.sizes)
+        self.offsets = [sum(self.sizes[:i]) for i in range(len(self.sizes))]
+        if self.graph is not None:
+            return
         with torch.enable_grad():
             grads = torch.autograd.grad(
                 value, self.params, create_graph=True, allow_unused=True
@@ -32,11 +39,10 @@ class Hessian:
             torch.zeros_like(p) if g is None else g
             for p, g in zip(self.params, grads, strict=True)
         ]
-        self.sizes = [p.numel() for p in self.params]
-        self.n = sum(self.sizes)
-        self.offsets = [sum(self.sizes[:i]) for i in range(len(self.sizes))]
 
-    def product(self, v: Sequence[Tensor]) -> list[Tensor]:
+    def product(self, v: Sequence[Tensor], last: bool = False) -> list[Tensor]:
+        if self.graph is not None:
+            return _products.native_products(self.function, self.graph, [v], not last)[1]
         return _products.products(self.function, self.grads, self.params, [v], keep=True)
 
     def split(self, flat: Tensor) -> list[Tensor]:
@@ -133,7 +139,16 @@ def hvp(loss_or_closure: Loss, params: Any, v: Any, *, mode: str = "auto") -> An
     mode
         "reverse": the gradient's product with v is differentiated once more.
         "forward_over_reverse": the gradient is differentiated along v; takes a function of the
-        parameters. "auto" is "reverse".
+        parameters. "native": tangents go through the graph of the loss itself, forward and
+        back, and no second graph is made. What has no rule there is differentiated twice alone;
+        hooks on tensors do not run. "auto" is "native" for float32 and float64 on the CPU where
+        every node has a rule and tensors are large enough for it to be quicker, or torch has no
+        second derivative, as of fused attention, and there are neither hooks on the parameters
+        nor saved tensors that are packed, as of checkpoints; else "reverse".
+
+        Native products are exact to rounding: in float32, against double backward, they differ
+        by 3e-7 (MLPs, a GPT) to 2e-6 (ResNet20) in norm, and in float64 by 1e-14. Their peak
+        memory is twice that of a gradient.
 
     Returns
     -------
@@ -147,6 +162,11 @@ def hvp(loss_or_closure: Loss, params: Any, v: Any, *, mode: str = "auto") -> An
         such mode.
     RuntimeError
         torch cannot differentiate the loss in this mode, as ``mse_loss`` forward over reverse.
+
+    References
+    ----------
+    .. [1] B. A. Pearlmutter, "Fast Exact Multiplication by the Hessian", Neural Computation 6
+       (1994).
 
     Examples
     --------
@@ -170,7 +190,7 @@ def hvp(loss_or_closure: Loss, params: Any, v: Any, *, mode: str = "auto") -> An
             )
         result = _forward_over_reverse(loss_or_closure, listed, vectors)
     else:
-        result = Hessian("hvp", loss_or_closure, listed).product(vectors)
+        result = Hessian("hvp", loss_or_closure, listed, mode).product(vectors, last=True)
     return result[0] if isinstance(params, Tensor) else result
 
 

@@ -71,6 +71,9 @@ class AdaHessian(HutchinsonOptimizer):
     process_group
         Ranks to average gradients and products over, when the step gets a loss. Under
         ``DistributedDataParallel`` compute that loss within ``no_sync()``.
+    hvp
+        How products of a loss are computed: "native", "reverse" or "auto", as the modes of
+        :func:`curvkern.curvature.hvp`.
 
     Raises
     ------
@@ -136,6 +139,7 @@ class AdaHessian(HutchinsonOptimizer):
         foreach: bool | None = None,
         maximize: bool = False,
         process_group: Any = None,
+        hvp: str = "auto",
     ) -> None:
         _settings.choice("AdaHessian", "lazy", lazy)
         _settings.choice("AdaHessian", "bias", bias)
@@ -153,7 +157,7 @@ class AdaHessian(HutchinsonOptimizer):
         }
         super().__init__(
             params, defaults, n_probes=n_probes, update_every=update_every, seed=seed,
-            fused=fused, foreach=foreach, process_group=process_group,
+            fused=fused, foreach=foreach, process_group=process_group, hvp=hvp,
         )  # fmt: skip
 
     def _own(self) -> tuple[str, ...]:

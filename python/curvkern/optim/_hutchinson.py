@@ -67,8 +67,10 @@ class HutchinsonOptimizer(Optimizer, abc.ABC):
         fused: bool | None = None,
         foreach: bool | None = None,
         process_group: Any = None,
+        hvp: str = "auto",
     ) -> None:
         name = type(self).__name__
+        _settings.choice(name, "hvp", hvp)
         _settings.count(name, "n_probes", n_probes)
         _settings.count(name, "update_every", update_every)
         _settings.seed(name, seed)
@@ -79,7 +81,7 @@ class HutchinsonOptimizer(Optimizer, abc.ABC):
             raise ValueError(f"{name}: fused and foreach exclude each other")
         self._n_probes, self._update_every = n_probes, update_every
         self._fused, self._foreach = fused, foreach
-        self._process_group = process_group
+        self._process_group, self._hvp = process_group, hvp
         # Numbers that go into the state: those of all subclasses are ints and floats.
         self._numbers: dict[str, Any] = {"seed": seed, "step": 0}
         self._lock = threading.RLock()
@@ -198,8 +200,13 @@ class HutchinsonOptimizer(Optimizer, abc.ABC):
         wanted = self._wants_products()
         graph = wanted and hz is None
         params = [every[i][0] for i in index]
+        native = None
+        if loss is not None and graph:
+            native = _products.native_graph(name, loss, params, self._hvp)
         if loss is None:
             found: _products.Tensors = [p.grad for p in params]
+        elif native is not None:  # its gradients come with the products
+            found = [p if i in native.found else None for i, p in enumerate(params)]
         else:
             found = _products.gradients(name, loss, params, graph)
         moving = [
@@ -222,15 +229,20 @@ class HutchinsonOptimizer(Optimizer, abc.ABC):
             self._numbers["step"], self._scale(),
             loss=None if loss is None else float(_shards.local(loss.detach())),
         )  # fmt: skip
+        wanted = wanted and bool(params)
+        if wanted:
+            batch.z = self._chosen("probes", probes, every, index)
+        if native is not None:
+            batch.grads, batch.hz = self._native(native, batch)
         if loss is not None:
             self._reduce(batch.grads)
             self._check_finite("gradients", batch.grads, params)
-        if wanted and params:
-            batch.z = self._chosen("probes", probes, every, index)
+        if wanted:
             if hz is not None:
                 batch.hz = self._chosen("hz", hz, every, index)
             else:
-                batch.hz = self._computed(loss, grads, batch)
+                if native is None:
+                    batch.hz = self._computed(loss, grads, batch)
                 self._reduce(batch.hz)
                 self._check_finite("Hessian products", batch.hz, params)
         return batch
@@ -259,13 +271,21 @@ class HutchinsonOptimizer(Optimizer, abc.ABC):
                     f"{name}: after GradScaler.unscale_ the graph's scale is unknown; leave "
                     "unscaling to step(), or pass hz"
                 )
-        n, count = len(batch.params), self._probe_count()
-        z = [
-            [_shards.like(part, p) for part, p in zip(chosen, batch.whole, strict=True)]
-            for chosen in (batch.z[i * n : i * n + n] for i in range(count if batch.z else 0))
-        ] or [self._drawn(batch.whole, batch.offsets, i) for i in range(count)]
-        hz = _products.products(name, grads, batch.whole, z)
+        hz = _products.products(name, grads, batch.whole, self._probes(batch))
+        n = len(batch.whole)
         return [_shards.cut(one, batch.whole[i % n]) for i, one in enumerate(hz)]
+
+    def _probes(self, batch: Batch) -> list[list[Tensor]]:
+        n, count = len(batch.params), self._probe_count()
+        if batch.z:
+            return [
+                [
+                    _shards.like(part, p)
+                    for part, p in zip(batch.z[i * n : i * n + n], batch.whole, strict=True)
+                ]
+                for i in range(count)
+            ]
+        return [self._drawn(batch.whole, batch.offsets, i) for i in range(count)]
 
     def _drawn(self, params: list[Tensor], offsets: list[int], probe: int) -> list[Tensor]:
         """A probe of this step."""
@@ -274,6 +294,21 @@ class HutchinsonOptimizer(Optimizer, abc.ABC):
             self._numbers["step"], probe,
         )  # fmt: skip
         return [_shards.like(z, p) for z, p in zip(signs, params, strict=True)]
+
+    def _native(self, graph: Any, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
+        """Gradients and products together."""
+        name, index = type(self).__name__, sorted(graph.found)
+        probes = []
+        for one in self._probes(batch):
+            every = list(graph.params)  # in the place of what the loss does not depend on
+            for i, z in zip(index, one, strict=True):
+                every[i] = z
+            probes.append(every)
+        grads, hz = _products.native_products(name, graph, probes)
+        n = len(graph.params)
+        return [grads[i] for i in index], [
+            hz[at + i] for at in range(0, len(hz), n) for i in index
+        ]
 
     def _chosen(
         self, what: str, given: Probes | None, every: list[Any], index: list[int]
@@ -480,6 +515,7 @@ class HutchinsonOptimizer(Optimizer, abc.ABC):
             "_fused",
             "_foreach",
             "_process_group",
+            "_hvp",
             "_numbers",
         )
 

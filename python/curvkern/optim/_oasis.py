@@ -106,7 +106,7 @@ class OASIS(_Preconditioned):
         Whether the step length adapts; else it is ``lr``.
     warmup_probes
         :math:`D_0` is a mean over so many probes.
-    n_probes, seed, fused, foreach, process_group
+    n_probes, seed, fused, foreach, process_group, hvp
         As of :class:`AdaHessian`.
 
     Raises
@@ -154,13 +154,14 @@ class OASIS(_Preconditioned):
         fused: bool | None = None,
         foreach: bool | None = None,
         process_group: Any = None,
+        hvp: str = "auto",
     ) -> None:
         _settings.flag("OASIS", "adaptive", adaptive)
         self._adaptive = adaptive
         super().__init__(
             params, {"lr": lr, "beta2": beta2, "alpha": alpha}, warmup_probes,
             n_probes=n_probes, seed=seed, fused=fused, foreach=foreach,
-            process_group=process_group,
+            process_group=process_group, hvp=hvp,
         )  # fmt: skip
         self._numbers |= {"scale": 1.0, "theta": math.inf}
 
@@ -212,7 +213,7 @@ class SANIA(_Preconditioned):
         :math:`f^*`, the least value of the loss; at or below it nothing moves.
     warmup_probes
         The first D is the mean over so many probes, before the one of the first step.
-    n_probes, seed, fused, foreach, process_group
+    n_probes, seed, fused, foreach, process_group, hvp
         As of :class:`AdaHessian`.
 
     Raises
@@ -257,13 +258,14 @@ class SANIA(_Preconditioned):
         fused: bool | None = None,
         foreach: bool | None = None,
         process_group: Any = None,
+        hvp: str = "auto",
     ) -> None:
         _settings.number("SANIA", "f_star", f_star)
         self._f_star = float(f_star)
         super().__init__(
             params, {"beta2": beta2, "alpha": alpha}, warmup_probes,
             n_probes=n_probes, seed=seed, fused=fused, foreach=foreach,
-            process_group=process_group,
+            process_group=process_group, hvp=hvp,
         )  # fmt: skip
 
     def _own(self) -> tuple[str, ...]:

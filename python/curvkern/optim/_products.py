@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from .. import _hutchinson
+from .._tangents import Graph
 from ..reference import hutchinson as reference
+from . import _shards
 
 Tensors = Sequence[Tensor | None]
 
@@ -36,11 +38,77 @@ def gradients(name: str, loss: Tensor, params: Sequence[Tensor], graph: bool) ->
             return torch.autograd.grad(loss, params, create_graph=graph, allow_unused=True)
     except RuntimeError as error:
         if "second time" in str(error):
-            raise RuntimeError(
-                f"{name}: the graph of the loss is gone; a closure returns the loss and leaves "
-                "backward() to step()"
-            ) from error
+            raise _gone(name) from error
         raise explained(name, error) from error
+
+
+def native_graph(name: str, loss: Tensor, params: Sequence[Tensor], mode: str) -> Graph | None:
+    """Of a loss whose products are to be native; None where "auto" prefers double backward."""
+    if mode == "reverse" or not loss.requires_grad:
+        return None
+    if any(map(_shards.is_sharded, params)):
+        if mode == "native":
+            raise NotImplementedError(
+                f"{name}: mode 'native' takes parameters that are whole on each rank; use "
+                "mode 'reverse'"
+            )
+        return None
+    if mode == "auto" and not all(map(_takes_native, [loss, *params])):
+        return None
+    if mode == "auto" and not hasattr(loss.grad_fn, "_input_metadata"):  # of an older torch
+        return None
+    if not all(p.is_leaf for p in params):
+        if mode == "native":
+            raise ValueError(f"{name}: mode 'native' takes parameters that are leaves")
+        return None
+    graph = Graph(loss, params)
+    if graph.is_complex():
+        if mode == "native":
+            raise TypeError(
+                f"{name}: mode 'native' takes real tensors, got complex ones within"
+            )
+        return None
+    if mode == "native":
+        return graph
+    chosen = graph.is_large() and not graph.unknown() and graph.is_plain()
+    return graph if chosen else None
+
+
+def _takes_native(tensor: Tensor) -> bool:
+    return (
+        tensor.device.type == "cpu"
+        and tensor.dtype in (torch.float32, torch.float64)
+        and not tensor._backward_hooks
+    )
+
+
+def native_products(
+    name: str, graph: Graph, probes: Sequence[Sequence[Tensor]], keep: bool = False
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Gradients, and products with each probe in turn; zeros where there is no dependence."""
+    found: list[Tensor] = []
+    try:
+        for at, z in enumerate(probes):
+            found += graph.products(z, keep or len(probes) > 1)[1]
+            if at + 1 == len(probes) and not keep:
+                graph.kept = None
+    except RuntimeError as error:
+        if "second time" in str(error):
+            raise _gone(name) from error
+        raise RuntimeError(f"{name}: {error}") from error
+    grads = [
+        torch.zeros_like(p) if g is None else g
+        for p, g in zip(graph.params, graph.grads, strict=True)
+    ]
+    check_dense(name, grads + found)
+    return grads, found
+
+
+def _gone(name: str) -> RuntimeError:
+    return RuntimeError(
+        f"{name}: the graph of the loss is gone; a closure returns the loss and leaves "
+        "backward() to step()"
+    )
 
 
 def products(
@@ -67,11 +135,31 @@ def products(
                     )
             except RuntimeError as error:
                 raise explained(name, error) from error
+        if any(part is None for part in parts):
+            _check_twice(name, [grads[i] for i in known])
         found += [
             torch.zeros_like(p) if part is None else part.detach()
             for p, part in zip(params, parts, strict=True)
         ]
     return found
+
+
+def _check_twice(name: str, grads: Sequence[Tensor]) -> None:
+    """Refuse what ``once_differentiable`` made: torch cuts the graph there, without a word."""
+    stack = [g.grad_fn for g in grads]
+    seen = set(stack)
+    while stack:
+        node = stack.pop()
+        if node is None:
+            continue
+        if node.name().endswith("Error"):
+            raise RuntimeError(
+                f"{name}: a function of the loss is marked with once_differentiable; it has no "
+                "second derivative"
+            )
+        fresh = {child for child, _ in node.next_functions} - seen
+        seen |= fresh
+        stack += fresh
 
 
 def explained(name: str, error: RuntimeError) -> RuntimeError:

@@ -27,6 +27,7 @@ CHOICES = {
     "update": ("standard", "atan2"),
     "lazy": ("ema_on_refresh", "ema_stale"),
     "bias": ("refresh", "step"),
+    "hvp": ("auto", "reverse", "native"),
 }
 SPATIAL = ("none", "conv", "row")
 

@@ -60,7 +60,7 @@ class SophiaH(_Sophia):
         ``lr``.
     update_every
         Steps from one new curvature to the next.
-    n_probes, seed, fused, foreach, process_group
+    n_probes, seed, fused, foreach, process_group, hvp
         As of :class:`AdaHessian`.
 
     Raises
@@ -100,12 +100,13 @@ class SophiaH(_Sophia):
         fused: bool | None = None,
         foreach: bool | None = None,
         process_group: Any = None,
+        hvp: str = "auto",
     ) -> None:
         defaults = {"lr": lr, "betas": betas, "gamma": gamma, "eps": eps}
         super().__init__(
             params, {**defaults, "weight_decay": weight_decay}, n_probes=n_probes,
             update_every=update_every, seed=seed, fused=fused, foreach=foreach,
-            process_group=process_group,
+            process_group=process_group, hvp=hvp,
         )  # fmt: skip
 
     def _move(self, batch: Batch) -> None:
