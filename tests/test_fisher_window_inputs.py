@@ -110,6 +110,18 @@ def test_refusals(kind: type[Exception], text: str, call: Any) -> None:
         call()
 
 
+@pytest.mark.parametrize("bits", [0x7FFFFFFF, -1, 0x7FC00000, 0x7F800001], ids=hex)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_nan_of_any_payload_is_refused(dtype: torch.dtype, bits: int) -> None:
+    """Rounding must not carry out of the mantissa: 0x7fffffff became -0 in bfloat16."""
+    fisher = SlidingWindowFisher(64, 2, 1.0, dtype=dtype)
+    g = torch.ones(64)
+    g.view(torch.int32)[5] = bits
+    with pytest.raises(ValueError, match="finite"):
+        fisher.push(g)
+    assert len(fisher) == 0
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_not_finite_leaves_the_window_as_it_was(bad: float) -> None:
     fisher = pushed(9)

@@ -28,10 +28,12 @@ CURVKERN_HD void round_to(double x, double* target) {
 CURVKERN_HD void round_to(double x, float* target) {
     *target = static_cast<float>(x);
 }
-// To nearest, ties to even. x comes from float32 or is rounded to it first, as torch does.
+// To nearest, ties to even; NaN stays one, whatever its payload. x comes from float32 or is
+// rounded to it first, as torch does.
 CURVKERN_HD void round_to(double x, Brain* target) {
     const std::uint32_t word = __builtin_bit_cast(std::uint32_t, static_cast<float>(x));
-    target->bits = static_cast<std::uint16_t>((word + 0x7fff + (word >> 16 & 1)) >> 16);
+    const std::uint32_t rounded = (word + 0x7fff + (word >> 16 & 1)) >> 16;
+    target->bits = static_cast<std::uint16_t>(x == x ? rounded : 0x7fc0);
 }
 
 }  // namespace isa
