@@ -22,21 +22,30 @@ CURVKERN_SHARED void silu(R* z, int count) {
     for (int i = 0; i < count; ++i) z[i] = z[i] / (c<R>(1) + exp(-z[i]));
 }
 
-template <class R>
-CURVKERN_HD void activate(R* z, int count, Activation activation) {
+template <class R, int count>
+CURVKERN_HD void activate(R (&z)[count], Activation activation) {
     switch (activation) {
         case Activation::none:
             break;
         case Activation::relu:
+            CURVKERN_UNROLL
             for (int i = 0; i < count; ++i) z[i] = select(z[i] < c<R>(0), c<R>(0), z[i]);
             break;
         case Activation::relu6:
+            CURVKERN_UNROLL
             for (int i = 0; i < count; ++i) z[i] = clamp(z[i], 0, 6);
             break;
-        case Activation::silu:
-            silu(z, count);
+        case Activation::silu: {
+            R copy[count];  // z itself stays in registers
+            CURVKERN_UNROLL
+            for (int i = 0; i < count; ++i) copy[i] = z[i];
+            silu(copy, count);
+            CURVKERN_UNROLL
+            for (int i = 0; i < count; ++i) z[i] = copy[i];
             break;
+        }
         case Activation::hardswish:
+            CURVKERN_UNROLL
             for (int i = 0; i < count; ++i) {
                 z[i] = z[i] * clamp(z[i] + c<R>(3), 0, 6) * c<R>(1.0 / 6);
             }

@@ -11,6 +11,15 @@ T* at(T* base, std::int64_t bytes) {
     return reinterpret_cast<T*>(reinterpret_cast<Byte*>(base) + bytes);
 }
 
+// An address in a register of its own: with a sum of two registers as its operand, each multiply-add
+// is two operations for the front end.
+template <class T>
+CURVKERN_HD void keep(T*& address) {
+#if defined(__x86_64__)
+    asm("" : "+r"(address));
+#endif
+}
+
 template <class S>
 void pack(const void* x, std::int64_t stride, std::int64_t rows, std::int64_t count,
           std::int64_t pitch, void* packed) {
@@ -38,7 +47,7 @@ CURVKERN_HD void put(Register<S> (&z)[V], std::int64_t row, const Target& target
     constexpr int width = lanes_of<S>;
     const std::int64_t start = row * target.row_size;
     if (target.bias != nullptr) {
-        const R bias = R{} + widened(static_cast<const S*>(target.bias)[row]);
+        const R bias = spread(static_cast<const S*>(target.bias) + row);
         CURVKERN_UNROLL
         for (int v = 0; v < V; ++v) z[v] += bias;
     }
@@ -48,7 +57,7 @@ CURVKERN_HD void put(Register<S> (&z)[V], std::int64_t row, const Target& target
         for (int v = 0; v < V - 1; ++v) z[v] += load(residual + v * width);
         z[V - 1] += load(residual + (V - 1) * width, last);
     }
-    if (target.activation != Activation::none) activate(z, V, target.activation);
+    if (target.activation != Activation::none) activate(z, target.activation);
     S* out = static_cast<S*>(target.out) + start;
     CURVKERN_UNROLL
     for (int v = 0; v < V - 1; ++v) store(out + v * width, z[v]);
@@ -75,9 +84,10 @@ void multiply(const Piece& piece, const void* packed, void* sums, std::int64_t p
             }
             for (std::int32_t n = run->entries; n > 0; --n, ++offset, value += H) {
                 const R* x = static_cast<const R*>(at(packed, *offset));
+                keep(x);
                 R weight[H];
                 CURVKERN_UNROLL
-                for (int h = 0; h < H; ++h) weight[h] = R{} + value[h];
+                for (int h = 0; h < H; ++h) weight[h] = spread(value + h);
                 CURVKERN_UNROLL
                 for (int v = 0; v < V; ++v) {
                     const R pixels = x[v];

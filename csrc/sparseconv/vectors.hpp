@@ -38,6 +38,33 @@ CURVKERN_HD float widened(Brain x) {
     return __builtin_bit_cast(float, static_cast<std::uint32_t>(x.bits) << 16);
 }
 
+// x in all lanes, as one load: GCC adds to a zero where R{} + x is written, as that turns -0 to 0.
+CURVKERN_HD VectorDouble spread(const double* x) {
+#if defined(__AVX512F__)
+    return (VectorDouble)_mm512_set1_pd(*x);
+#elif defined(__AVX2__)
+    return (VectorDouble)_mm256_set1_pd(*x);
+#elif defined(__x86_64__)
+    return (VectorDouble)_mm_set1_pd(*x);
+#else
+    return VectorDouble{} + *x;
+#endif
+}
+CURVKERN_HD VectorFloat spread(const float* x) {
+#if defined(__AVX512F__)
+    return (VectorFloat)_mm512_set1_ps(*x);
+#elif defined(__AVX2__)
+    return (VectorFloat)_mm256_set1_ps(*x);
+#elif defined(__x86_64__)
+    return (VectorFloat)_mm_set1_ps(*x);
+#else
+    return VectorFloat{} + *x;
+#endif
+}
+CURVKERN_HD VectorFloat spread(const Brain* x) {
+    return VectorFloat{} + widened(*x);
+}
+
 template <class S>
 CURVKERN_HD S narrowed(Wide<S> x) {
     S y;
