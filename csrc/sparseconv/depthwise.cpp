@@ -1,6 +1,7 @@
 #include "sparseconv/depthwise.hpp"
 
 #include <algorithm>
+#include <cstring>
 
 #include "sparseconv/workers.hpp"
 
@@ -69,6 +70,8 @@ bool depthwise(const Depthwise& d, void* scratch, std::int64_t scratch_bytes,
         planes(d), planes_at_once(d), interrupted, [&](std::int64_t begin, std::int64_t end) {
             const Workers::Turn turn(workers);
             char* memory = turn.scratch();
+            // Padding, which no plane writes to.
+            std::memset(memory, 0, static_cast<std::size_t>(each));
             for (std::int64_t i = begin; i < end; ++i) {
                 kernel(d, bands, i / filters, i % filters, memory, memory + tap_bytes(d));
             }

@@ -6,34 +6,74 @@
 namespace curvkern::sparseconv {
 namespace {
 
-// A row of the input, or zeros beyond the image, with its padding, one phase of the stride
-// after the other.
+// Elements of a row two apart: x[0], x[2], .. to `even`, x[1], x[3], .. to `odd`, as many as
+// fill registers; returns how many of each.
 template <class S>
-void copy_row(const Depthwise& d, const Bands& bands, const S* plane, std::int64_t row,
-              Wide<S>* to) {
+CURVKERN_HD std::int64_t split(const S*, std::int64_t, Wide<S>*, Wide<S>*) {
+    return 0;
+}
+#if defined(__AVX512F__)
+CURVKERN_HD std::int64_t split(const float* x, std::int64_t pairs, float* even, float* odd) {
+    const __m512i evens =
+        _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    const __m512i odds = _mm512_add_epi32(evens, _mm512_set1_epi32(1));
+    std::int64_t j = 0;
+    for (; j < pairs; j += 16) {
+        const std::int64_t left = 2 * (pairs - j);
+        const __m512 low = (__m512)load(x + 2 * j, left < 16 ? left : 16);
+        const __m512 high = left <= 16
+                                ? _mm512_setzero_ps()
+                                : (__m512)load(x + 2 * j + 16, left < 32 ? left - 16 : 16);
+        const std::int64_t some = pairs - j < 16 ? pairs - j : 16;
+        store(even + j, (VectorFloat)_mm512_permutex2var_ps(low, evens, high), some);
+        store(odd + j, (VectorFloat)_mm512_permutex2var_ps(low, odds, high), some);
+    }
+    return pairs;
+}
+#endif
+
+// A row of the input, one phase of the stride after the other, or zeros beyond the image.
+// Column j of a phase is phase + j s - left of the image; what is left or right of it stays
+// zero.
+template <class S>
+CURVKERN_HD void copy_row(const Depthwise& d, const Bands& bands, const S* plane,
+                          std::int64_t row, Wide<S>* to) {
     const bool inside = row >= 0 && row < d.height;
     const S* from = plane + (inside ? row * d.width : 0);
-    for (std::int64_t phase = 0; phase < d.stride; ++phase, to += bands.columns) {
-        // column j of the buffer is phase + j s - left of the image
-        std::int64_t first = (d.left - phase + d.stride - 1) / d.stride;
-        first = d.left > phase ? first : 0;
-        std::int64_t last = d.width + d.left - phase;
-        last = last > 0 ? (last + d.stride - 1) / d.stride : 0;
-        first = first < bands.columns ? first : bands.columns;
-        last = last < bands.columns ? last : bands.columns;
-        if (!inside || last < first) first = last = bands.columns;
-        const S* source = from + phase - d.left;
-        for (std::int64_t j = 0; j < first; ++j) to[j] = 0;
-        if (d.stride == 1) {
-            for_lanes<S>(last - first, [&](std::int64_t j, std::int64_t some) {
-                store(to + first + j, load(source + first + j, some), some);
-            });
-        } else if (d.stride == 2) {
-            for (std::int64_t j = first; j < last; ++j) to[j] = widened(source[2 * j]);
-        } else {
-            for (std::int64_t j = first; j < last; ++j) to[j] = widened(source[d.stride * j]);
+    std::int64_t first[2], last[2], done = 0;
+    const auto ends = [&](std::int64_t phase, std::int64_t& begin, std::int64_t& end) {
+        begin = d.left > phase ? (d.left - phase + d.stride - 1) / d.stride : 0;
+        end = d.width + d.left - phase;
+        end = end > 0 ? (end + d.stride - 1) / d.stride : 0;
+        begin = begin < bands.columns ? begin : bands.columns;
+        end = end < bands.columns ? end : bands.columns;
+    };
+    if (d.stride == 2 && inside) {
+        // Pairs of pixels from the first on; the even pixels are of the phase of `left`.
+        const std::int64_t even = d.left % 2, odd = 1 - even;
+        ends(even, first[0], last[0]);
+        ends(odd, first[1], last[1]);
+        const std::int64_t a = last[0] - first[0], b = last[1] - first[1];
+        if (a >= 0 && b >= 0) {
+            done = split(from, a < b ? a : b, to + even * bands.columns + first[0],
+                         to + odd * bands.columns + first[1]);
         }
-        for (std::int64_t j = last; j < bands.columns; ++j) to[j] = 0;
+    }
+    for (std::int64_t phase = 0; phase < d.stride; ++phase, to += bands.columns) {
+        std::int64_t begin, end;
+        ends(phase, begin, end);
+        const S* source = from + phase - d.left;
+        if (!inside) {
+            for (std::int64_t j = begin; j < end; ++j) to[j] = 0;
+        } else if (d.stride == 1) {
+            for_lanes<S>(end - begin, [&](std::int64_t j, std::int64_t some) {
+                store(to + begin + j, load(source + begin + j, some), some);
+            });
+        } else {
+            for (std::int64_t j = begin + done; j < end; ++j) {
+                to[j] = widened(source[d.stride * j]);
+            }
+        }
     }
 }
 
