@@ -161,24 +161,73 @@ CURVKERN_HD Scalar<R> total(R x) {
     return sum;
 }
 
-template <class T>
-void correlate(const Piece& piece, const void* packed, const void* g, std::int64_t pitch,
-               int vectors, void* sums) {
+// sum[i] += the total of part[i]
+template <class R>
+CURVKERN_HD void add_totals(const R (&part)[4], Scalar<R>* sum) {
+    for (int i = 0; i < 4; ++i) sum[i] += total(part[i]);
+}
+#if defined(__AVX2__)
+// Four at a time take the shuffles of one.
+CURVKERN_HD __m128 quarter(VectorFloat x) {
+#if defined(__AVX512F__)
+    const __m256 half =
+        _mm256_add_ps(_mm512_castps512_ps256((__m512)x), _mm512_extractf32x8_ps((__m512)x, 1));
+#else
+    const __m256 half = (__m256)x;
+#endif
+    return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+}
+CURVKERN_HD void add_totals(const VectorFloat (&part)[4], float* sum) {
+    __m128 a = quarter(part[0]), b = quarter(part[1]), d = quarter(part[2]),
+           e = quarter(part[3]);
+    _MM_TRANSPOSE4_PS(a, b, d, e);
+    const __m128 all = _mm_add_ps(_mm_add_ps(a, b), _mm_add_ps(d, e));
+    _mm_storeu_ps(sum, _mm_add_ps(_mm_loadu_ps(sum), all));
+}
+#endif
+
+// V registers of a row of g against those of its channels, four channels at a time.
+template <class T, int V>
+void correlate_strip(const Piece& piece, const void* packed, const void* g, std::int64_t pitch,
+                     T* sum) {
     using R = Register<T>;
     const std::int32_t* row = piece.row;
     const std::uint16_t* offset = piece.offset;
-    T* sum = static_cast<T*>(sums);
     for (const Run* run = piece.run; run != piece.run + piece.runs; ++run) {
         for (std::int32_t i = 0; i < run->rows; ++i, ++row) {
-            const R* y = static_cast<const R*>(at(g, std::int64_t{*row} * pitch));
-            for (std::int32_t n = run->entries; n > 0; --n, ++offset, ++sum) {
+            const R* from = static_cast<const R*>(at(g, std::int64_t{*row} * pitch));
+            R y[V];
+            CURVKERN_UNROLL
+            for (int v = 0; v < V; ++v) y[v] = from[v];
+            std::int32_t n = run->entries;
+            for (; n >= 4; n -= 4, offset += 4, sum += 4) {
+                R part[4];
+                CURVKERN_UNROLL
+                for (int j = 0; j < 4; ++j) {
+                    const R* x = static_cast<const R*>(at(packed, offset[j]));
+                    part[j] = x[0] * y[0];
+                    CURVKERN_UNROLL
+                    for (int v = 1; v < V; ++v) part[j] += x[v] * y[v];
+                }
+                add_totals(part, sum);
+            }
+            for (; n > 0; --n, ++offset, ++sum) {
                 const R* x = static_cast<const R*>(at(packed, *offset));
-                R part{};
-                for (int v = 0; v < vectors; ++v) part += x[v] * y[v];
+                R part = x[0] * y[0];
+                CURVKERN_UNROLL
+                for (int v = 1; v < V; ++v) part += x[v] * y[v];
                 *sum += total(part);
             }
         }
     }
+}
+
+template <class T, int V = most_vectors>
+void correlate(const Piece& piece, const void* packed, const void* g, std::int64_t pitch,
+               int vectors, void* sums) {
+    if (vectors == V)
+        return correlate_strip<T, V>(piece, packed, g, pitch, static_cast<T*>(sums));
+    if constexpr (V > 1) correlate<T, V - 1>(piece, packed, g, pitch, vectors, sums);
 }
 
 template <class T, int H, int V, class Table>

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.grad import conv2d_input, conv2d_weight
 
 from . import _runtime
 
@@ -240,7 +241,7 @@ def depthwise_input_grad(
     """The gradient of a depthwise convolution of images of a size in them."""
     left, right, top, bottom = padding
     padded = (*gy.shape[:2], size[0] + top + bottom, size[1] + left + right)
-    gx = torch.nn.grad.conv2d_input(padded, weight, gy, stride, 0, dilation, gy.shape[1])
+    gx = conv2d_input(padded, weight, gy, stride, 0, dilation, gy.shape[1])
     return gx[..., top : top + size[0], left : left + size[1]].contiguous()
 
 
@@ -255,4 +256,4 @@ def depthwise_weight_grad(
     """The gradient of a depthwise convolution in its weights, (C, 1, kh, kw)."""
     shape = (x.shape[1], 1, *kernel)
     padded = F.pad(x, tuple(padding))
-    return torch.nn.grad.conv2d_weight(padded, shape, gy, stride, 0, dilation, x.shape[1])
+    return conv2d_weight(padded, shape, gy, stride, 0, dilation, x.shape[1])
