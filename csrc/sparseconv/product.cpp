@@ -169,7 +169,7 @@ bool multiply(const Product& product, void* scratch, std::int64_t scratch_bytes,
     });
 }
 
-// A chunk of channels is a task: x is packed once, and its nonzeros belong to no other.
+// The nonzeros of a chunk of channels belong to one thread.
 std::int64_t correlation_scratch(const Plan& plan, Storage storage) {
     const std::int64_t workers = std::min<std::int64_t>(thread_count(), plan.chunks());
     const auto values = static_cast<std::int64_t>(plan.source().size()) * wide_size(storage);
@@ -189,17 +189,23 @@ bool correlate(const Correlation& correlation, void* scratch, std::int64_t scrat
     Workers workers(sums + value_bytes,
                     std::max<std::int64_t>(1, (scratch_bytes - 64 - value_bytes) / each), each);
     std::memset(sums, 0, static_cast<std::size_t>(n * wide));
-    const bool finished =
-        parallel_chunks(plan.chunks(), 1, interrupted, [&](std::int64_t chunk, std::int64_t) {
-            const Workers::Turn turn(workers);
-            char *packed = turn.scratch(), *g = packed + chunk_bytes;
-            const std::int64_t from = chunk * plan.channels();
-            for (std::int64_t i = 0; i < strips.count(); ++i) {
-                const Strips::Strip strip = strips.at(i);
+    // A thread takes some chunks of channels, so that it packs g once for all of them. Between
+    // some strips and the next, signals are looked for.
+    constexpr std::int64_t strips_at_once = 64;
+    const std::int64_t threads = std::min<std::int64_t>(thread_count(), plan.chunks());
+    const std::int64_t share = (plan.chunks() + threads - 1) / threads;
+    const auto add = [&](std::int64_t begin, std::int64_t end, std::int64_t first_chunk,
+                         std::int64_t last_chunk) {
+        const Workers::Turn turn(workers);
+        char *packed = turn.scratch(), *g = packed + chunk_bytes;
+        for (std::int64_t i = begin; i < end; ++i) {
+            const Strips::Strip strip = strips.at(i);
+            pack(strips, strip, correlation.g, storage, correlation.pixels, plan.rows(), 0,
+                 plan.rows(), pitch, g);
+            for (std::int64_t chunk = first_chunk; chunk < last_chunk; ++chunk) {
+                const std::int64_t from = chunk * plan.channels();
                 pack(strips, strip, correlation.x, storage, correlation.pixels, plan.columns(),
                      from, std::min(plan.channels(), plan.columns() - from), pitch, packed);
-                pack(strips, strip, correlation.g, storage, correlation.pixels, plan.rows(), 0,
-                     plan.rows(), pitch, g);
                 for (std::int64_t part = 0; part < plan.parts(); ++part) {
                     const Piece piece = plan.piece(part, chunk, nullptr, 0);
                     kernels.correlate[wide_index(storage)](
@@ -207,7 +213,18 @@ bool correlate(const Correlation& correlation, void* scratch, std::int64_t scrat
                         sums + plan.first_value(part, chunk) * wide);
                 }
             }
-        });
+        }
+    };
+    bool finished = true;
+    for (std::int64_t i = 0; finished && i < strips.count(); i += strips_at_once) {
+        const std::int64_t end = std::min(i + strips_at_once, strips.count());
+        finished = parallel_chunks(
+            plan.chunks(), share, interrupted,
+            [&](std::int64_t first, std::int64_t last) { add(i, end, first, last); });
+        if (finished && interrupted != nullptr && end < strips.count()) {
+            finished = !interrupted();
+        }
+    }
     if (finished) {
         kernels.scatter[index(storage)](sums, plan.source().data(), n, correlation.values);
     }
