@@ -6,6 +6,7 @@
 #include "bind/families.hpp"
 #include "bind/mfac_device.hpp"
 #include "bind/sinkhorn_device.hpp"
+#include "bind/sparseconv_device.hpp"
 
 PYBIND11_MODULE(_cuda, module) {
     module.def("runtime_version", [] { return CUDART_VERSION; });
@@ -15,4 +16,6 @@ PYBIND11_MODULE(_cuda, module) {
     curvkern::bind_sparsemax_cuda(module);
     curvkern::bind_sinkhorn_device(module, curvkern::sinkhorn::device::cuda_calls(),
                                    curvkern::dlpack::device_cuda);
+    curvkern::bind_sparseconv_device(module, curvkern::sparseconv::device::cuda_calls(),
+                                     curvkern::dlpack::device_cuda);
 }
