@@ -20,16 +20,16 @@ using Padding = std::array<std::int64_t, 4>;  // left, right, top, bottom
     throw py::value_error(std::string(op) + ": " + what);
 }
 
-inline Element element_of(const TensorView& view) {
-    return view.dtype() == Dtype::float64   ? Element::float64
-           : view.dtype() == Dtype::float32 ? Element::float32
-                                            : Element::bfloat16;
+inline Storage storage_of(const TensorView& view) {
+    return view.dtype() == Dtype::float64   ? Storage::float64
+           : view.dtype() == Dtype::float32 ? Storage::float32
+                                            : Storage::bfloat16;
 }
 
-inline Act act_of(const char* op, const std::string& name) {
+inline Activation activation_of(const char* op, const std::string& name) {
     constexpr const char* names[] = {"none", "relu", "relu6", "silu", "hardswish"};
     for (int i = 0; i < 5; ++i) {
-        if (name == names[i]) return static_cast<Act>(i);
+        if (name == names[i]) return static_cast<Activation>(i);
     }
     refuse_call(op,
                 "activation must be none, relu, relu6, silu or hardswish, got '" + name + "'");
@@ -42,7 +42,7 @@ class Tensors {
         : op_(op), where_(where), first_(first, op, name, where, true) {}
 
     const TensorView& first() const { return first_; }
-    Element element() const { return element_of(first_); }
+    Storage storage() const { return storage_of(first_); }
     Place place(std::uintptr_t stream) const { return {first_.device_id(), stream}; }
 
     void* of_shape(py::handle object, const char* name,

@@ -22,7 +22,7 @@ class Convolutions {
             refuse_call(op, "lanes must be 1, 2, 4, 8, 16 or 32, got " + std::to_string(lanes));
         }
         Product p{};
-        p.element = tensors.element();
+        p.storage = tensors.storage();
         p.matrix = blocks_of(op, tensors, matrix, block);
         p.batch = tensors.first().shape(0);
         p.columns = tensors.first().shape(1);
@@ -35,7 +35,7 @@ class Convolutions {
         p.bias = tensors.optional(bias, "bias", {rows});
         p.residual = tensors.optional(residual, "residual", {p.batch, rows, p.pixels});
         p.out = tensors.of_shape(y, "y", {p.batch, rows, p.pixels});
-        p.act = act_of(op, activation);
+        p.activation = activation_of(op, activation);
         p.lanes = lanes;
         if (p.batch * rows * p.pixels == 0) return;
         const py::gil_scoped_release release;
@@ -49,7 +49,7 @@ class Convolutions {
         const std::int64_t count = tensors.beside(source, "source").size();
         const Blocks blocks{nullptr, nullptr, nullptr, 0, count, block.first, block.second};
         const Blocks turned{nullptr, nullptr, nullptr, 0, count, block.second, block.first};
-        const Transposition t{tensors.element(),
+        const Transposition t{tensors.storage(),
                               values_of(tensors, values, blocks),
                               tensors.numbers<std::int64_t>(source, "source", count),
                               values_of(tensors, out, turned, "out"),
@@ -83,7 +83,7 @@ class Convolutions {
             refuse_call(op, "matrix must be (crow, col, order, row, first)");
         }
         Correlation c{};
-        c.element = tensors.element();
+        c.storage = tensors.storage();
         c.matrix = blocks_of(op, tensors, matrix, block);
         c.tiles = tensors.beside(matrix[3], "row").size();
         c.row = tensors.numbers<std::int32_t>(matrix[3], "row", c.tiles);
@@ -116,7 +116,7 @@ class Convolutions {
         const Window window = window_of(op, size_of(tensors.first()), size_of(out), size_of(w),
                                         stride, padding, dilation);
         const Convolution c{
-            tensors.element(),
+            tensors.storage(),
             window,
             tensors.first().data(),
             tensors.of_shape(weight, "weight", {filters, taken, w.shape(2), w.shape(3)}),
@@ -125,7 +125,7 @@ class Convolutions {
             batch,
             channels,
             filters,
-            act_of(op, activation)};
+            activation_of(op, activation)};
         if (out.size() == 0) return;
         const py::gil_scoped_release release;
         (depthwise ? calls_.depthwise : calls_.first)(tensors.place(stream), c);
@@ -145,7 +145,7 @@ class Convolutions {
         const Window window = window_of(op, size_of(out), size_of(tensors.first()), size_of(w),
                                         stride, padding, dilation);
         const InputGradient g{
-            tensors.element(),
+            tensors.storage(),
             window,
             tensors.first().data(),
             tensors.of_shape(weight, "weight", {channels, 1, w.shape(2), w.shape(3)}),
@@ -183,7 +183,7 @@ class Convolutions {
         const Window window = window_of(op, size_of(image), size_of(tensors.first()),
                                         size_of(out), stride, padding, dilation);
         WeightGradient g{
-            tensors.element(),
+            tensors.storage(),
             window,
             tensors.first().data(),
             tensors.of_shape(x, "x", {batch, channels, window.height, window.width}),

@@ -10,15 +10,9 @@
 #include <cstdint>
 
 #include "core/queue.hpp"
+#include "sparseconv/sparseconv.hpp"
 
 namespace curvkern::sparseconv::device {
-
-enum class Element { float64, float32, bfloat16 };
-enum class Act { none, relu, relu6, silu, hardswish };
-
-constexpr std::int64_t bytes_of(Element element) {
-    return element == Element::float64 ? 8 : element == Element::float32 ? 4 : 2;
-}
 
 // Where a matrix of rows * height rows has blocks of height x width values. Columns begin at a
 // multiple of 32 bytes.
@@ -32,7 +26,7 @@ struct Blocks {
 
 // out = act(W x + bias + residual)
 struct Product {
-    Element element;
+    Storage storage;
     Blocks matrix;
     const void* values;    // (count, height, width), from a multiple of 32 bytes on
     const void* x;         // (batch, columns, pixels)
@@ -40,13 +34,13 @@ struct Product {
     const void* residual;  // as out, or null
     void* out;             // (batch, rows * height, pixels)
     std::int64_t batch, columns, pixels;
-    Act act;
+    Activation activation;
     std::int64_t lanes;  // threads that share a row and a tile of pixels: 1, 2, 4 .. 32
 };
 
 // out[i] = the block values[source[i]], transposed
 struct Transposition {
-    Element element;
+    Storage storage;
     const void* values;          // (count, height, width)
     const std::int64_t* source;  // (count)
     void* out;                   // (count, width, height)
@@ -57,7 +51,7 @@ struct Transposition {
 // entries_of_tile columns of block row row[t], from its number first[t] on; a block has
 // `width`.
 struct Correlation {
-    Element element;
+    Storage storage;
     Blocks matrix;
     const std::int32_t* row;    // (tiles)
     const std::int64_t* first;  // (tiles)
@@ -80,19 +74,19 @@ struct Window {
 
 // A convolution with act(.. + bias): of each channel with its own filter, or (First) of all.
 struct Convolution {
-    Element element;
+    Storage storage;
     Window window;
     const void* x;       // (batch, channels, height, width)
     const void* weight;  // (filters, 1 or channels, kernel_height, kernel_width)
     const void* bias;    // (filters), or null
     void* out;           // (batch, filters, out_height, out_width)
     std::int64_t batch, channels, filters;
-    Act act;
+    Activation activation;
 };
 
 // The derivatives of a depthwise one: in x from gy and weight, in weight from gy and x.
 struct InputGradient {
-    Element element;
+    Storage storage;
     Window window;
     const void* gy;
     const void* weight;
@@ -100,7 +94,7 @@ struct InputGradient {
     std::int64_t batch, channels;
 };
 struct WeightGradient {
-    Element element;
+    Storage storage;
     Window window;
     const void* gy;
     const void* x;

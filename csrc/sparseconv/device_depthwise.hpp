@@ -60,7 +60,7 @@ struct Depthwise {
             for (int r = 0; r < rows_down; ++r) {
                 if (i + r >= w.out_height) continue;
                 finish<1>(&z.value[r], offset, static_cast<const S*>(nullptr),
-                          out + r * w.out_width, c.act);
+                          out + r * w.out_width, c.activation);
             }
         });
     }

@@ -43,7 +43,7 @@ void multiply(const Place& place, const Product& p) {
         const Tiling<N> tiling(p, slots, threads);
         queue.run(Kernel{p, tiling}, tiling.blocks(), threads);
     };
-    with_element(p.element, [&]<class S>() {
+    with_storage(p.storage, [&]<class S>() {
         with_pixels<S>(p.pixels, {p.x, p.out, p.residual}, [&]<int N>() {
             if (p.matrix.height * p.matrix.width == 1) {
                 return start.template operator()<MultiplyRows<S, N>, N>(p.matrix.rows);
@@ -59,7 +59,7 @@ void multiply(const Place& place, const Product& p) {
 template <class Queue>
 void transpose(const Place& place, const Transposition& t) {
     Queue queue(place, "sparse_conv1x1_input_grad");
-    with_element(t.element, [&]<class S>() {
+    with_storage(t.storage, [&]<class S>() {
         const std::int64_t size = t.count * t.height * t.width;
         queue.run(Transpose<S>{t}, divided(size, usual_threads), usual_threads);
     });
@@ -82,7 +82,7 @@ inline std::int64_t correlation_workspace(const Correlation& c) {
 template <class Queue>
 void correlate(const Place& place, const Correlation& c) {
     Queue queue(place, "sparse_conv1x1_sddmm");
-    with_element(c.element, [&]<class S>() {
+    with_storage(c.storage, [&]<class S>() {
         const CorrelationPlan plan = plan_correlation(c, correlated_rows(c));
         with_pixels<S>(c.pixels, {c.gy, c.x}, [&]<int N>() {
             with_rows<most_correlated>(c.matrix.height, [&]<int Rows>() {
@@ -112,7 +112,7 @@ void with_filter(const Window& w, Run run) {
 
 template <class Queue>
 void filter_planes(Queue& queue, const Convolution& c, bool flipped) {
-    with_element(c.element, [&]<class S>() {
+    with_storage(c.storage, [&]<class S>() {
         with_filter(c.window, [&]<int K, int Stride>() {
             using Kernel = Depthwise<S, K, Stride>;
             const int threads = threads_for(Kernel::threads(c));
@@ -137,11 +137,11 @@ void input_gradient(const Place& place, const InputGradient& g) {
         const Window back{w.out_height,   w.out_width, w.height,   w.width, w.kernel_height,
                           w.kernel_width, 1,           w.dilation, right,   down};
         return filter_planes(queue,
-                             {g.element, back, g.gy, g.weight, nullptr, g.gx, g.batch,
-                              g.channels, g.channels, Act::none},
+                             {g.storage, back, g.gy, g.weight, nullptr, g.gx, g.batch,
+                              g.channels, g.channels, Activation::none},
                              true);
     }
-    with_element(g.element, [&]<class S>() {
+    with_storage(g.storage, [&]<class S>() {
         const std::int64_t size = g.batch * g.channels * w.height * w.width;
         const int threads = threads_for(size);
         queue.run(DepthwiseBack<S>{g}, divided(size, threads), threads);
@@ -172,7 +172,7 @@ inline std::int64_t weight_workspace(const WeightGradient& g) {
 template <class Queue>
 void weight_gradient(const Place& place, const WeightGradient& g) {
     Queue queue(place, "depthwise_conv2d_weight_grad");
-    with_element(g.element, [&]<class S>() {
+    with_storage(g.storage, [&]<class S>() {
         with_taps(g.window, [&]<int K>() {
             using Kernel = DepthwiseWeights<S, K>;
             const WeightPlan plan = plan_weights(g, Kernel::taps);
@@ -188,7 +188,7 @@ void weight_gradient(const Place& place, const WeightGradient& g) {
 template <class Queue>
 void first(const Place& place, const Convolution& c) {
     Queue queue(place, "first_conv2d");
-    with_element(c.element, [&]<class S>() {
+    with_storage(c.storage, [&]<class S>() {
         const First<S> kernel(c);
         const std::int64_t size = c.batch * c.window.out_height * c.window.out_width;
         const int threads = threads_for(size * kernel.groups);

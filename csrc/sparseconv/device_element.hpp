@@ -100,18 +100,18 @@ struct Sums {
 
 // NaN stays NaN.
 template <class A>
-CURVKERN_HD A activate(A z, Act act) {
+CURVKERN_HD A activate(A z, Activation activation) {
     const auto clamp = [](A y) { return y < A(0) ? A(0) : y > A(6) ? A(6) : y; };
-    switch (act) {
-        case Act::none:
+    switch (activation) {
+        case Activation::none:
             return z;
-        case Act::relu:
+        case Activation::relu:
             return z < A(0) ? A(0) : z;
-        case Act::relu6:
+        case Activation::relu6:
             return clamp(z);
-        case Act::silu:
+        case Activation::silu:
             return z / (A(1) + exp(-z));
-        case Act::hardswish:
+        case Activation::hardswish:
             return z * clamp(z + A(3)) / A(6);
     }
     return z;
@@ -119,14 +119,14 @@ CURVKERN_HD A activate(A z, Act act) {
 
 // row[at] .. row[at + N - 1] = act(z + bias + residual[at] ..)
 template <int N, class S, class A>
-CURVKERN_HD void finish(const A* z, A bias, const S* residual, S* out, Act act) {
+CURVKERN_HD void finish(const A* z, A bias, const S* residual, S* out, Activation activation) {
     Pack<S, N> y, r;
     if (residual != nullptr) r = load_pack<N>(residual);
     CURVKERN_IN_REGISTERS
     for (int e = 0; e < N; ++e) {
         A sum = z[e] + bias;
         if (residual != nullptr) sum += widen(r.value[e]);
-        round_to(activate(sum, act), y.value[e]);
+        round_to(activate(sum, activation), y.value[e]);
     }
     *reinterpret_cast<Pack<S, N>*>(out) = y;
 }
@@ -141,13 +141,13 @@ inline int threads_for(std::int64_t threads) {
 
 // run.operator()<S>()
 template <class Run>
-void with_element(Element element, Run run) {
-    switch (element) {
-        case Element::float64:
+void with_storage(Storage storage, Run run) {
+    switch (storage) {
+        case Storage::float64:
             return run.template operator()<double>();
-        case Element::float32:
+        case Storage::float32:
             return run.template operator()<float>();
-        case Element::bfloat16:
+        case Storage::bfloat16:
             return run.template operator()<Half>();
     }
 }

@@ -70,7 +70,8 @@ struct First {
                 const std::int64_t to =
                     ((at.image * c.filters + of) * w.out_height + at.i) * w.out_width + at.j;
                 finish<1>(&sums(thread).value[f], bias == nullptr ? A(0) : widen(bias[of]),
-                          static_cast<const S*>(nullptr), static_cast<S*>(c.out) + to, c.act);
+                          static_cast<const S*>(nullptr), static_cast<S*>(c.out) + to,
+                          c.activation);
             }
         });
     }

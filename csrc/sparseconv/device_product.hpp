@@ -18,22 +18,23 @@
 // Every output is the sum over its nonzeros by columns, one after the other, by one thread:
 // results depend on nothing else.
 //
-// Predictions, for an H100 (132 multiprocessors at 1.7 GHz, 128 float32 multiply-adds and 128
-// bytes of L1 a clock each, 3.35 TB/s); nothing here has been timed:
-// - float32 in loads of four pixels: a nonzero costs a warp 512 bytes, 4 clocks of L1, for 128
-//   multiply-adds that take one. So unstructured rows reach a quarter of the arithmetic at
-//   most, 14 TFLOP/s; 2 x 1 blocks half of it, 4 x 1 and taller ones all but their index and
-//   values.
-// - single pixels (7 x 7 images, odd sizes): as many clocks of L1 a multiply-add, four times
-// the
-//   instructions, 5 a nonzero and pixel: an eighth of the arithmetic.
-// - bytes from memory: x and y once while a tile's channels stay in L2 (50 MB), the matrix, 8
-//   bytes a nonzero, once; 512 -> 512 channels at 14 x 14, batch 32, 90 % zeros: 26 MB, 8 us,
-//   and 0.33 GFLOP, 23 us.
-// - dense float32 without TF32 does 45 TFLOP/s, so 90 % zeros are worth up to 3 times it. Dense
-//   TF32 (400 TFLOP/s) and bfloat16 (800) on tensor cores are then ahead where arithmetic
-//   decides: unstructured float32 needs 97 % zeros to reach TF32, and 98.5 % bfloat16; 4 x 1
-//   blocks 87 % and 94 %. Where memory decides (few channels), dense is as quick.
+// Predictions, for an H100 (132 multiprocessors at 1.7 GHz, each with 128 float32 multiply-adds
+// and 128 bytes of L1 a clock; 3 TB/s); nothing here has been timed:
+// - Rows in float32, four pixels a load: a nonzero costs a warp 512 bytes, 4 clocks of L1, for
+// 128
+//   multiply-adds that take one, and 9 instructions, 2.3 clocks. A quarter of the arithmetic at
+//   most, then: 14 TFLOP/s. In bfloat16 half of the bytes but 11 instructions: 20 TFLOP/s.
+// - Blocks of 2 x 1: half of the arithmetic; of 4 x 1 and taller: nearly all, 45 TFLOP/s.
+// - Single pixels (7 x 7 images, odd sizes): 5 instructions for 32 multiply-adds, an eighth.
+// - The compiler keeps 4 blocks of 8 warps on a multiprocessor for rows, 3 and 2 for blocks of
+// up
+//   to 4 and 8 rows, without spills (sm_90); a warp of them has 2 KB of activations under way.
+// - Memory: x and y once while a tile's channels stay in L2 (50 MB), and 8 bytes a nonzero. 512
+//   to 512 channels at 14 x 14, batch 32, 90 % zeros: 26 MB, 9 us; 0.33 GFLOP, 23 us.
+// - Where dense wins: without TF32 it does 45 TFLOP/s, so that product takes 73 us, 3 times as
+//   long. On tensor cores TF32 does 400 and bfloat16 800: it is then bound by memory, 9 us, and
+//   quicker than this. Where arithmetic decides, unstructured rows need 96 % zeros to reach
+//   TF32 and 98 % to reach bfloat16, blocks of 4 x 1 89 % and 94 %.
 #pragma once
 
 #include "sparseconv/device_element.hpp"
@@ -92,7 +93,7 @@ struct MultiplyRows {
             const auto* residual = static_cast<const S*>(p.residual);
             finish<N>(z.value, bias == nullptr ? A(0) : widen(bias[row]),
                       residual == nullptr ? nullptr : residual + to,
-                      static_cast<S*>(p.out) + to, p.act);
+                      static_cast<S*>(p.out) + to, p.activation);
         });
     }
 
@@ -195,7 +196,7 @@ struct MultiplyBlocks {
                     (at.image * p.matrix.rows * p.matrix.height + of_out) * p.pixels + at.pixel;
                 finish<N>(z[q].value, bias == nullptr ? A(0) : widen(bias[of_out]),
                           residual == nullptr ? nullptr : residual + to,
-                          static_cast<S*>(p.out) + to, p.act);
+                          static_cast<S*>(p.out) + to, p.activation);
             }
         });
     }
