@@ -243,6 +243,8 @@ def test_every_variant_is_the_same(device: str, order: int) -> None:
     for variant in device_kernels.VARIANTS:
         packed = device_kernels.pack(pattern, values, variant)
         assert torch.equal(device_kernels.conv1x1_packed(x, packed), wanted)
+    brought_along = device_kernels.pack(pattern, values, "strip7x2")
+    assert torch.equal(device_kernels.conv1x1_packed(x, brought_along), wanted)
     for dtype in (torch.float32, WIDE, torch.bfloat16):
         for B, P in [(1, 1), (1, 49), (8, 196), (3, 12544), (1, 6)]:
             names = device_kernels.variants(pattern, dtype, B, P, 1)

@@ -25,7 +25,8 @@ _TILE = 8
 #: Values and columns begin at a multiple of so many bytes.
 _ALIGNMENT = 32
 
-#: A subwarp of so many threads takes a row.
+#: A subwarp of so many threads takes a row. Other names mean the best one: those of the CPU's
+#: variants, which a layer that was tuned there may bring along, and "auto".
 VARIANTS = ("lanes32", "lanes16", "lanes8", "lanes4", "lanes2", "lanes1")
 
 
@@ -132,11 +133,9 @@ def _multiply(
 ) -> None:
     if values.data_ptr() % _ALIGNMENT:
         values = values.clone()
-    lanes = (
-        _lanes(x.dtype, x.shape[0], x.shape[2])
-        if variant == "auto"
-        else int(variant.removeprefix("lanes"))
-    )
+    lanes = _lanes(x.dtype, x.shape[0], x.shape[2])
+    if variant in VARIANTS:
+        lanes = int(variant.removeprefix("lanes"))
     _module(x).sparseconv_device_multiply(
         matrix, block, values, x, bias, residual, activation, lanes, y, _stream(x)
     )
