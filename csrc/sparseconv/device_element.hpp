@@ -131,8 +131,8 @@ CURVKERN_HD void finish(const A* z, A bias, const S* residual, S* out, Activatio
     *reinterpret_cast<Pack<S, N>*>(out) = y;
 }
 
-// A kernel for the cards' work alone or for a few: blocks of fewer threads where there are not
-// enough of them. Their work is by threads, so that results are the same.
+// Threads of a block: fewer where there would not be blocks for all multiprocessors. Kernels
+// cut their work by threads or warps, so that results are the same.
 inline int threads_for(std::int64_t threads) {
     int wanted = usual_threads;
     while (wanted > 2 * warp_size && divided(threads, wanted) < enough_blocks) wanted /= 2;
