@@ -21,14 +21,13 @@
 // Predictions, for an H100 (132 multiprocessors at 1.7 GHz, each with 128 float32 multiply-adds
 // and 128 bytes of L1 a clock; 3 TB/s); nothing here has been timed:
 // - Rows in float32, four pixels a load: a nonzero costs a warp 512 bytes, 4 clocks of L1, for
-// 128
-//   multiply-adds that take one, and 9 instructions, 2.3 clocks. A quarter of the arithmetic at
-//   most, then: 14 TFLOP/s. In bfloat16 half of the bytes but 11 instructions: 20 TFLOP/s.
+//   128 multiply-adds that take one, and 9 instructions, 2.3 clocks. A quarter of the
+//   arithmetic at most, then: 14 TFLOP/s. In bfloat16 half of the bytes but 11 instructions: 20
+//   TFLOP/s.
 // - Blocks of 2 x 1: half of the arithmetic; of 4 x 1 and taller: nearly all, 45 TFLOP/s.
 // - Single pixels (7 x 7 images, odd sizes): 5 instructions for 32 multiply-adds, an eighth.
-// - The compiler keeps 4 blocks of 8 warps on a multiprocessor for rows, 3 and 2 for blocks of
-// up
-//   to 4 and 8 rows, without spills (sm_90); a warp of them has 2 KB of activations under way.
+// - By their registers 4 blocks of 8 warps are on a multiprocessor for rows, 3 and 2 for blocks
+//   of up to 4 and 8 rows, without spills (ptxas, sm_75 to sm_90); a warp has 2 KB under way.
 // - Memory: x and y once while a tile's channels stay in L2 (50 MB), and 8 bytes a nonzero. 512
 //   to 512 channels at 14 x 14, batch 32, 90 % zeros: 26 MB, 9 us; 0.33 GFLOP, 23 us.
 // - Where dense wins: without TF32 it does 45 TFLOP/s, so that product takes 73 us, 3 times as
