@@ -7,6 +7,7 @@
 #include "bind/families.hpp"
 #include "bind/signals.hpp"
 #include "bind/tensor_view.hpp"
+#include "sparseconv/depthwise.hpp"
 #include "sparseconv/product.hpp"
 
 namespace curvkern {
@@ -192,6 +193,78 @@ void run_correlate(const Plan& plan, py::handle g, py::handle x, py::handle scra
     if (!finished) throw py::error_already_set();
 }
 
+// Sizes alone, for the scratch; what is called has tensors as well.
+Depthwise sizes_of(const TensorView& x, const TensorView& weight, const TensorView& y,
+                   std::int64_t stride, std::int64_t dilation, std::int64_t left,
+                   std::int64_t top, const std::string& activation) {
+    constexpr const char* op = "depthwise_conv2d";
+    if (x.ndim() != 4) refuse(op, "x must have 4 dimensions");
+    if (y.ndim() != 4) refuse(op, "y must have 4 dimensions");
+    if (weight.ndim() != 4) refuse(op, "weight must have 4 dimensions");
+    const std::int64_t channels = x.shape(1), filters = weight.shape(0);
+    if (channels < 1 || filters < 1 || filters % channels != 0 || weight.size() == 0) {
+        refuse(op, "weight must have filters for each channel of x");
+    }
+    require_shape(weight, op, "weight", {filters, 1, weight.shape(2), weight.shape(3)});
+    require_shape(y, op, "y", {x.shape(0), filters, y.shape(2), y.shape(3)});
+    if (stride < 1 || dilation < 1) refuse(op, "stride and dilation must be at least 1");
+    if (left < 0 || top < 0) refuse(op, "padding must not be negative");
+    return {x.data(),
+            weight.data(),
+            nullptr,
+            y.data(),
+            x.shape(0),
+            channels,
+            filters / channels,
+            x.shape(2),
+            x.shape(3),
+            y.shape(2),
+            y.shape(3),
+            weight.shape(2),
+            weight.shape(3),
+            stride,
+            dilation,
+            left,
+            top,
+            storage_of(x),
+            activation_of(op, activation)};
+}
+
+std::int64_t run_depthwise_scratch(py::handle x, py::handle weight, py::handle y,
+                                   std::int64_t stride, std::int64_t dilation,
+                                   std::int64_t left, std::int64_t top) {
+    constexpr const char* op = "depthwise_conv2d";
+    const TensorView x_view = tensor(x, op, "x"), weight_view = tensor(weight, op, "weight"),
+                     y_view = tensor(y, op, "y");
+    return (depthwise_scratch(
+                sizes_of(x_view, weight_view, y_view, stride, dilation, left, top, "none")) +
+            3) /
+           4;
+}
+
+void run_depthwise(py::handle x, py::handle weight, py::handle bias, std::int64_t stride,
+                   std::int64_t dilation, std::int64_t left, std::int64_t top,
+                   const std::string& activation, py::handle scratch, py::handle y) {
+    constexpr const char* op = "depthwise_conv2d";
+    const TensorView x_view = tensor(x, op, "x"), weight_view = tensor(weight, op, "weight"),
+                     y_view = tensor(y, op, "y"), scratch_view = tensor(scratch, op, "scratch");
+    weight_view.require_same_dtype(x_view);
+    y_view.require_same_dtype(x_view);
+    Depthwise d =
+        sizes_of(x_view, weight_view, y_view, stride, dilation, left, top, activation);
+    std::optional<TensorView> bias_view;
+    d.bias = optional(bias_view, bias, op, "bias", x_view);
+    if (bias_view) require_shape(*bias_view, op, "bias", {weight_view.shape(0)});
+    if (y_view.size() == 0) return;
+    require_scratch(scratch_view, op, depthwise_scratch(d));
+    bool finished;
+    {
+        const py::gil_scoped_release release;
+        finished = depthwise(d, scratch_view.data(), scratch_view.size() * 4, signalled);
+    }
+    if (!finished) throw py::error_already_set();
+}
+
 }  // namespace
 }  // namespace sparseconv
 
@@ -217,6 +290,11 @@ void bind_sparseconv(py::module_& module) {
              arg("residual"), arg("activation"), arg("scratch"), arg("y"))
         .def("sddmm", sparseconv::run_correlate, arg("g"), arg("x"), arg("scratch"),
              arg("values"));
+    module.def("depthwise_scratch", sparseconv::run_depthwise_scratch, arg("x"), arg("weight"),
+               arg("y"), arg("stride"), arg("dilation"), arg("left"), arg("top"));
+    module.def("depthwise", sparseconv::run_depthwise, arg("x"), arg("weight"), arg("bias"),
+               arg("stride"), arg("dilation"), arg("left"), arg("top"), arg("activation"),
+               arg("scratch"), arg("y"));
     module.def("check_sparse_pattern", sparseconv::check_pattern, arg("crow"), arg("col"),
                arg("rows"), arg("columns"), arg("block_rows"), arg("block_columns"));
 }

@@ -39,6 +39,11 @@ constexpr std::int64_t element_size(Storage storage) {
     return storage == Storage::float64 ? 8 : storage == Storage::float32 ? 4 : 2;
 }
 
+// Of what is computed in.
+constexpr std::int64_t wide_size(Storage storage) {
+    return storage == Storage::float64 ? 8 : 4;
+}
+
 // Rows that follow each other and have as many entries each.
 struct Run {
     std::int32_t rows, entries;
@@ -61,6 +66,7 @@ struct Target {
     const void* residual;  // or null
     std::int64_t row_size, count;
     Activation activation;
+    bool streams;  // whole registers at aligned addresses, not to be kept in caches
 };
 
 // What is compiled once per instruction set; arrays are indexed by storage.
@@ -77,6 +83,8 @@ struct Kernels {
     // sums to their target
     void (*finish[3])(const void* sums, std::int64_t pitch, std::int64_t rows,
                       const Target& target);
+    // what a target that streams owes other threads
+    void (*fence)();
     // to[i] = from[source[i]], widened
     void (*gather[3])(const void* from, const std::uint32_t* source, std::int64_t n, void* to);
     // to[source[i]] = from[i], rounded

@@ -11,8 +11,8 @@ T* at(T* base, std::int64_t bytes) {
     return reinterpret_cast<T*>(reinterpret_cast<Byte*>(base) + bytes);
 }
 
-// An address in a register of its own: with a sum of two registers as its operand, each multiply-add
-// is two operations for the front end.
+// An address in a register of its own: with a sum of two registers as its operand, each
+// multiply-add is two operations for the front end.
 template <class T>
 CURVKERN_HD void keep(T*& address) {
 #if defined(__x86_64__)
@@ -29,6 +29,7 @@ void pack(const void* x, std::int64_t stride, std::int64_t rows, std::int64_t co
     const bool aligned = reinterpret_cast<std::uintptr_t>(packed) % register_bytes == 0;
     for (std::int64_t k = 0; k < rows; ++k, from += stride, to = at(to, pitch)) {
         for_lanes<S>(count, [&](std::int64_t i, std::int64_t some) {
+            __builtin_prefetch(from + count + i, 0, 2);  // of the next strip
             const Register<S> pixels = load(from + i, some);
             if (aligned) {
                 store(to + i, pixels);
@@ -59,6 +60,11 @@ CURVKERN_HD void put(Register<S> (&z)[V], std::int64_t row, const Target& target
     }
     if (target.activation != Activation::none) activate(z, target.activation);
     S* out = static_cast<S*>(target.out) + start;
+    if (target.streams) {
+        CURVKERN_UNROLL
+        for (int v = 0; v < V; ++v) stream(out + v * width, z[v]);
+        return;
+    }
     CURVKERN_UNROLL
     for (int v = 0; v < V - 1; ++v) store(out + v * width, z[v]);
     store(out + (V - 1) * width, z[V - 1], last);
@@ -122,6 +128,12 @@ void finish(const void* sums, std::int64_t pitch, std::int64_t rows, const Targe
             put<S, 1>(z, row, part, some);
         });
     }
+}
+
+void fence() {
+#if defined(__x86_64__)
+    _mm_sfence();
+#endif
 }
 
 template <class S>
@@ -194,6 +206,7 @@ const Kernels& kernels() {
         k.finish[0] = finish<double>;
         k.finish[1] = finish<float>;
         k.finish[2] = finish<Brain>;
+        k.fence = fence;
         k.gather[0] = gather<double>;
         k.gather[1] = gather<float>;
         k.gather[2] = gather<Brain>;

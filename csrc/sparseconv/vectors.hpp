@@ -38,7 +38,8 @@ CURVKERN_HD float widened(Brain x) {
     return __builtin_bit_cast(float, static_cast<std::uint32_t>(x.bits) << 16);
 }
 
-// x in all lanes, as one load: GCC adds to a zero where R{} + x is written, as that turns -0 to 0.
+// x in all lanes, as one load: GCC adds to a zero where R{} + x is written, as that turns -0 to
+// 0.
 CURVKERN_HD VectorDouble spread(const double* x) {
 #if defined(__AVX512F__)
     return (VectorDouble)_mm512_set1_pd(*x);
@@ -63,6 +64,20 @@ CURVKERN_HD VectorFloat spread(const float* x) {
 }
 CURVKERN_HD VectorFloat spread(const Brain* x) {
     return VectorFloat{} + widened(*x);
+}
+
+// Past the caches, to an aligned address.
+template <class S, class R>
+CURVKERN_HD void stream(S* to, R y) {
+#if defined(__AVX512F__)
+    _mm512_stream_ps(reinterpret_cast<float*>(to), (__m512)y);
+#elif defined(__AVX2__)
+    _mm256_stream_ps(reinterpret_cast<float*>(to), (__m256)y);
+#elif defined(__x86_64__)
+    _mm_stream_ps(reinterpret_cast<float*>(to), (__m128)y);
+#else
+    *reinterpret_cast<R*>(to) = y;
+#endif
 }
 
 template <class S>

@@ -60,6 +60,21 @@ class SupportGraph:
     def row(self) -> npt.NDArray[np.int64]: ...
     def value(self) -> npt.NDArray[np.float64]: ...
 
+def depthwise_scratch(
+    x: Tensor, weight: Tensor, y: Tensor, stride: int, dilation: int, left: int, top: int
+) -> int: ...
+def depthwise(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int,
+    dilation: int,
+    left: int,
+    top: int,
+    activation: str,
+    scratch: Tensor,
+    y: Tensor,
+) -> None: ...
 def check_sparse_pattern(
     crow: npt.NDArray[np.int64],
     col: npt.NDArray[np.int64],

@@ -102,7 +102,7 @@ def variants(pattern: Pattern, dtype: torch.dtype, B: int, P: int, threads: int)
     """Ways to compute a product, the likely best first."""
     del pattern
     lanes = _lanes(dtype)
-    registers = -(-P // lanes) if P >= lanes else -(-B * P // lanes)
+    registers = -(-P // lanes) if lanes <= P else -(-B * P // lanes)
     widths = [4, 7] if registers <= 4 else [7, 4]
     if registers <= 2:
         widths.insert(0, registers)
@@ -204,9 +204,15 @@ def depthwise(
     activation: str,
 ) -> Tensor:
     """act(conv2d) of (B, C, H, W) by (N, 1, kh, kw), padded by (left, right, top, bottom)."""
-    z = F.conv2d(F.pad(x, tuple(padding)), weight, bias, stride, 0, dilation, x.shape[1])
-    out: Tensor = _ACTIVATIONS[activation](z)
-    return out
+    left, right, top, bottom = padding
+    kh, kw = weight.shape[2:]
+    height = (x.shape[2] + top + bottom - dilation * (kh - 1) - 1) // stride + 1
+    width = (x.shape[3] + left + right - dilation * (kw - 1) - 1) // stride + 1
+    y = x.new_empty(x.shape[0], weight.shape[0], height, width)
+    place = (stride, dilation, left, top)
+    scratch = torch.empty(_native().depthwise_scratch(x, weight, y, *place))
+    _native().depthwise(x, weight, bias, *place, activation, scratch, y)
+    return y
 
 
 def first_conv(

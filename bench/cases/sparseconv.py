@@ -1,0 +1,256 @@
+"""Benchmark cases of sparse convolutions: the pointwise layers of three networks, and others.
+
+Batch 1 and images of 224 x 224. "best dense" takes, for each layer, the quickest of conv2d of
+contiguous and of channels_last tensors and of mm, which setup finds out; which of our variants
+a layer takes is decided there, too. Beside it stands torch's product of a CSR matrix (MKL).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from curvkern import _sparseconv
+from curvkern._bench.case import OURS, Bar, Case, Contestants
+
+DENSE = "best dense"
+CSR = "torch CSR"
+LAST = "conv2d channels_last"
+
+Layer = tuple[int, int, int]  # channels in and out, height of the image
+#: Pointwise layers, and how often each occurs.
+NETWORKS: dict[str, dict[Layer, int]] = {
+    "MobileNetV1": {
+        (32, 64, 112): 1, (64, 128, 56): 1, (128, 128, 56): 1, (128, 256, 28): 1,
+        (256, 256, 28): 1, (256, 512, 14): 1, (512, 512, 14): 5, (512, 1024, 7): 1,
+        (1024, 1024, 7): 1,
+    },
+    "MobileNetV2": {
+        (32, 16, 112): 1, (16, 96, 112): 1, (96, 24, 56): 1, (24, 144, 56): 2,
+        (144, 24, 56): 1, (144, 32, 28): 1, (32, 192, 28): 3, (192, 32, 28): 2,
+        (192, 64, 14): 1, (64, 384, 14): 4, (384, 64, 14): 3, (384, 96, 14): 1,
+        (96, 576, 14): 3, (576, 96, 14): 2, (576, 160, 7): 1, (160, 960, 7): 3,
+        (960, 160, 7): 2, (960, 320, 7): 1, (320, 1280, 7): 1,
+    },
+    "EfficientNet-B0": {
+        (32, 16, 112): 1, (16, 96, 112): 1, (96, 24, 56): 1, (24, 144, 56): 2,
+        (144, 24, 56): 1, (144, 40, 28): 1, (40, 240, 28): 2, (240, 40, 28): 1,
+        (240, 80, 14): 1, (80, 480, 14): 3, (480, 80, 14): 2, (480, 112, 14): 1,
+        (112, 672, 14): 3, (672, 112, 14): 2, (672, 192, 7): 1, (192, 1152, 7): 4,
+        (1152, 192, 7): 3, (1152, 320, 7): 1, (320, 1280, 7): 1,
+    },
+}  # fmt: skip
+#: Channels, height, stride and kernel.
+DEPTHWISE = [
+    (32, 112, 1, 3),
+    (128, 56, 1, 3),
+    (256, 28, 2, 3),
+    (512, 14, 1, 3),
+    (672, 14, 1, 5),
+]
+
+
+def cases() -> list[Case]:
+    """Networks at several sparsities, each shape of the first, gradients, depthwise."""
+    bars = {70: 1.6, 80: 2.0, 90: 3.5, 95: 4.5}
+    shapes = [{layer: 1} for layer in NETWORKS["MobileNetV1"]]
+    return [
+        *(_pointwise("MobileNetV1", NETWORKS["MobileNetV1"], s, 1, bars[s]) for s in bars),
+        _pointwise("MobileNetV1", NETWORKS["MobileNetV1"], 90, 4, 4.0),
+        _pointwise("MobileNetV2", NETWORKS["MobileNetV2"], 90, 1, 2.6),
+        _pointwise("EfficientNet-B0", NETWORKS["EfficientNet-B0"], 90, 1, 2.6),
+        *(_pointwise(_name(*shape), shape, 90, 1) for shape in shapes),
+        *(_gradients(channels) for channels in (256, 512)),
+        *(_depthwise(*sizes) for sizes in DEPTHWISE),
+    ]
+
+
+def _name(layer: Layer) -> str:
+    return "{}-{} at {}".format(*layer)
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    """The least of some calls."""
+    call()
+    times = []
+    for _ in range(7):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def _matrix(outputs: int, channels: int, sparsity: int, height: int) -> tuple[Tensor, Tensor]:
+    """Dense random weights, some of them zero, and which."""
+    mask = torch.rand(outputs // height, channels) * 100 >= sparsity
+    full = mask.repeat_interleave(height, 0)
+    return torch.randn(outputs, channels) * full, mask
+
+
+def _stored(dense: Tensor, mask: Tensor) -> tuple[_sparseconv.Pattern, Tensor]:
+    height = len(dense) // len(mask)
+    counts = mask.sum(1).cumsum(0)
+    crow, col = torch.cat([counts.new_zeros(1), counts]), mask.nonzero()[:, 1].contiguous()
+    blocks = dense.reshape(len(mask), height, -1).transpose(1, 2)[mask]
+    values = blocks.flatten() if height == 1 else blocks[:, :, None].contiguous()
+    shape = (dense.shape[0], dense.shape[1])
+    return _sparseconv.Pattern.validated(crow, col, (height, 1), shape), values
+
+
+def _layer(layer: Layer, sparsity: int, height: int) -> dict[str, Callable[[], Tensor]]:
+    channels, outputs, size = layer
+    dense, mask = _matrix(outputs, channels, sparsity, height)
+    x = torch.randn(1, channels, size, size)
+    flat, kernel = x.flatten(2), dense[:, :, None, None].contiguous()
+    last = x.contiguous(memory_format=torch.channels_last)
+    kernel_last = kernel.contiguous(memory_format=torch.channels_last)
+    ways: list[Callable[[], Tensor]] = [
+        lambda: F.conv2d(x, kernel),
+        lambda: F.conv2d(last, kernel_last),
+        lambda: torch.mm(dense, flat[0]),
+    ]
+    pattern, values = _stored(dense, mask)
+    names = _sparseconv.variants(pattern, x.dtype, 1, size * size, torch.get_num_threads())
+    packed = [_sparseconv.pack(pattern, values, name) for name in names]
+    ours: list[Callable[[], Tensor]] = [
+        lambda p=p: _sparseconv.conv1x1_packed(flat, p)  # type: ignore[misc]
+        for p in packed
+    ]
+    csr = dense.to_sparse_csr()
+    return {
+        OURS: min(ours, key=_seconds),
+        DENSE: min(ways, key=_seconds),
+        CSR: lambda: csr @ flat[0],
+    }
+
+
+def _pointwise(
+    region: str, layers: dict[Layer, int], sparsity: int, height: int, bar: float | None = None
+) -> Case:
+    def setup(n: int) -> Contestants:
+        del n  # layers are what they are
+        torch.manual_seed(0)
+        with torch.inference_mode():
+            each = {layer: _layer(layer, sparsity, height) for layer in layers}
+
+        def run(name: str) -> Callable[[], Tensor]:
+            calls = [each[layer][name] for layer, times in layers.items() for _ in range(times)]
+
+            @torch.inference_mode()
+            def call() -> Tensor:
+                total = torch.zeros(())
+                for one in calls:
+                    total = one()[..., -1, -1]
+                return total.flatten()[0]
+
+            return call
+
+        return {name: run(name) for name in (OURS, DENSE, CSR)}
+
+    products = sum(i * o * s * s * times for (i, o, s), times in layers.items())
+    moved = sum((i + o) * s * s * 4 * times for (i, o, s), times in layers.items())
+    outputs = sum(o * s * s * times for (_, o, s), times in layers.items())
+    return Case(
+        family="sparseconv",
+        op="conv1x1",
+        region=region,
+        mode=f"{sparsity} %" + (f", {height}x1" if height > 1 else ""),
+        dtype="float32",
+        where=f"{sum(layers.values())} layers of {products / 1e6:.0f} million products",
+        setup=setup,
+        yardstick=DENSE,
+        bytes=moved / outputs,
+        flops=2 * products * (100 - sparsity) / 100 / outputs,
+        bars=() if bar is None else (Bar(DENSE, faster=bar),),
+        elements=outputs,
+        quick=region == "MobileNetV1" and sparsity == 90 and height == 1,
+    )
+
+
+def _gradients(channels: int) -> Case:
+    size, batch = 14, 8
+
+    def setup(n: int) -> Contestants:
+        del n
+        torch.manual_seed(0)
+        dense, mask = _matrix(channels, channels, 90, 1)
+        pattern, values = _stored(dense, mask)
+        x, gy = (torch.randn(batch, channels, size * size) for _ in range(2))
+        kernel = dense[:, :, None, None].contiguous().requires_grad_()
+        image = x.unflatten(2, (size, size)).requires_grad_()
+        slope = gy.unflatten(2, (size, size))
+
+        def plain() -> Tensor:
+            y = F.conv2d(image, kernel)
+            return torch.autograd.grad(y, (image, kernel), slope)[1][0, 0, 0, 0]
+
+        def sparse() -> Tensor:
+            with torch.inference_mode():
+                _sparseconv.conv1x1(x, pattern, values)
+                _sparseconv.conv1x1_input_grad(gy, pattern, values)
+                return _sparseconv.sddmm(gy, x, pattern)[0]
+
+        return {OURS: sparse, "conv2d": plain}
+
+    outputs = batch * channels * size * size
+    return Case(
+        family="sparseconv",
+        op="conv1x1",
+        region=f"{channels}-{channels} at {size}",
+        mode="value+grads 90 %",
+        dtype="float32",
+        where=f"a batch of {batch}; both gradients",
+        setup=setup,
+        yardstick="conv2d",
+        bytes=24,
+        flops=6 * channels / 10,
+        bars=(Bar("conv2d", faster=1.5),),
+        elements=outputs,
+    )
+
+
+def _depthwise(channels: int, size: int, stride: int, kernel: int) -> Case:
+    def setup(n: int) -> Contestants:
+        del n
+        torch.manual_seed(0)
+        x, weight = (
+            torch.randn(1, channels, size, size),
+            torch.randn(channels, 1, kernel, kernel),
+        )
+        bias, pad = torch.randn(channels), kernel // 2
+        last = x.contiguous(memory_format=torch.channels_last)
+
+        def ours() -> Tensor:
+            with torch.inference_mode():
+                padding = (pad,) * 4
+                return _sparseconv.depthwise(x, weight, bias, stride, padding, 1, "relu6")
+
+        def plain(image: Tensor) -> Callable[[], Tensor]:
+            def call() -> Tensor:
+                with torch.inference_mode():
+                    y = F.conv2d(image, weight, bias, stride, pad, 1, channels)
+                    return F.relu6(y, inplace=True)
+
+            return call
+
+        return {OURS: ours, "conv2d": plain(x), LAST: plain(last)}
+
+    outputs = channels * (size // stride) ** 2
+    return Case(
+        family="sparseconv",
+        op="depthwise",
+        region=f"{channels} at {size}",
+        mode=f"{kernel}x{kernel}, stride {stride}",
+        dtype="float32",
+        where=f"{channels} channels, with bias and relu6",
+        setup=setup,
+        yardstick="conv2d",
+        bytes=4 + 4 * stride * stride,
+        flops=2 * kernel * kernel,
+        bars=(),
+        elements=outputs,
+    )
