@@ -11,6 +11,7 @@
 #include "bind/hutchinson_device.hpp"
 #include "bind/mfac_device.hpp"
 #include "bind/sinkhorn_device.hpp"
+#include "bind/sparseconv_device.hpp"
 #include "core/isa.hpp"
 #include "core/parallel.hpp"
 #include "core/rng.hpp"
@@ -73,4 +74,6 @@ PYBIND11_MODULE(_cpu, module) {
                                curvkern::dlpack::device_cpu);
     curvkern::bind_sinkhorn_device(module, curvkern::sinkhorn::device::host_calls(),
                                    curvkern::dlpack::device_cpu);
+    curvkern::bind_sparseconv_device(module, curvkern::sparseconv::device::host_calls(),
+                                     curvkern::dlpack::device_cpu);
 }

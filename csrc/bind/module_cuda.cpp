@@ -7,6 +7,7 @@
 #include "bind/hutchinson_device.hpp"
 #include "bind/mfac_device.hpp"
 #include "bind/sinkhorn_device.hpp"
+#include "bind/sparseconv_device.hpp"
 
 PYBIND11_MODULE(_cuda, module) {
     module.def("runtime_version", [] { return CUDART_VERSION; });
@@ -18,4 +19,6 @@ PYBIND11_MODULE(_cuda, module) {
     curvkern::bind_sparsemax_cuda(module);
     curvkern::bind_sinkhorn_device(module, curvkern::sinkhorn::device::cuda_calls(),
                                    curvkern::dlpack::device_cuda);
+    curvkern::bind_sparseconv_device(module, curvkern::sparseconv::device::cuda_calls(),
+                                     curvkern::dlpack::device_cuda);
 }

@@ -225,3 +225,64 @@ def mfac_device_combine(
     out: Tensor,
     stream: int,
 ) -> None: ...
+def sparseconv_device_multiply(
+    matrix: tuple[Tensor, ...],
+    block: tuple[int, int],
+    values: Tensor,
+    x: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    lanes: int,
+    y: Tensor,
+    stream: int,
+) -> None: ...
+def sparseconv_device_transpose(
+    values: Tensor, source: Tensor, block: tuple[int, int], out: Tensor, stream: int
+) -> None: ...
+def sparseconv_device_correlation_workspace(
+    count: int, block: tuple[int, int], tiles: int, batch: int, pixels: int
+) -> int: ...
+def sparseconv_device_correlate(
+    matrix: tuple[Tensor, ...],
+    block: tuple[int, int],
+    gy: Tensor,
+    x: Tensor,
+    workspace: Tensor,
+    values: Tensor,
+    stream: int,
+) -> None: ...
+def sparseconv_device_convolve(
+    depthwise: bool,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int,
+    padding: Sequence[int],
+    dilation: int,
+    activation: str,
+    y: Tensor,
+    stream: int,
+) -> None: ...
+def sparseconv_device_input_gradient(
+    gy: Tensor,
+    weight: Tensor,
+    stride: int,
+    padding: Sequence[int],
+    dilation: int,
+    gx: Tensor,
+    stream: int,
+) -> None: ...
+def sparseconv_device_weight_workspace(
+    kernel: tuple[int, int], out: tuple[int, int], batch: int, channels: int
+) -> int: ...
+def sparseconv_device_weight_gradient(
+    gy: Tensor,
+    x: Tensor,
+    stride: int,
+    padding: Sequence[int],
+    dilation: int,
+    workspace: Tensor,
+    gw: Tensor,
+    stream: int,
+) -> None: ...
