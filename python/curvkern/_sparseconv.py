@@ -13,6 +13,9 @@ from torch import Tensor
 from .reference import sparseconv as reference
 
 
+VARIANTS = ("plain",)
+
+
 @dataclass(frozen=True, eq=False)
 class Pattern:
     """Where a matrix of shape (O, C) has blocks of r x c entries, in compressed rows."""

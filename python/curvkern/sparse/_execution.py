@@ -110,3 +110,8 @@ def measure(calls: dict[str, Callable[[], object]]) -> dict[str, float]:
             best[name] = min(best[name], time.perf_counter() - before)
         rounds += 1
     return best
+
+
+def known_variants() -> tuple[str, ...]:
+    """Names of all variants that the kernels have."""
+    return tuple(_sparseconv.VARIANTS)

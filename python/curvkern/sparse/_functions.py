@@ -241,12 +241,10 @@ def depthwise_conv2d(
     --------
     >>> import torch
     >>> from curvkern import sparse
-    >>> x = torch.arange(18.0).reshape(1, 2, 3, 3)
-    >>> sparse.depthwise_conv2d(x, torch.ones(2, 1, 3, 3), stride=2, padding=(0, 1, 0, 1))
-    tensor([[[[ 36., 21.],
-              [ 39., 22.]],
-             [[117., 57.],
-              [ 93., 45.]]]])
+    >>> x = torch.arange(16.0).reshape(1, 4, 4)
+    >>> sparse.depthwise_conv2d(x, torch.ones(1, 1, 3, 3), stride=2, padding=(0, 1, 0, 1))
+    tensor([[[45., 39.],
+             [66., 50.]]])
     """
     name = "depthwise_conv2d"
     x, weight, bias, batched = _windows(name, x, weight, bias)
