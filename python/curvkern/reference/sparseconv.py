@@ -124,7 +124,8 @@ def depthwise_input_grad(
     gx = torch.nn.grad.conv2d_input(
         padded, wide(weight), wide(gy), stride, 0, dilation, weight.shape[0]
     )
-    return gx[..., top : top + size[0], left : left + size[1]].to(gy.dtype)
+    inner = gx[..., top : top + size[0], left : left + size[1]]
+    return inner.to(gy.dtype).contiguous()
 
 
 def depthwise_weight_grad(

@@ -155,8 +155,8 @@ def primals(ctx: Any) -> Any:
 def one_by_one(call: Callable[..., Tensor], info: Any, in_dims: Any, *inputs: Any) -> Any:
     """The vmap rule of a call that cannot be made for many sets of weights at once."""
 
-    def element(value: Any, dim: int | None, i: int) -> Any:
-        return value if dim is None else value.select(dim, i)
+    def element(value: Any, dim: Any, i: int) -> Any:  # lists have a list of dimensions
+        return value.select(dim, i) if isinstance(dim, int) else value
 
     results = [
         call(*(element(v, d, i) for v, d in zip(inputs, in_dims, strict=True)))

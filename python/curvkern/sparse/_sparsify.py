@@ -318,11 +318,13 @@ def _rewritten(model: nn.Module, graph: fx.Graph, chains: Sequence[Chain]) -> fx
     """A module that runs the graph without what is done by convolutions."""
     calls = {node.target: node for node in graph.nodes if node.op == "call_module"}
     for chain in chains:
+        if chain.residual is not None:
+            node = calls[chain.conv]
+            node.args = (*node.args, chain.residual)
+    for chain in chains:
         if not chain.nodes:
             continue
         node = calls[chain.conv]
-        if chain.residual is not None:
-            node.args = (*node.args, chain.residual)
         chain.nodes[-1].replace_all_uses_with(node)
         for dead in reversed(chain.nodes):
             graph.erase_node(dead)
