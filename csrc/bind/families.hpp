@@ -9,6 +9,7 @@ void bind_elementary(pybind11::module_& module);
 void bind_bessel(pybind11::module_& module);
 void bind_hutchinson(pybind11::module_& module);
 void bind_mfac(pybind11::module_& module);
+void bind_sparseconv(pybind11::module_& module);
 void bind_sparsemax(pybind11::module_& module);
 void bind_sinkhorn_newton(pybind11::module_& module);
 void bind_bessel_cuda(pybind11::module_& module);

@@ -60,6 +60,7 @@ PYBIND11_MODULE(_cpu, module) {
     curvkern::bind_bessel(module);
     curvkern::bind_hutchinson(module);
     curvkern::bind_mfac(module);
+    curvkern::bind_sparseconv(module);
     curvkern::bind_sparsemax(module);
     curvkern::bind_sinkhorn(module);
     curvkern::bind_sinkhorn_newton(module);

@@ -60,6 +60,62 @@ class SupportGraph:
     def row(self) -> npt.NDArray[np.int64]: ...
     def value(self) -> npt.NDArray[np.float64]: ...
 
+def depthwise_scratch(
+    x: Tensor, weight: Tensor, y: Tensor, stride: int, dilation: int, left: int, top: int
+) -> int: ...
+def depthwise(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int,
+    dilation: int,
+    left: int,
+    top: int,
+    activation: str,
+    scratch: Tensor,
+    y: Tensor,
+) -> None: ...
+def check_sparse_pattern(
+    crow: npt.NDArray[np.int64],
+    col: npt.NDArray[np.int64],
+    rows: int,
+    columns: int,
+    block_rows: int,
+    block_columns: int,
+) -> None: ...
+
+class SparsePlan:
+    """The order in which the nonzeros of a matrix are walked."""
+
+    def __init__(
+        self,
+        crow: npt.NDArray[np.int64],
+        col: npt.NDArray[np.int64],
+        rows: int,
+        columns: int,
+        block_rows: int,
+        block_columns: int,
+        transposed: bool,
+        by_blocks: bool,
+        vectors: int,
+        parts: int,
+    ) -> None: ...
+    def size(self) -> int: ...
+    def scratch(self, batch: int, pixels: int, element: int) -> int: ...
+    def sddmm_scratch(self, element: int) -> int: ...
+    def gather(self, values: Tensor, out: Tensor) -> None: ...
+    def multiply(
+        self,
+        x: Tensor,
+        values: Tensor,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        activation: str,
+        scratch: Tensor,
+        y: Tensor,
+    ) -> None: ...
+    def sddmm(self, g: Tensor, x: Tensor, scratch: Tensor, values: Tensor) -> None: ...
+
 def sinkhorn_workspace(
     kind: str, narrow: bool, batch: int, n: int, m: int, dims: int, count: int
 ) -> int: ...

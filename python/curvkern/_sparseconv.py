@@ -1,19 +1,28 @@
-"""Sparse and depthwise convolutions of contiguous tensors, without derivatives."""
+"""Compiled sparse and depthwise convolutions of contiguous CPU tensors, without derivatives.
+
+The operations of :mod:`curvkern.sparse` call them with what they have checked: one dtype,
+float32, float64 or bfloat16, contiguous, not empty.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from .reference import sparseconv as reference
+from . import _runtime
 
+if TYPE_CHECKING:
+    from ._cpu import SparsePlan
 
-VARIANTS = ("plain",)
+#: Bytes of a register, by instruction set; others have 16.
+_REGISTERS = {"v4": 64, "v3": 32}
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +33,7 @@ class Pattern:
     col: Tensor
     block: tuple[int, int]
     shape: tuple[int, int]
+    _plans: dict[tuple[Any, ...], SparsePlan] = field(default_factory=dict, repr=False)
 
     @property
     def nnz(self) -> int:
@@ -34,32 +44,110 @@ class Pattern:
     def validated(
         cls, crow: Tensor, col: Tensor, block: Sequence[int], shape: Sequence[int]
     ) -> Pattern:
-        """Refuse what is no matrix in compressed rows."""
-        r, c = block
-        rows, columns = shape[0] // r, shape[1] // c
-        start, index = crow.cpu().numpy(), col.cpu().numpy()
-        if len(start) != rows + 1:
-            raise ValueError(
-                f"sparse_conv1x1: crow must have length {rows + 1}, got {len(start)}"
-            )
-        if start[0] != 0:
-            raise ValueError(f"sparse_conv1x1: crow must begin with 0, got {start[0]}")
-        if (np.diff(start) < 0).any():
-            raise ValueError("sparse_conv1x1: crow must not decrease")
-        if start[-1] != len(index):
-            raise ValueError(
-                f"sparse_conv1x1: crow must end with the length of col, {len(index)}, "
-                f"got {start[-1]}"
-            )
-        if len(index) and (index.min() < 0 or index.max() >= columns):
-            raise ValueError(
-                f"sparse_conv1x1: col must be in [0, {columns}), "
-                f"got values from {index.min()} to {index.max()}"
-            )
-        row = np.repeat(np.arange(rows), np.diff(start))
-        if ((np.diff(index) <= 0) & (np.diff(row) == 0)).any():
-            raise ValueError("sparse_conv1x1: col must increase within each row")
-        return cls(crow, col, (r, c), (shape[0], shape[1]))
+        """A pattern, unless its indices are no compressed rows of such a matrix."""
+        op = "sparse_conv1x1"
+        for name, index in (("crow", crow), ("col", col)):
+            if index.dtype not in (torch.int32, torch.int64):
+                dtype = str(index.dtype).removeprefix("torch.")
+                raise TypeError(f"{op}: {name} must be int32 or int64, got {dtype}")
+            if index.dim() != 1:
+                raise ValueError(f"{op}: {name} must have 1 dimension, got {index.dim()}")
+        pattern = cls(crow, col, (block[0], block[1]), (shape[0], shape[1]))
+        _runtime.cpu_module().check_sparse_pattern(*pattern._matrix())
+        return pattern
+
+    def _matrix(self) -> tuple[Any, ...]:
+        crow, col = (
+            np.ascontiguousarray(index.detach().cpu().numpy(), dtype=np.int64)
+            for index in (self.crow, self.col)
+        )
+        return (crow, col, *self.shape, *self.block)
+
+    def plan(self, transposed: bool, by_blocks: bool, vectors: int, parts: int) -> SparsePlan:
+        """The order in which a kernel walks the nonzeros, made once."""
+        key = (transposed, by_blocks, vectors, parts)
+        if key not in self._plans:
+            make = _runtime.cpu_module().SparsePlan
+            self._plans[key] = make(*self._matrix(), *key)
+        return self._plans[key]
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """The values of a pattern in the order of a plan."""
+
+    plan: SparsePlan
+    values: Tensor
+    rows: int
+
+
+def _native() -> Any:
+    torch.get_num_threads()  # hands the setting of torch.set_num_threads to a new thread
+    return _runtime.cpu_module()
+
+
+@cache
+def _lanes(dtype: torch.dtype) -> int:
+    """Pixels in a register."""
+    return _REGISTERS.get(_runtime.isa(), 16) // (8 if dtype is torch.float64 else 4)
+
+
+def _strip(variant: str) -> tuple[int, int]:
+    """How many registers and how many parts of rows: "strip7" has one part, "strip4x2" two."""
+    name, _, parts = variant.removeprefix("strip").partition("x")
+    return int(name), int(parts or 1)
+
+
+def variants(pattern: Pattern, dtype: torch.dtype, B: int, P: int, threads: int) -> list[str]:
+    """Ways to compute a product, the likely best first."""
+    del pattern
+    lanes = _lanes(dtype)
+    registers = -(-P // lanes) if lanes <= P else -(-B * P // lanes)
+    widths = [4, 7] if registers <= 4 else [7, 4]
+    if registers <= 2:
+        widths.insert(0, registers)
+    found = []
+    for width in widths:
+        strips = B * -(-registers // width)
+        parts = threads if strips < 4 * threads and threads > 1 else 1
+        found.append(f"strip{width}" if parts == 1 else f"strip{width}x{parts}")
+    return found
+
+
+def _pack(plan: SparsePlan, values: Tensor, rows: int) -> Packed:
+    wide = torch.float64 if values.dtype is torch.float64 else torch.float32
+    packed = torch.empty(plan.size(), dtype=wide)
+    plan.gather(values, packed)
+    return Packed(plan, packed, rows)
+
+
+def pack(pattern: Pattern, values: Tensor, variant: str) -> Packed:
+    """Values in the order of a variant, for as long as they do not change."""
+    width, parts = _strip(variant)
+    return _pack(pattern.plan(False, True, width, parts), values, pattern.shape[0])
+
+
+def conv1x1_packed(
+    x: Tensor,
+    packed: Packed,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+) -> Tensor:
+    """act(W x + bias + residual) for x of shape (B, K, P)."""
+    _native()
+    plan = packed.plan
+    y = x.new_empty(x.shape[0], packed.rows, x.shape[2])
+    scratch = torch.empty(plan.scratch(x.shape[0], x.shape[2], x.element_size()))
+    plan.multiply(x, packed.values, bias, residual, activation, scratch, y)
+    return y
+
+
+def _auto(pattern: Pattern, x: Tensor, variant: str) -> tuple[int, int]:
+    if variant == "auto":
+        threads = _native().build_info()["threads"]
+        variant = variants(pattern, x.dtype, x.shape[0], x.shape[2], threads)[0]
+    return _strip(variant)
 
 
 def conv1x1(
@@ -72,38 +160,38 @@ def conv1x1(
     *,
     variant: str = "auto",
 ) -> Tensor:
-    p = pattern
-    return reference.conv1x1(x, p.crow, p.col, values, p.shape, bias, residual, activation)
+    """The same from values as they are stored."""
+    plan = pattern.plan(False, True, *_auto(pattern, x, variant))
+    packed = _pack(plan, values, pattern.shape[0])
+    return conv1x1_packed(x, packed, bias, residual, activation)
 
 
 def conv1x1_input_grad(
     gy: Tensor, pattern: Pattern, values: Tensor, *, variant: str = "auto"
 ) -> Tensor:
-    return reference.conv1x1_input_grad(gy, pattern.crow, pattern.col, values, pattern.shape)
+    """W' gy for gy of shape (B, O, P)."""
+    plan = pattern.plan(True, True, *_auto(pattern, gy, variant))
+    return conv1x1_packed(gy, _pack(plan, values, pattern.shape[1]))
 
 
 def sddmm(gy: Tensor, x: Tensor, pattern: Pattern) -> Tensor:
-    return reference.sddmm(gy, x, pattern.crow, pattern.col, pattern.block)
+    """The sum over the batch of gy x', where the pattern has blocks."""
+    _native()
+    plan = pattern.plan(False, False, 8, 1)
+    r, c = pattern.block
+    values = x.new_empty(pattern.nnz, r, c) if r * c > 1 else x.new_empty(pattern.nnz)
+    scratch = torch.empty(plan.sddmm_scratch(x.element_size()))
+    plan.sddmm(gy, x, scratch, values)
+    return values
 
 
-def variants(
-    pattern: Pattern, dtype: torch.dtype, B: int, P: int, threads: int
-) -> list[str]:
-    return ["plain"]
-
-
-def pack(pattern: Pattern, values: Tensor, variant: str) -> Any:
-    return pattern, values.detach().clone()
-
-
-def conv1x1_packed(
-    x: Tensor,
-    packed: Any,
-    bias: Tensor | None = None,
-    residual: Tensor | None = None,
-    activation: str = "none",
-) -> Tensor:
-    return conv1x1(x, *packed, bias, residual, activation)
+_ACTIVATIONS: dict[str, Any] = {
+    "none": lambda z: z,
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "silu": F.silu,
+    "hardswish": F.hardswish,
+}
 
 
 def depthwise(
@@ -115,11 +203,16 @@ def depthwise(
     dilation: int,
     activation: str,
 ) -> Tensor:
-    return reference.conv2d(x, weight, bias, stride, padding, dilation, activation)
-
-
-depthwise_input_grad = reference.depthwise_input_grad
-depthwise_weight_grad = reference.depthwise_weight_grad
+    """act(conv2d) of (B, C, H, W) by (N, 1, kh, kw), padded by (left, right, top, bottom)."""
+    left, right, top, bottom = padding
+    kh, kw = weight.shape[2:]
+    height = (x.shape[2] + top + bottom - dilation * (kh - 1) - 1) // stride + 1
+    width = (x.shape[3] + left + right - dilation * (kw - 1) - 1) // stride + 1
+    y = x.new_empty(x.shape[0], weight.shape[0], height, width)
+    place = (stride, dilation, left, top)
+    scratch = torch.empty(_native().depthwise_scratch(x, weight, y, *place))
+    _native().depthwise(x, weight, bias, *place, activation, scratch, y)
+    return y
 
 
 def first_conv(
@@ -130,4 +223,36 @@ def first_conv(
     padding: Sequence[int],
     activation: str,
 ) -> Tensor:
-    return reference.conv2d(x, weight, bias, stride, padding, 1, activation)
+    """act(conv2d) of (B, C, H, W) by (N, C, kh, kw), padded by (left, right, top, bottom)."""
+    z = F.conv2d(F.pad(x, tuple(padding)), weight, bias, stride)
+    out: Tensor = _ACTIVATIONS[activation](z)
+    return out
+
+
+def depthwise_input_grad(
+    gy: Tensor,
+    weight: Tensor,
+    size: Sequence[int],
+    stride: int,
+    padding: Sequence[int],
+    dilation: int,
+) -> Tensor:
+    """The gradient of a depthwise convolution of images of a size in them."""
+    left, right, top, bottom = padding
+    padded = (*gy.shape[:2], size[0] + top + bottom, size[1] + left + right)
+    gx = torch.nn.grad.conv2d_input(padded, weight, gy, stride, 0, dilation, gy.shape[1])
+    return gx[..., top : top + size[0], left : left + size[1]].contiguous()
+
+
+def depthwise_weight_grad(
+    gy: Tensor,
+    x: Tensor,
+    kernel: Sequence[int],
+    stride: int,
+    padding: Sequence[int],
+    dilation: int,
+) -> Tensor:
+    """The gradient of a depthwise convolution in its weights, (C, 1, kh, kw)."""
+    shape = (x.shape[1], 1, *kernel)
+    padded = F.pad(x, tuple(padding))
+    return torch.nn.grad.conv2d_weight(padded, shape, gy, stride, 0, dilation, x.shape[1])

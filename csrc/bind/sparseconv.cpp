@@ -1,0 +1,302 @@
+// Products with sparse weights, and the order in which they walk them.
+#include <pybind11/numpy.h>
+
+#include <optional>
+#include <stdexcept>
+
+#include "bind/families.hpp"
+#include "bind/signals.hpp"
+#include "bind/tensor_view.hpp"
+#include "sparseconv/depthwise.hpp"
+#include "sparseconv/product.hpp"
+
+namespace curvkern {
+namespace sparseconv {
+namespace {
+
+using Indices = py::array_t<std::int64_t, py::array::c_style>;
+
+[[noreturn]] void refuse(const char* op, const std::string& what) {
+    throw py::value_error(std::string(op) + ": " + what);
+}
+
+Storage storage_of(const TensorView& view) {
+    return view.dtype() == Dtype::float64   ? Storage::float64
+           : view.dtype() == Dtype::float32 ? Storage::float32
+                                            : Storage::bfloat16;
+}
+
+Activation activation_of(const char* op, const std::string& name) {
+    constexpr const char* names[] = {"none", "relu", "relu6", "silu", "hardswish"};
+    for (int i = 0; i < 5; ++i) {
+        if (name == names[i]) return static_cast<Activation>(i);
+    }
+    refuse(op, "activation must be none, relu, relu6, silu or hardswish, got '" + name + "'");
+}
+
+TensorView tensor(py::handle object, const char* op, const char* name) {
+    return TensorView(object, op, name, dlpack::device_cpu, true);
+}
+
+// Null where it is None; else of the dtype of `like`.
+const void* optional(std::optional<TensorView>& view, py::handle object, const char* op,
+                     const char* name, const TensorView& like) {
+    if (object.is_none()) return nullptr;
+    view.emplace(object, op, name, dlpack::device_cpu, true);
+    view->require_same_dtype(like);
+    return view->data();
+}
+
+void require_shape(const TensorView& view, const char* op, const char* name,
+                   std::initializer_list<std::int64_t> expected) {
+    bool same = view.ndim() == static_cast<int>(expected.size());
+    std::string wanted, got;
+    int axis = 0;
+    for (const std::int64_t size : expected) {
+        same = same && view.shape(axis) == size;
+        wanted += (axis++ == 0 ? "" : ", ") + std::to_string(size);
+    }
+    if (same) return;
+    for (axis = 0; axis < view.ndim(); ++axis) {
+        got += (axis == 0 ? "" : ", ") + std::to_string(view.shape(axis));
+    }
+    refuse(op, std::string(name) + " must have shape (" + wanted + "), got (" + got + ")");
+}
+
+// Values in the order of a plan.
+void require_values(const TensorView& view, const char* op, const Plan& plan, Storage storage) {
+    const bool wide = storage == Storage::float64;
+    if (view.dtype() != (wide ? Dtype::float64 : Dtype::float32)) {
+        throw py::type_error(std::string(op) + ": values must be float64 of float64 and else " +
+                             "float32");
+    }
+    require_shape(view, op, "values", {static_cast<std::int64_t>(plan.source().size())});
+}
+
+Matrix matrix_of(const Indices& crow, const Indices& col, std::int64_t rows,
+                 std::int64_t columns, std::int64_t block_rows, std::int64_t block_columns) {
+    const Matrix matrix{crow.data(), col.data(), rows, columns, block_rows, block_columns};
+    if (block_rows < 1 || block_columns < 1 || rows % block_rows || columns % block_columns) {
+        refuse("sparse_conv1x1", "blocks must divide the matrix");
+    }
+    try {
+        check(matrix, crow.size(), col.size());
+    } catch (const std::invalid_argument& error) {
+        refuse("sparse_conv1x1", error.what());
+    }
+    return matrix;
+}
+
+void check_pattern(const Indices& crow, const Indices& col, std::int64_t rows,
+                   std::int64_t columns, std::int64_t block_rows, std::int64_t block_columns) {
+    matrix_of(crow, col, rows, columns, block_rows, block_columns);
+}
+
+Plan make_plan(const Indices& crow, const Indices& col, std::int64_t rows, std::int64_t columns,
+               std::int64_t block_rows, std::int64_t block_columns, bool transposed,
+               bool by_blocks, int vectors, int parts) {
+    const Matrix matrix = matrix_of(crow, col, rows, columns, block_rows, block_columns);
+    if (vectors < 1 || vectors > most_vectors) refuse("SparsePlan", "vectors must be 1 to 8");
+    if (parts < 1) refuse("SparsePlan", "parts must be at least 1");
+    const py::gil_scoped_release release;
+    return Plan(matrix, {transposed, by_blocks, vectors, parts});
+}
+
+void run_gather(const Plan& plan, py::handle values, py::handle out) {
+    constexpr const char* op = "sparse_gather";
+    const TensorView from = tensor(values, op, "values"), to = tensor(out, op, "out");
+    const auto n = static_cast<std::int64_t>(plan.source().size());
+    require_values(to, op, plan, storage_of(from));
+    if (from.size() != n) {
+        refuse(op, "values must have " + std::to_string(n) + " elements, got " +
+                       std::to_string(from.size()));
+    }
+    table().gather[static_cast<int>(storage_of(from))](from.data(), plan.source().data(), n,
+                                                       to.data());
+}
+
+std::int64_t scratch_size(const Plan& plan, std::int64_t batch, std::int64_t pixels,
+                          std::int64_t element) {
+    const Storage storage = element == 8   ? Storage::float64
+                            : element == 4 ? Storage::float32
+                                           : Storage::bfloat16;
+    return (product_scratch(plan, batch, pixels, storage) + 3) / 4;
+}
+
+void require_scratch(const TensorView& scratch, const char* op, std::int64_t bytes) {
+    if (scratch.dtype() == Dtype::float32 && scratch.size() * 4 >= bytes) return;
+    refuse(op,
+           "scratch must be float32 and have " + std::to_string((bytes + 3) / 4) + " elements");
+}
+
+void run_multiply(const Plan& plan, py::handle x, py::handle values, py::handle bias,
+                  py::handle residual, const std::string& activation, py::handle scratch,
+                  py::handle y) {
+    constexpr const char* op = "sparse_conv1x1";
+    const TensorView x_view = tensor(x, op, "x"), y_view = tensor(y, op, "y"),
+                     value_view = tensor(values, op, "values"),
+                     scratch_view = tensor(scratch, op, "scratch");
+    if (x_view.ndim() != 3) refuse(op, "x must have 3 dimensions");
+    const std::int64_t batch = x_view.shape(0), pixels = x_view.shape(2);
+    require_shape(x_view, op, "x", {batch, plan.columns(), pixels});
+    require_shape(y_view, op, "y", {batch, plan.rows(), pixels});
+    y_view.require_same_dtype(x_view);
+    std::optional<TensorView> bias_view, residual_view;
+    Product product{&plan,
+                    value_view.data(),
+                    x_view.data(),
+                    optional(bias_view, bias, op, "bias", x_view),
+                    optional(residual_view, residual, op, "residual", x_view),
+                    y_view.data(),
+                    batch,
+                    pixels,
+                    storage_of(x_view),
+                    activation_of(op, activation)};
+    require_values(value_view, op, plan, product.storage);
+    if (bias_view) require_shape(*bias_view, op, "bias", {plan.rows()});
+    if (residual_view) residual_view->require_same_shape(y_view);
+    if (y_view.size() == 0) return;
+    require_scratch(scratch_view, op, product_scratch(plan, batch, pixels, product.storage));
+    bool finished;
+    {
+        const py::gil_scoped_release release;
+        finished = multiply(product, scratch_view.data(), scratch_view.size() * 4, signalled);
+    }
+    if (!finished) throw py::error_already_set();
+}
+
+void run_correlate(const Plan& plan, py::handle g, py::handle x, py::handle scratch,
+                   py::handle values) {
+    constexpr const char* op = "sparse_sddmm";
+    const TensorView g_view = tensor(g, op, "g"), x_view = tensor(x, op, "x"),
+                     value_view = tensor(values, op, "values"),
+                     scratch_view = tensor(scratch, op, "scratch");
+    if (x_view.ndim() != 3) refuse(op, "x must have 3 dimensions");
+    if (plan.height() != 1) refuse(op, "the plan must be by rows");
+    const std::int64_t batch = x_view.shape(0), pixels = x_view.shape(2);
+    require_shape(x_view, op, "x", {batch, plan.columns(), pixels});
+    require_shape(g_view, op, "g", {batch, plan.rows(), pixels});
+    g_view.require_same_dtype(x_view);
+    value_view.require_same_dtype(x_view);
+    if (value_view.size() != static_cast<std::int64_t>(plan.source().size())) {
+        refuse(op, "values must have an element for each that is stored");
+    }
+    const Storage storage = storage_of(x_view);
+    require_scratch(scratch_view, op, correlation_scratch(plan, storage));
+    bool finished;
+    {
+        const py::gil_scoped_release release;
+        finished = correlate(
+            {&plan, g_view.data(), x_view.data(), value_view.data(), batch, pixels, storage},
+            scratch_view.data(), scratch_view.size() * 4, signalled);
+    }
+    if (!finished) throw py::error_already_set();
+}
+
+// Sizes alone, for the scratch; what is called has tensors as well.
+Depthwise sizes_of(const TensorView& x, const TensorView& weight, const TensorView& y,
+                   std::int64_t stride, std::int64_t dilation, std::int64_t left,
+                   std::int64_t top, const std::string& activation) {
+    constexpr const char* op = "depthwise_conv2d";
+    if (x.ndim() != 4) refuse(op, "x must have 4 dimensions");
+    if (y.ndim() != 4) refuse(op, "y must have 4 dimensions");
+    if (weight.ndim() != 4) refuse(op, "weight must have 4 dimensions");
+    const std::int64_t channels = x.shape(1), filters = weight.shape(0);
+    if (channels < 1 || filters < 1 || filters % channels != 0 || weight.size() == 0) {
+        refuse(op, "weight must have filters for each channel of x");
+    }
+    require_shape(weight, op, "weight", {filters, 1, weight.shape(2), weight.shape(3)});
+    require_shape(y, op, "y", {x.shape(0), filters, y.shape(2), y.shape(3)});
+    if (stride < 1 || dilation < 1) refuse(op, "stride and dilation must be at least 1");
+    if (left < 0 || top < 0) refuse(op, "padding must not be negative");
+    return {x.data(),
+            weight.data(),
+            nullptr,
+            y.data(),
+            x.shape(0),
+            channels,
+            filters / channels,
+            x.shape(2),
+            x.shape(3),
+            y.shape(2),
+            y.shape(3),
+            weight.shape(2),
+            weight.shape(3),
+            stride,
+            dilation,
+            left,
+            top,
+            storage_of(x),
+            activation_of(op, activation)};
+}
+
+std::int64_t run_depthwise_scratch(py::handle x, py::handle weight, py::handle y,
+                                   std::int64_t stride, std::int64_t dilation,
+                                   std::int64_t left, std::int64_t top) {
+    constexpr const char* op = "depthwise_conv2d";
+    const TensorView x_view = tensor(x, op, "x"), weight_view = tensor(weight, op, "weight"),
+                     y_view = tensor(y, op, "y");
+    return (depthwise_scratch(
+                sizes_of(x_view, weight_view, y_view, stride, dilation, left, top, "none")) +
+            3) /
+           4;
+}
+
+void run_depthwise(py::handle x, py::handle weight, py::handle bias, std::int64_t stride,
+                   std::int64_t dilation, std::int64_t left, std::int64_t top,
+                   const std::string& activation, py::handle scratch, py::handle y) {
+    constexpr const char* op = "depthwise_conv2d";
+    const TensorView x_view = tensor(x, op, "x"), weight_view = tensor(weight, op, "weight"),
+                     y_view = tensor(y, op, "y"), scratch_view = tensor(scratch, op, "scratch");
+    weight_view.require_same_dtype(x_view);
+    y_view.require_same_dtype(x_view);
+    Depthwise d =
+        sizes_of(x_view, weight_view, y_view, stride, dilation, left, top, activation);
+    std::optional<TensorView> bias_view;
+    d.bias = optional(bias_view, bias, op, "bias", x_view);
+    if (bias_view) require_shape(*bias_view, op, "bias", {weight_view.shape(0)});
+    if (y_view.size() == 0) return;
+    require_scratch(scratch_view, op, depthwise_scratch(d));
+    bool finished;
+    {
+        const py::gil_scoped_release release;
+        finished = depthwise(d, scratch_view.data(), scratch_view.size() * 4, signalled);
+    }
+    if (!finished) throw py::error_already_set();
+}
+
+}  // namespace
+}  // namespace sparseconv
+
+void bind_sparseconv(py::module_& module) {
+    using py::arg;
+    using sparseconv::Plan;
+    py::class_<Plan>(module, "SparsePlan")
+        .def(py::init(&sparseconv::make_plan), arg("crow"), arg("col"), arg("rows"),
+             arg("columns"), arg("block_rows"), arg("block_columns"), arg("transposed"),
+             arg("by_blocks"), arg("vectors"), arg("parts"))
+        .def("size", [](const Plan& plan) { return plan.source().size(); })
+        .def("scratch", sparseconv::scratch_size, arg("batch"), arg("pixels"), arg("element"))
+        .def(
+            "sddmm_scratch",
+            [](const Plan& plan, std::int64_t element) {
+                const auto storage =
+                    element == 8 ? sparseconv::Storage::float64 : sparseconv::Storage::float32;
+                return (sparseconv::correlation_scratch(plan, storage) + 3) / 4;
+            },
+            arg("element"))
+        .def("gather", sparseconv::run_gather, arg("values"), arg("out"))
+        .def("multiply", sparseconv::run_multiply, arg("x"), arg("values"), arg("bias"),
+             arg("residual"), arg("activation"), arg("scratch"), arg("y"))
+        .def("sddmm", sparseconv::run_correlate, arg("g"), arg("x"), arg("scratch"),
+             arg("values"));
+    module.def("depthwise_scratch", sparseconv::run_depthwise_scratch, arg("x"), arg("weight"),
+               arg("y"), arg("stride"), arg("dilation"), arg("left"), arg("top"));
+    module.def("depthwise", sparseconv::run_depthwise, arg("x"), arg("weight"), arg("bias"),
+               arg("stride"), arg("dilation"), arg("left"), arg("top"), arg("activation"),
+               arg("scratch"), arg("y"));
+    module.def("check_sparse_pattern", sparseconv::check_pattern, arg("crow"), arg("col"),
+               arg("rows"), arg("columns"), arg("block_rows"), arg("block_columns"));
+}
+
+}  // namespace curvkern

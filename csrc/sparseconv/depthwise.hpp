@@ -1,0 +1,55 @@
+// Depthwise convolutions on channel-major activations: one filter, or several, for each
+// channel.
+//
+//     y[n, o, i, j] = act(b[o] + sum_{u, v} w[o, u, v] x[n, o / m, i s + u d - top, j s + v d -
+//     left])
+//
+// (Elsen et al., CVPR 2020, section 3; x is zero outside.) A band of rows is copied to an
+// aligned buffer with its padding, columns that are s apart next to each other: the loop then
+// has neither edges nor strides. Four output rows share what they load.
+#pragma once
+
+#include "core/parallel.hpp"
+#include "sparseconv/sparseconv.hpp"
+
+namespace curvkern::sparseconv {
+
+struct Depthwise {
+    const void *x, *weight, *bias;  // bias may be null
+    void* y;
+    std::int64_t images, channels, multiplier;  // m filters a channel
+    std::int64_t height, width, out_height, out_width;
+    std::int64_t kernel_height, kernel_width, stride, dilation, left, top;
+    Storage storage;
+    Activation activation;
+};
+
+// How a plane is cut into bands; in elements of the buffer.
+struct Bands {
+    std::int64_t rows;           // of the output in a band
+    std::int64_t columns;        // of one phase of the stride in the buffer
+    std::int64_t row_size;       // of all phases
+    std::int64_t buffered_rows;  // of the input
+};
+Bands bands_of(const Depthwise& d);
+
+// The plane of a filter; `tap` has room for the filter, a register each.
+using PlaneKernel = void (*)(const Depthwise& d, const Bands& bands, std::int64_t image,
+                             std::int64_t filter, void* tap, void* buffer);
+struct DepthwiseKernels {
+    // by storage; any kernel, 3 x 3 and 5 x 5 with strides 1 and 2 and no dilation
+    PlaneKernel any[3], small[3][2][2];
+};
+
+#define CURVKERN_DECLARE(isa)                    \
+    namespace isa {                              \
+    const DepthwiseKernels& depthwise_kernels(); \
+    }
+CURVKERN_FOR_EACH_ISA(CURVKERN_DECLARE)
+#undef CURVKERN_DECLARE
+
+std::int64_t depthwise_scratch(const Depthwise& d);
+bool depthwise(const Depthwise& d, void* scratch, std::int64_t scratch_bytes,
+               InterruptCheck interrupted);
+
+}  // namespace curvkern::sparseconv
