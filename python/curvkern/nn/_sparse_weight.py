@@ -14,7 +14,7 @@ from ..sparse._weights import Parts, block_pair, of_dense
 from ._states import cut_state, load_parts
 
 NAME = "SparseWeightConv2d"
-FORMATS = ("auto", "tuned", "dense")
+FORMATS = ("auto", "tuned", "dense", "csr", "bsr")
 
 
 class SparseWeightConv2d(nn.Module):
@@ -34,9 +34,10 @@ class SparseWeightConv2d(nn.Module):
         (r, c): weights are stored by blocks of r output and c input channels, all of a block
         in which the mask has an entry.
     format
-        How the product is computed: "auto", by a fixed rule; "tuned", by what is measured the
-        quickest when a shape is first met in evaluation, dense products included; "dense"; or
-        one of the variants that :func:`curvkern.sparse.report` names.
+        How the product is computed in evaluation: "auto", by a fixed rule; "tuned", by what is
+        measured the quickest when a shape is first met, dense products included; "dense"; or
+        one of the variants that :func:`curvkern.sparse.report` names. "csr" and "bsr" are names
+        for "auto" with and without 1 x 1 blocks.
     activation
         "none", "relu", "relu6", "silu" or "hardswish".
 
@@ -111,7 +112,7 @@ class SparseWeightConv2d(nn.Module):
             if any(entry != only for entry in entries):
                 raise ValueError(f"{NAME}: {name} must be {only}, got {value}")
         self.block = block_pair(NAME, block)
-        self.format = _checked_format(format)
+        self.format = _checked_format(format, self.block)
         self.activation = _arguments.activation_name(NAME, activation)
         if mask is None:
             mask = torch.ones(out_channels, in_channels, dtype=torch.bool, device=device)
@@ -204,7 +205,10 @@ class SparseWeightConv2d(nn.Module):
         return Parts(self.crow_indices, self.col_indices, self.values, self.shape)
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        """act(W x + bias + residual) of (B, C, H, W) or (C, H, W)."""
+        """act(W x + bias + residual) of (B, C, H, W) or (C, H, W).
+
+        A residual of another shape or dtype is added as torch adds.
+        """
         x, batched = _arguments.image(NAME, input)
         if self.stride != 1:
             x = x[..., :: self.stride, :: self.stride]
@@ -215,22 +219,37 @@ class SparseWeightConv2d(nn.Module):
         assert values is not None
         if x.shape[1] != self.in_channels:
             raise ValueError(f"{NAME}: x has {x.shape[1]} channels, not {self.in_channels}")
-        residual = _arguments.operand(
-            NAME, "residual", residual, size if batched else size[1:], x
-        )
-        y = _gradients.conv1x1(
+        expected = size if batched else size[1:]
+        if residual is not None and (
+            residual.shape != torch.Size(expected) or residual.dtype is not x.dtype
+        ):  # a sum that broadcasts or promotes is torch's
+            z = self._product(x, values, bias, None, "none").reshape(expected)
+            return _gradients.activated(self.activation, z + residual)
+        if residual is not None:
+            residual = _arguments.operand(NAME, "residual", residual, expected, x)
+            residual = residual.reshape(*size[:2], size[2] * size[3])
+        return self._product(x, values, bias, residual, self.activation).reshape(expected)
+
+    def _product(
+        self,
+        x: Tensor,
+        values: Tensor,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        activation: str,
+    ) -> Tensor:
+        return _gradients.conv1x1(
             x.flatten(2),
             values,
             bias,
-            None if residual is None else residual.reshape(*size[:2], size[2] * size[3]),
+            residual,
             self.crow_indices,
             self.col_indices,
             [*self.shape],
-            self.activation,
+            activation,
             self.format,
             not self.training,
-        ).reshape(size)
-        return y if batched else y.squeeze(0)
+        )
 
     def weight_csr(self) -> Tensor:
         """The matrix as ``torch.sparse_csr``, through which gradients reach ``values``."""
@@ -320,13 +339,17 @@ class SparseWeightConv2d(nn.Module):
         return text + f", format={self.format!r}" + (", bias=False" if self.bias is None else "")
 
 
-def _checked_format(name: Any) -> str:
+def _checked_format(name: Any, block: tuple[int, int]) -> str:
     if not isinstance(name, str):
         raise TypeError(f"{NAME}: format must be a string, got {type(name).__name__}")
-    choices = (*FORMATS, *_execution.known_variants())
-    if name not in choices:
-        raise ValueError(f"{NAME}: format must be one of {', '.join(choices)}, got {name!r}")
-    return name
+    if name not in FORMATS and not _execution.is_variant(name):
+        choices = ", ".join(FORMATS)
+        raise ValueError(
+            f"{NAME}: format must be one of {choices} or a variant such as 'strip4', got {name!r}"
+        )
+    if name == "csr" and block != (1, 1):
+        raise ValueError(f"{NAME}: format 'csr' must have block (1, 1), got {block}")
+    return "auto" if name in ("csr", "bsr") else name
 
 
 def _matrix(name: str, mask: Any, shape: tuple[int, int]) -> Tensor:

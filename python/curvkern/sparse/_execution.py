@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -112,6 +113,6 @@ def measure(calls: dict[str, Callable[[], object]]) -> dict[str, float]:
     return best
 
 
-def known_variants() -> tuple[str, ...]:
-    """Names of all variants that the kernels have."""
-    return tuple(_sparseconv.VARIANTS)
+def is_variant(name: str) -> bool:
+    """Whether a name is of the kind that the kernels have: "strip4", "strip7x2"."""
+    return re.fullmatch(r"strip[1-9](x[1-9][0-9]?)?", name) is not None
