@@ -9,11 +9,12 @@ from torch import Tensor
 
 from .. import _autograd, _ops, _runtime
 from ..reference import sparseconv as reference
-from . import _depthwise_operations  # noqa: F401  (defines them)
+from . import _depthwise_operations
 from ._gradients import (
     AFTER,
     FUSED,
     added,
+    direct,
     folded,
     one_by_one,
     prepare,
@@ -69,6 +70,8 @@ def _first(
 ) -> Any:
     if wanted(x, weight, bias):
         return reference.conv2d(x, weight, bias, stride, padding, 1, activation)
+    if direct(x, weight, bias):
+        return _depthwise_operations.first(x, weight, bias, stride, padding, activation)
     return torch.ops.curvkern.first_conv2d(x, weight, bias, stride, padding, activation)
 
 
@@ -83,6 +86,8 @@ def _depthwise(
 ) -> Any:
     settings = (stride, padding, dilation)
     if not wanted(x, weight, bias):
+        if direct(x, weight, bias):
+            return _depthwise_operations.depthwise(x, weight, bias, *settings, activation)
         return torch.ops.curvkern.depthwise_conv2d(x, weight, bias, *settings, activation)
     fused = activation if activation in FUSED else "none"
     y = _Depthwise.apply(x, weight, bias, *settings, fused)

@@ -179,13 +179,13 @@ def _weight_grad(
     return reference.depthwise_weight_grad(gy, x, *settings)
 
 
-define(
+depthwise = define(
     f"{DEPTHWISE}(Tensor x, Tensor weight, Tensor? bias, int stride, int[] padding, "
     "int dilation, str activation) -> Tensor",
     _depthwise,
     _depthwise_fake,
 )
-define(
+first = define(
     f"{FIRST}(Tensor x, Tensor weight, Tensor? bias, int stride, int[] padding, "
     "str activation) -> Tensor",
     _first,

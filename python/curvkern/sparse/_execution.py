@@ -39,6 +39,11 @@ def run(
     """
     if variant == TUNED:
         variant = choice(entry, values, operands)
+    elif variant == AUTO and frozen:
+        x = operands[0]
+        threads = torch.get_num_threads()
+        names = _sparseconv.variants(entry.pattern, x.dtype, x.shape[0], x.shape[2], threads)
+        variant = names[0]
     if variant == DENSE:
         return dense(entry, values, operands, frozen)
     x, bias, residual, activation = operands

@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn import Parameter
 from torch.nn import functional as F
 
 from .. import _autograd, _ops, _runtime
 from ..reference import sparseconv as reference
-from . import _operations  # noqa: F401  (defines them)
+from . import _operations
 
 #: Activations whose derivative is a function of their value.
 FUSED = ("none", "relu", "relu6")
@@ -31,6 +32,25 @@ AFTER: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "hardswish": F.h
 def wanted(*tensors: Tensor | None) -> bool:
     """Whether derivatives in any of these are to be recorded."""
     return _autograd.derivative_wanted(*(t for t in tensors if t is not None))
+
+
+def direct(*tensors: Tensor | None) -> bool:
+    """Whether all are plain tensors of the CPU that no mode listens to.
+
+    An implementation is then called as it is: the way through torch's dispatcher takes longer
+    than a small layer. The name of the stack of modes is private: where it is missing, no.
+    """
+    try:
+        if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack():
+            return False
+    except AttributeError:
+        return False
+    for t in tensors:
+        if t is not None and (
+            type(t) not in (Tensor, Parameter) or t.device.type != "cpu" or t.is_neg()
+        ):
+            return False
+    return True
 
 
 def activated(activation: str, z: Tensor) -> Tensor:
@@ -90,6 +110,9 @@ def _conv1x1(
     frozen: bool,
 ) -> Any:
     if not wanted(x, values, bias, residual):
+        arguments = (x, values, bias, residual, crow, col, shape, activation, variant, frozen)
+        if direct(*arguments[:6]):  # type: ignore[arg-type]
+            return _operations.conv1x1(*arguments)
         return torch.ops.curvkern.sparse_conv1x1(
             x, values, bias, residual, crow, col, shape, activation, variant, frozen
         )

@@ -29,7 +29,9 @@ def compiled(tensor: Tensor) -> bool:
     return _runtime.backend() == "native" and tensor.device.type == "cpu"
 
 
-def define(schema: str, native: Callable[..., Tensor], fake: Callable[..., Tensor]) -> None:
+def define(
+    schema: str, native: Callable[..., Tensor], fake: Callable[..., Tensor]
+) -> Callable[..., Tensor]:
     """An operation whose implementation chooses by device, and reports a lack of memory."""
     name = schema.partition("(")[0]
 
@@ -40,6 +42,7 @@ def define(schema: str, native: Callable[..., Tensor], fake: Callable[..., Tenso
             raise memory_error(name, arguments[0].shape, error) from None
 
     _ops.define(schema, cpu=implementation, cuda=implementation, fake=fake)
+    return implementation
 
 
 def _conv1x1(
@@ -84,7 +87,7 @@ def _conv1x1_fake(
     return x.new_empty(x.shape[0], shape[0], x.shape[2])
 
 
-define(
+conv1x1 = define(
     "sparse_conv1x1(Tensor x, Tensor values, Tensor? bias, Tensor? residual, Tensor crow, "
     "Tensor col, int[] shape, str activation, str variant, bool frozen) -> Tensor",
     _conv1x1,
