@@ -42,9 +42,7 @@ def sparse(crow: Tensor, col: Tensor, values: Tensor, shape: tuple[int, int]) ->
     return make(crow, col, values, shape, check_invariants=False)
 
 
-def by_nonzeros(
-    x: Tensor, crow: Tensor, col: Tensor, values: Tensor, rows: int
-) -> Tensor:
+def by_nonzeros(x: Tensor, crow: Tensor, col: Tensor, values: Tensor, rows: int) -> Tensor:
     """W x of (B, K, P), one stored weight after the other."""
     y = x.new_zeros(x.shape[0], rows, x.shape[2])
     blocks = values.reshape(len(col), *(values.shape[1:] or (1, 1)))

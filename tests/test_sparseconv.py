@@ -65,7 +65,9 @@ def test_stored_pointwise(case: Any, dtype: torch.dtype, index: torch.dtype) -> 
     y = sparse.sparse_conv1x1(x, weight, bias, **options)
     check(case, y, inputs, dtype)
     with torch.no_grad():  # activations are applied by the kernel then
-        assert error(sparse.sparse_conv1x1(x, weight, bias, **options), stored["y"]) < BARS[dtype]
+        assert (
+            error(sparse.sparse_conv1x1(x, weight, bias, **options), stored["y"]) < BARS[dtype]
+        )
         packed = sparse.PackedWeight(weight)
         for _ in range(2):
             again = sparse.sparse_conv1x1(x, packed, bias, **options)
@@ -106,7 +108,9 @@ def test_references_against_other_formulas(block: tuple[int, int]) -> None:
     stored = sparse_tensor(*parts[:2], torch.ones_like(found), (4, 6)).to_dense()
     assert_close(again, sums * stored)
     assert_close(sparse.sddmm(gy, x, w), found)
-    assert_close(sparse.sddmm(gy[0], x[0], w), reference.sddmm(gy[:1], x[:1], *parts[:2], block))
+    assert_close(
+        sparse.sddmm(gy[0], x[0], w), reference.sddmm(gy[:1], x[:1], *parts[:2], block)
+    )
 
 
 @pytest.mark.parametrize("stride, dilation", [(1, 1), (2, 1), (1, 2), (3, 2)])
@@ -128,10 +132,10 @@ def pointwise(shape: tuple[int, int], block: tuple[int, int]) -> tuple[Any, Any]
     w = dense.to_sparse_csr() if block == (1, 1) else dense.to_sparse_bsr(block)
     crow, col = w.crow_indices(), w.col_indices()
 
-    def function(activation: str, x: Tensor, values: Tensor, bias: Any, residual: Any) -> Tensor:
-        return _gradients.conv1x1(
-            x, values, bias, residual, crow, col, list(shape), activation
-        )
+    def function(
+        activation: str, x: Tensor, values: Tensor, bias: Any, residual: Any
+    ) -> Tensor:
+        return _gradients.conv1x1(x, values, bias, residual, crow, col, list(shape), activation)
 
     wide = {"dtype": torch.float64}
     sizes = ((1, shape[1], 3), (shape[0],), (1, shape[0], 3))
@@ -166,7 +170,9 @@ def test_gradcheck_of_blocks_and_of_sddmm() -> None:
 
 @pytest.mark.parametrize("activation", ["relu6", "silu"])
 def test_gradcheck_of_windows(activation: str) -> None:
-    x, w, b = (torch.randn(s).double().requires_grad_() for s in ((1, 2, 4, 3), (2, 1, 2, 2), 2))
+    x, w, b = (
+        torch.randn(s).double().requires_grad_() for s in ((1, 2, 4, 3), (2, 1, 2, 2), 2)
+    )
     options: Any = {"stride": 2, "padding": (0, 1, 1, 0), "activation": activation}
 
     def depthwise(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
@@ -177,7 +183,9 @@ def test_gradcheck_of_windows(activation: str) -> None:
     )
     assert torch.autograd.gradgradcheck(depthwise, (x, w, b), check_fwd_over_rev=True)
     first = torch.randn(2, 2, 2, 2).double().requires_grad_()
-    assert torch.autograd.gradcheck(lambda x, w: sparse.conv2d_first(x, w, **options), (x, first))
+    assert torch.autograd.gradcheck(
+        lambda x, w: sparse.conv2d_first(x, w, **options), (x, first)
+    )
 
 
 @pytest.mark.parametrize("activation, slope", [("relu", 0), ("relu6", 0), ("silu", 0.5),
@@ -213,9 +221,7 @@ def test_gradient_of_torch_sparse_tensors() -> None:
         assert weight.grad.layout is torch.sparse_csr
         assert_close(weight.grad.to_dense(), times * plain.grad * (dense != 0))
     blocks = dense.to_sparse_bsr((2, 1)).requires_grad_()
-    (found,) = torch.autograd.grad(
-        sparse.sparse_conv1x1(x, blocks).square().sum(), blocks
-    )
+    (found,) = torch.autograd.grad(sparse.sparse_conv1x1(x, blocks).square().sum(), blocks)
     kept = blocks.detach()
     ones = sparse_tensor(kept.crow_indices(), kept.col_indices(),
                          torch.ones_like(kept.values()), (4, 5)).to_dense()  # fmt: skip
@@ -253,9 +259,7 @@ def test_transforms() -> None:
             xs if dims[0] == 0 else x, vs if dims[1] == 0 else v
         )
         for i in range(4):
-            one = grad(total, both)(
-                xs[i] if dims[0] == 0 else x, vs[i] if dims[1] == 0 else v
-            )
+            one = grad(total, both)(xs[i] if dims[0] == 0 else x, vs[i] if dims[1] == 0 else v)
             assert_close(tuple(t[i] for t in found), one)
 
 

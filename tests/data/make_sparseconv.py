@@ -68,7 +68,9 @@ def positive(generator: np.random.Generator, n: int) -> np.ndarray:
     return generator.uniform(0.5, 1.5, n)
 
 
-def matrix(generator: np.random.Generator, rows: int, columns: int, sparsity: Any) -> np.ndarray:
+def matrix(
+    generator: np.random.Generator, rows: int, columns: int, sparsity: Any
+) -> np.ndarray:
     """Which blocks there are."""
     if sparsity == "skewed":  # a full row, empty ones, and what is between
         kept = generator.random((rows, columns)) < generator.random((rows, 1)) ** 4
@@ -118,7 +120,9 @@ def pointwise(generator: np.random.Generator, case: tuple[Any, ...]) -> tuple[di
     z = F.conv2d(inputs["x"], weight, inputs["bias"])
     if has_residual:
         z = z + inputs["residual"]
-    arrays |= differentiated(ACTIVATIONS[act](z), torch.from_numpy(arrays["gy"]).double(), **inputs)
+    arrays |= differentiated(
+        ACTIVATIONS[act](z), torch.from_numpy(arrays["gy"]).double(), **inputs
+    )
     return {"op": "pointwise", "name": name, "block": [r, c], "act": act, "N": N}, arrays
 
 
@@ -136,7 +140,9 @@ def windowed(generator: np.random.Generator, case: tuple[Any, ...]) -> tuple[dic
     padded = F.pad(inputs["x"], padding)
     z = F.conv2d(padded, inputs["weight"], inputs["bias"], stride, 0, dilation, groups)
     arrays["gy"] = generator.standard_normal(tuple(z.shape)).astype(np.float32)
-    arrays |= differentiated(ACTIVATIONS[act](z), torch.from_numpy(arrays["gy"]).double(), **inputs)
+    arrays |= differentiated(
+        ACTIVATIONS[act](z), torch.from_numpy(arrays["gy"]).double(), **inputs
+    )
     settings = {"stride": stride, "padding": padding, "dilation": dilation, "act": act}
     return {"op": op, "name": name, **settings}, arrays
 

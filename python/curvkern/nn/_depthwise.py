@@ -58,7 +58,9 @@ class _Filters(nn.Conv2d):
     def _like(cls, conv: nn.Conv2d, activation: str, **sizes: Any) -> Any:
         name = cls.__name__
         if not isinstance(conv, nn.Conv2d):
-            raise TypeError(f"{name}: conv must be a torch.nn.Conv2d, got {type(conv).__name__}")
+            raise TypeError(
+                f"{name}: conv must be a torch.nn.Conv2d, got {type(conv).__name__}"
+            )
         if conv.padding_mode != "zeros":
             raise ValueError(
                 f"{name}: conv must have padding_mode 'zeros', got {conv.padding_mode!r}"

@@ -161,7 +161,9 @@ class SparseWeightConv2d(nn.Module):
             With copies of the weights, of the dtype and on the device of ``conv``.
         """
         if not isinstance(conv, nn.Conv2d):
-            raise TypeError(f"{NAME}: conv must be a torch.nn.Conv2d, got {type(conv).__name__}")
+            raise TypeError(
+                f"{NAME}: conv must be a torch.nn.Conv2d, got {type(conv).__name__}"
+            )
         if conv.padding not in ((0, 0), 0, "same", "valid"):
             raise ValueError(f"{NAME}: padding must be 0, got {conv.padding}")
         weight = conv.weight.detach()
@@ -336,7 +338,9 @@ class SparseWeightConv2d(nn.Module):
         for name, usual in (("stride", 1), ("block", (1, 1)), ("activation", "none")):
             if getattr(self, name) != usual:
                 text += f", {name}={getattr(self, name)!r}"
-        return text + f", format={self.format!r}" + (", bias=False" if self.bias is None else "")
+        return (
+            text + f", format={self.format!r}" + (", bias=False" if self.bias is None else "")
+        )
 
 
 def _checked_format(name: Any, block: tuple[int, int]) -> str:

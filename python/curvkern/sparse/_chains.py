@@ -174,11 +174,12 @@ def _activation(modules: dict[str, nn.Module], node: fx.Node) -> tuple[str | Non
 def in_sequentials(model: nn.Module, *, bn: bool, activation: bool) -> list[Chain]:
     """The chains of models that cannot be traced: within ``torch.nn.Sequential`` only."""
     uses = Counter(id(m) for _, m in model.named_modules(remove_duplicate=False))
-    chains = {
-        name: Chain(name) for name, m in model.named_modules() if type(m) is nn.Conv2d
-    }
+    chains = {name: Chain(name) for name, m in model.named_modules() if type(m) is nn.Conv2d}
     for prefix, parent in model.named_modules():
-        if not isinstance(parent, nn.Sequential) or type(parent).forward is not nn.Sequential.forward:
+        if (
+            not isinstance(parent, nn.Sequential)
+            or type(parent).forward is not nn.Sequential.forward
+        ):
             continue
         children = [(f"{prefix}.{n}" if prefix else n, m) for n, m in parent.named_children()]
         for i, (name, module) in enumerate(children):

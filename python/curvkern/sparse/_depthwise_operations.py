@@ -42,9 +42,7 @@ def _check(
         )
     _operands.beside(op, "bias", bias, (count,), "x", x)
     _operands.window(op, stride, padding, dilation, activation)
-    size = _operands.output_size(
-        op, x.shape[2:], weight.shape[2:], stride, padding, dilation
-    )
+    size = _operands.output_size(op, x.shape[2:], weight.shape[2:], stride, padding, dilation)
     return x.new_empty(x.shape[0], count, *size)
 
 

@@ -29,9 +29,7 @@ def key(dtype: torch.dtype, batch: int, pixels: int) -> tuple[Any, ...]:
     return dtype, batch, pixels, torch.get_num_threads(), _runtime.isa()
 
 
-def run(
-    entry: Entry, values: Tensor, operands: Operands, variant: str, frozen: bool
-) -> Tensor:
+def run(entry: Entry, values: Tensor, operands: Operands, variant: str, frozen: bool) -> Tensor:
     """act(W x + bias + residual).
 
     ``frozen``: the values are expected to be the same at the next call, so what is made of

@@ -95,9 +95,7 @@ def sparse_conv1x1(
         )
     out = (x.shape[0], parts.shape[0], *x.shape[2:])
     bias = _arguments.operand(name, "bias", bias, out[1:2], x)
-    residual = _arguments.operand(
-        name, "residual", residual, out if batched else out[1:], x
-    )
+    residual = _arguments.operand(name, "residual", residual, out if batched else out[1:], x)
     y = _gradients.conv1x1(
         x.flatten(2),
         values,
@@ -185,9 +183,7 @@ def sddmm(a: Tensor, b: Tensor, pattern: Tensor | PackedWeight) -> Tensor:
         raise ValueError(f"{name}: b must have shape {expected}, got {tuple(b.shape)}")
     if a.dim() == 2:
         a, b = a.unsqueeze(0), b.unsqueeze(0)
-    return _gradients.sddmm(
-        a, b, parts.crow, parts.col, list(parts.shape), list(parts.block)
-    )
+    return _gradients.sddmm(a, b, parts.crow, parts.col, list(parts.shape), list(parts.block))
 
 
 def depthwise_conv2d(

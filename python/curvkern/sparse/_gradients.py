@@ -43,11 +43,15 @@ def direct(*tensors: Tensor | None) -> bool:
     try:
         if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack():
             return False
+        torch._C._functorch.is_legacy_batchedtensor  # noqa: B018
     except AttributeError:
         return False
     for t in tensors:
         if t is not None and (
-            type(t) not in (Tensor, Parameter) or t.device.type != "cpu" or t.is_neg()
+            type(t) not in (Tensor, Parameter)
+            or t.device.type != "cpu"
+            or t.is_neg()
+            or torch._C._functorch.is_legacy_batchedtensor(t)
         ):
             return False
     return True
@@ -92,9 +96,7 @@ def conv1x1(
         return reference.conv1x1(x, crow, col, values, shape, bias, residual, activation)
     if torch.compiler.is_dynamo_compiling():
         from .. import _compile  # noqa: F401
-    return _conv1x1(
-        x, values, bias, residual, crow, col, shape, activation, variant, frozen
-    )
+    return _conv1x1(x, values, bias, residual, crow, col, shape, activation, variant, frozen)
 
 
 def _conv1x1(
@@ -125,9 +127,7 @@ def _linear(x: Tensor, values: Tensor, crow: Tensor, col: Tensor, shape: list[in
     return _conv1x1(x, values, None, None, crow, col, shape, "none", "auto", False)
 
 
-def _input_grad(
-    gy: Tensor, values: Tensor, crow: Tensor, col: Tensor, shape: list[int]
-) -> Any:
+def _input_grad(gy: Tensor, values: Tensor, crow: Tensor, col: Tensor, shape: list[int]) -> Any:
     if wanted(gy, values):
         return _InputGrad.apply(gy, values, crow, col, shape)
     return torch.ops.curvkern.sparse_conv1x1_input_grad(gy, values, crow, col, shape)
@@ -138,7 +138,9 @@ def _sddmm(
 ) -> Any:
     if wanted(gy, x):
         return _Sddmm.apply(gy, x, crow, col, shape, block)
-    return torch.ops.curvkern.sparse_conv1x1_sddmm(gy, x, crow, col, shape, block)
+    return torch.ops.curvkern.sparse_conv1x1_sddmm(
+            gy, x, crow, col, shape, block, col.shape[0]
+        )
 
 
 def sddmm(
@@ -283,9 +285,7 @@ class _Conv(torch.autograd.Function):
         x = folded(x, in_dims[0], info.batch_size)
         if residual is not None:
             residual = folded(residual, in_dims[3], info.batch_size)
-        y = _conv1x1(
-            x, values, bias, residual, crow, col, shape, activation, "auto", False
-        )
+        y = _conv1x1(x, values, bias, residual, crow, col, shape, activation, "auto", False)
         return unfolded(y, info.batch_size)
 
 
@@ -337,7 +337,9 @@ class _Sddmm(torch.autograd.Function):
     def forward(
         gy: Tensor, x: Tensor, crow: Tensor, col: Tensor, shape: list[int], block: list[int]
     ) -> Any:
-        return torch.ops.curvkern.sparse_conv1x1_sddmm(gy, x, crow, col, shape, block)
+        return torch.ops.curvkern.sparse_conv1x1_sddmm(
+            gy, x, crow, col, shape, block, col.shape[0]
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -388,9 +390,7 @@ def _setup_conv(ctx: Any, inputs: Any, output: Any) -> None:
 def _backward_conv(ctx: Any, grad: Tensor) -> Any:
     x, values, bias, residual, crow, col = ctx.saved_tensors
     if ctx.activation != "none":
-        z = _conv1x1(
-            x, values, bias, residual, crow, col, ctx.shape, "none", "auto", False
-        )
+        z = _conv1x1(x, values, bias, residual, crow, col, ctx.shape, "none", "auto", False)
         grad = times_slope(ctx.activation, grad, z)
     return (
         _input_grad(grad, values, crow, col, ctx.shape),
@@ -401,10 +401,18 @@ def _backward_conv(ctx: Any, grad: Tensor) -> Any:
     )
 
 
+def _setup_sddmm(ctx: Any, inputs: Any, output: Any) -> None:
+    _Sddmm.setup_context(ctx, inputs[:-1], output)
+
+
+def _backward_sddmm(ctx: Any, grad: Tensor) -> Any:
+    return (*_Sddmm.backward(ctx, grad), None)
+
+
 for _name, _backward, _setup in (
     ("", _backward_conv, _setup_conv),
     ("_input_grad", _InputGrad.backward, _InputGrad.setup_context),
-    ("_sddmm", _Sddmm.backward, _Sddmm.setup_context),
+    ("_sddmm", _backward_sddmm, _setup_sddmm),
 ):
     torch.library.register_autograd(
         f"curvkern::sparse_conv1x1{_name}", _backward, setup_context=_setup, lib=_ops.library

@@ -150,7 +150,9 @@ def output_size(
     """Height and width of what a filter of this size makes of an image."""
     left, right, top, bottom = padding
     found = []
-    for length, before, after, k in zip(size, (top, left), (bottom, right), kernel, strict=True):
+    for length, before, after, k in zip(
+        size, (top, left), (bottom, right), kernel, strict=True
+    ):
         room = length + before + after - dilation * (k - 1) - 1
         if k < 1 or room < 0:
             raise ValueError(

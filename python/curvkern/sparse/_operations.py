@@ -57,9 +57,7 @@ def _conv1x1(
     variant: str,
     frozen: bool,
 ) -> Tensor:
-    _operands.conv1x1(
-        "sparse_conv1x1", x, values, bias, residual, crow, col, shape, activation
-    )
+    _operands.conv1x1("sparse_conv1x1", x, values, bias, residual, crow, col, shape, activation)
     entry = lookup(crow, col, values.shape[1:] or (1, 1), shape)
     x, values, bias, residual = contiguous(x, values, bias, residual)
     if not (compiled(x) and x.numel() and values.numel() and shape[0]):
@@ -81,9 +79,7 @@ def _conv1x1_fake(
     variant: str,
     frozen: bool,
 ) -> Tensor:
-    _operands.conv1x1(
-        "sparse_conv1x1", x, values, bias, residual, crow, col, shape, activation
-    )
+    _operands.conv1x1("sparse_conv1x1", x, values, bias, residual, crow, col, shape, activation)
     return x.new_empty(x.shape[0], shape[0], x.shape[2])
 
 
@@ -139,6 +135,7 @@ def _check_sddmm(
     col: Tensor,
     shape: Sequence[int],
     block: Sequence[int],
+    nnz: int,
 ) -> Tensor:
     """Empty values of the shape that comes out."""
     op = "sparse_conv1x1_sddmm"
@@ -146,8 +143,8 @@ def _check_sddmm(
     _operands.ranked(op, "x", x, 3)
     _operands.same_dtype(op, "x", x, "gy", gy)
     _operands.same_device(op, "x", x, "gy", gy)
-    count = col.shape[0] if col.dim() else -1
-    _operands.blocks(op, crow, col, shape, block, count, gy)
+    _operands.at_least(op, "nnz", nnz, 0)
+    _operands.blocks(op, crow, col, shape, block, nnz, gy)
     _operands.channels(op, "gy", gy, shape[0])
     _operands.channels(op, "x", x, shape[1])
     for name, dim in (("batch", 0), ("number of pixels", 2)):
@@ -155,7 +152,7 @@ def _check_sddmm(
             raise ValueError(
                 f"{op}: x must have the {name} of gy, {gy.shape[dim]}, got {x.shape[dim]}"
             )
-    return gy.new_empty(count) if tuple(block) == (1, 1) else gy.new_empty(count, *block)
+    return gy.new_empty(nnz) if tuple(block) == (1, 1) else gy.new_empty(nnz, *block)
 
 
 def _sddmm(
@@ -165,8 +162,9 @@ def _sddmm(
     col: Tensor,
     shape: Sequence[int],
     block: Sequence[int],
+    nnz: int,
 ) -> Tensor:
-    values = _check_sddmm(gy, x, crow, col, shape, block)
+    values = _check_sddmm(gy, x, crow, col, shape, block, nnz)
     entry = lookup(crow, col, block, shape)
     gy, x = contiguous(gy, x)
     if not (compiled(x) and gy.numel() and x.numel() and values.numel()):
@@ -176,7 +174,7 @@ def _sddmm(
 
 define(
     "sparse_conv1x1_sddmm(Tensor gy, Tensor x, Tensor crow, Tensor col, int[] shape, "
-    "int[] block) -> Tensor",
+    "int[] block, int nnz) -> Tensor",
     _sddmm,
     _check_sddmm,
 )

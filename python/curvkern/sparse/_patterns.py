@@ -99,9 +99,7 @@ def lookup(crow: Tensor, col: Tensor, block: Sequence[int], shape: Sequence[int]
     return entry
 
 
-def _validated(
-    crow: Tensor, col: Tensor, block: Sequence[int], shape: Sequence[int]
-) -> Entry:
+def _validated(crow: Tensor, col: Tensor, block: Sequence[int], shape: Sequence[int]) -> Entry:
     # Copies: a pattern stays valid whatever becomes of the user's tensors.
     with torch.no_grad():
         copies = crow.detach().clone(), col.detach().clone()

@@ -176,9 +176,7 @@ def magnitude_prune_(
     pair = block_pair(NAME, block)
     if schedule is not None:
         if not callable(schedule):
-            raise TypeError(
-                f"{NAME}: schedule must be callable, got {type(schedule).__name__}"
-            )
+            raise TypeError(f"{NAME}: schedule must be callable, got {type(schedule).__name__}")
         return GradualPruning(model, final, pair, schedule)
     _prune(model, final, pair)
     return model
@@ -215,7 +213,9 @@ def _prune(model: nn.Module, sparsity: float, block: tuple[int, int]) -> None:
         weight = module.weight if mask is None else module.weight_orig
         matrix = weight[:, :, 0, 0]  # type: ignore[index]
         divides = not (matrix.shape[0] % block[0] or matrix.shape[1] % block[1])
-        kept = torch.ones_like(matrix, dtype=torch.bool) if mask is None else mask[:, :, 0, 0] != 0
+        kept = (
+            torch.ones_like(matrix, dtype=torch.bool) if mask is None else mask[:, :, 0, 0] != 0
+        )
         new = smallest_dropped(matrix, kept, sparsity, block if divides else (1, 1))
         new = new[:, :, None, None].to(matrix.dtype)
         if mask is None:

@@ -61,9 +61,7 @@ def kept_blocks(function: str, mask: Tensor, block: Sequence[int]) -> Tensor:
     return mask.reshape(rows // r, r, columns // c, c).transpose(1, 2).any(-1).any(-1)
 
 
-def of_dense(
-    function: str, dense: Tensor, mask: Tensor | None, block: Sequence[int]
-) -> Parts:
+def of_dense(function: str, dense: Tensor, mask: Tensor | None, block: Sequence[int]) -> Parts:
     """The blocks of a dense (O, C) in which the mask, or else the matrix, has a nonzero."""
     nonzero = (dense != 0) if mask is None else (mask != 0)
     if mask is not None:
@@ -113,9 +111,7 @@ class PackedWeight:
     def __init__(self, weight: Tensor) -> None:
         if not isinstance(weight, Tensor) or weight.layout not in LAYOUTS:
             got = weight.layout if isinstance(weight, Tensor) else type(weight).__name__
-            raise TypeError(
-                f"PackedWeight: weight must be sparse_csr or sparse_bsr, got {got}"
-            )
+            raise TypeError(f"PackedWeight: weight must be sparse_csr or sparse_bsr, got {got}")
         self._take(of_sparse("PackedWeight", weight))
 
     def _take(self, parts: Parts) -> None:
@@ -150,9 +146,7 @@ class PackedWeight:
 
     def to_dense(self) -> Tensor:
         """The matrix, (O, C)."""
-        return reference.to_dense(
-            self.crow_indices, self.col_indices, self.values, self.shape
-        )
+        return reference.to_dense(self.crow_indices, self.col_indices, self.values, self.shape)
 
     def __repr__(self) -> str:
         return (
