@@ -77,7 +77,8 @@ def image(function: str, value: Any) -> tuple[Tensor, bool]:
 def cast_together(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """Under autocast, halves beside wider tensors become as wide; else nothing is done."""
     there = [t for t in tensors if t is not None]
-    if not torch.is_autocast_enabled(there[0].device.type):
+    kind = there[0].device.type
+    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
         return tensors
     dtypes = {t.dtype for t in there if t.is_floating_point()}
     halves = {torch.bfloat16, torch.float16}

@@ -138,9 +138,7 @@ def _sddmm(
 ) -> Any:
     if wanted(gy, x):
         return _Sddmm.apply(gy, x, crow, col, shape, block)
-    return torch.ops.curvkern.sparse_conv1x1_sddmm(
-            gy, x, crow, col, shape, block, col.shape[0]
-        )
+    return torch.ops.curvkern.sparse_conv1x1_sddmm(gy, x, crow, col, shape, block, col.shape[0])
 
 
 def sddmm(
