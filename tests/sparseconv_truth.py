@@ -1,4 +1,4 @@
-"""Stored cases of convolutions with sparse weights, and a formula of their own for both kinds."""
+"""Stored cases of convolutions with sparse weights, and formulas of their own."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ def test_references_against_other_formulas(block: tuple[int, int]) -> None:
     )
 
 
-@pytest.mark.parametrize("stride, dilation", [(1, 1), (2, 1), (1, 2), (3, 2)])
+@pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 1), (1, 2), (3, 2)])
 def test_depthwise_against_shifts(stride: int, dilation: int) -> None:
     x, w = torch.randn(2, 3, 9, 8).double(), torch.randn(3, 1, 3, 2).double()
     padding = [2, 0, 1, 3]
@@ -188,7 +188,7 @@ def test_gradcheck_of_windows(activation: str) -> None:
     )
 
 
-@pytest.mark.parametrize("activation, slope", [("relu", 0), ("relu6", 0), ("silu", 0.5),
+@pytest.mark.parametrize(("activation", "slope"), [("relu", 0), ("relu6", 0), ("silu", 0.5),
                                                ("hardswish", 0.5)])  # fmt: skip
 def test_slopes_at_the_kinks(activation: str, slope: float) -> None:
     weight = torch.ones(1, 1).to_sparse_csr()

@@ -127,7 +127,7 @@ X, W = torch.ones(2, 4, 5, 6), torch.ones(3, 4).to_sparse_csr()
 
 
 @pytest.mark.parametrize(
-    "arguments, options, error, words",
+    ("arguments", "options", "error", "words"),
     [
         ((X[:, :3], W), {}, ValueError, r"3 channels .*\(3, 4\)"),
         ((X[0, 0], W), {}, ValueError, "x must have 3 or 4 dimensions, got 2"),
@@ -157,7 +157,7 @@ def test_refusals(arguments: Any, options: Any, error: type, words: str) -> None
 
 
 @pytest.mark.parametrize(
-    "options, error, words",
+    ("options", "error", "words"),
     [
         ({"stride": 0}, ValueError, "stride must be at least 1, got 0"),
         ({"stride": (1, 2)}, ValueError, "stride must be an integer or two equal"),

@@ -5,8 +5,8 @@
 Inputs are float32. Results and gradients are those of torch's dense convolutions in float64, by
 its automatic differentiation. The index lists the cases: "pointwise" has a matrix in compressed
 rows, by blocks where ``block`` is not (1, 1); "depthwise" and "first" have filters and padding
-(left, right, top, bottom); "net" is a small MobileNet with normalisation in evaluation mode, whose
-weight gradients are those of the weights before folding, where they are not zero.
+(left, right, top, bottom); "net" is a small MobileNet with normalisation in evaluation mode,
+whose weight gradients are those of the weights before folding, where they are not zero.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ class SparseWeightConv2d(nn.Module):
 
     Parameters
     ----------
-    in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, device, dtype
+    in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias
         As of :class:`torch.nn.Conv2d`, with ``kernel_size`` 1, ``padding`` 0 and ``groups`` 1.
     mask
         (O, C) or (O, C, 1, 1): where weights are, nonzero for those that are. All, if not given.
@@ -292,7 +292,7 @@ class SparseWeightConv2d(nn.Module):
     def set_mask_(
         self, mask: Tensor, optimizer: torch.optim.Optimizer | None = None
     ) -> SparseWeightConv2d:
-        """Store the weights of another mask: those that stay keep their numbers, new ones are 0.
+        """Store the weights of another mask; those that stay are kept, new ones are 0.
 
         Parameters
         ----------

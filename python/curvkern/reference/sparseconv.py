@@ -12,8 +12,10 @@ E. Elsen, M. Dukhan, T. Gale, K. Simonyan, "Fast Sparse ConvNets", CVPR 2020.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+import torch.nn.grad
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -26,8 +28,8 @@ ACTIVATIONS = {
 }
 
 
-def wide(tensor: Tensor | None) -> Tensor | None:
-    """bfloat16 as float32, which sums are in."""
+def wide(tensor: Any) -> Any:
+    """bfloat16 as float32, which sums are in; None stays."""
     if tensor is None or tensor.dtype is not torch.bfloat16:
         return tensor
     return tensor.float()

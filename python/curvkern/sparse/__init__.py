@@ -1,7 +1,7 @@
 """Convolutions with sparse weights: functions, pruning, and whole networks.
 
-Weights are sparse, activations dense. The networks are those that consist of 1 x 1 and depthwise
-convolutions nearly alone: MobileNet, EfficientNet.
+Weights are sparse, activations dense. The networks are those that consist of 1 x 1 and
+depthwise convolutions nearly alone: MobileNet, EfficientNet.
 """
 
 from . import models

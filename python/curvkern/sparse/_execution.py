@@ -1,4 +1,4 @@
-"""Runs a product with a sparse matrix in the variant that is asked for, or measured quickest."""
+"""Runs a product with a sparse matrix in the variant asked for, or measured quickest."""
 
 from __future__ import annotations
 

@@ -6,9 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from .._arguments import check_layout
 from . import _arguments, _depthwise, _gradients
-from ._operands import floating, same_device
+from ._operands import floating, ranked, same_device
 from ._weights import LAYOUTS, PackedWeight, Parts, of_sparse
 
 
@@ -170,7 +169,7 @@ def sddmm(a: Tensor, b: Tensor, pattern: Tensor | PackedWeight) -> Tensor:
     parts = _parts(name, pattern, "pattern")
     a, b = _arguments.tensor(name, "a", a), _arguments.tensor(name, "b", b)
     for argument, value in (("a", a), ("b", b)):
-        _arguments.ranked(name, argument, value, 2, 3)
+        ranked(name, argument, value, 2, 3)
     if a.dtype is not b.dtype:
         raise TypeError(f"{name}: b has dtype {b.dtype} but a has dtype {a.dtype}")
     same_device(name, "b", b, "a", a)
@@ -335,7 +334,7 @@ def _windows(
     """Checked x (B, C, H, W), filters and bias, and whether x had a batch."""
     x, batched = _arguments.image(function, x)
     weight = _arguments.tensor(function, "weight", weight)
-    _arguments.ranked(function, "weight", weight, 4)
+    ranked(function, "weight", weight, 4)
     if bias is not None:
         _arguments.tensor(function, "bias", bias)
     x, weight, bias = _arguments.cast_together(x, weight, bias)  # type: ignore[assignment]

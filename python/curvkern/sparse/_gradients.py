@@ -2,8 +2,9 @@ r"""Derivatives of sparse 1 x 1 convolutions, to any order.
 
 The three operations are the partial derivatives of one trilinear form,
 
-.. math:: T(x, v, g) = \sum_{b,p} g_{b,:,p}^\top W(v) x_{b,:,p}, \qquad
-    \partial_g T = W x, \quad \partial_x T = W^\top g, \quad \partial_v T = (g x^\top)_{\text{pattern}},
+.. math:: T(x, v, g) = \sum_{b,p} g_{b,:,p}^\top W(v) x_{b,:,p}, \\
+    \partial_g T = W x, \quad \partial_x T = W^\top g,
+    \quad \partial_v T = (g x^\top)_{\text{pattern}},
 
 so that the derivatives of each are the other two.
 """
@@ -113,7 +114,7 @@ def _conv1x1(
 ) -> Any:
     if not wanted(x, values, bias, residual):
         arguments = (x, values, bias, residual, crow, col, shape, activation, variant, frozen)
-        if direct(*arguments[:6]):  # type: ignore[arg-type]
+        if direct(*arguments[:6]):
             return _operations.conv1x1(*arguments)
         return torch.ops.curvkern.sparse_conv1x1(
             x, values, bias, residual, crow, col, shape, activation, variant, frozen

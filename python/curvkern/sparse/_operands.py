@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._operands import at_least, has_shape, same_dtype
+from .._operands import at_least as at_least
+from .._operands import has_shape as has_shape
+from .._operands import same_dtype as same_dtype
 
 ACTIVATIONS = ("none", "relu", "relu6", "silu", "hardswish")
 FLOATING = (torch.float32, torch.bfloat16, torch.float64)

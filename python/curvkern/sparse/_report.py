@@ -16,7 +16,7 @@ from . import _patterns
 
 @dataclass(frozen=True)
 class Record:
-    """Seconds that a layer took on an input of a shape, and a dense convolution in its place."""
+    """Seconds of a layer on an input of a shape, and of a dense convolution in its place."""
 
     shape: tuple[int, ...]
     threads: int
@@ -91,7 +91,7 @@ def _cells(layer: Layer) -> tuple[str, ...]:
 
 
 def report(model: nn.Module) -> Report:
-    """What each convolution of a model is, how it is computed, and the times that were measured.
+    """What the convolutions of a model are, how they are computed, and measured times.
 
     Parameters
     ----------

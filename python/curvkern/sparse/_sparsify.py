@@ -43,7 +43,7 @@ def sparsify(
     example_input: Any = None,
     inplace: bool = False,
 ) -> nn.Module:
-    """Make a pruned model use its zeros: replace its convolutions by sparse ones where that pays.
+    """Replace the convolutions of a pruned model by sparse ones, where that pays.
 
     Replaced are 1 x 1 convolutions with enough zeros, or masks of ``torch.nn.utils.prune``,
     depthwise convolutions, and dense ones of few input channels. All else stays as it is.
@@ -105,6 +105,9 @@ def sparsify(
     if not isinstance(model, nn.Module):
         raise TypeError(f"{NAME}: model must be a torch.nn.Module, got {type(model).__name__}")
     settings = _settings(min_sparsity, block, autotune)
+    for module in model.modules():  # a weight that a hook has computed cannot be copied
+        if hasattr(module, "weight_mask") and "weight" not in module._parameters:
+            module.weight = module.weight.detach()
     model = model if inplace else copy.deepcopy(model)
     if type(model) is nn.Conv2d:
         holder = nn.Sequential(model).train(model.training)
