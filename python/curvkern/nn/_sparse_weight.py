@@ -29,7 +29,7 @@ class SparseWeightConv2d(nn.Module):
     in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias
         As of :class:`torch.nn.Conv2d`, with ``kernel_size`` 1, ``padding`` 0 and ``groups`` 1.
     mask
-        (O, C) or (O, C, 1, 1): where weights are, nonzero for those that are. All, if not given.
+        (O, C) or (O, C, 1, 1): nonzero where weights are. Everywhere, if not given.
     block
         (r, c): weights are stored by blocks of r output and c input channels, all of a block
         in which the mask has an entry.
@@ -229,6 +229,7 @@ class SparseWeightConv2d(nn.Module):
             return _gradients.activated(self.activation, z + residual)
         if residual is not None:
             residual = _arguments.operand(NAME, "residual", residual, expected, x)
+            assert residual is not None
             residual = residual.reshape(*size[:2], size[2] * size[3])
         return self._product(x, values, bias, residual, self.activation).reshape(expected)
 
@@ -255,13 +256,14 @@ class SparseWeightConv2d(nn.Module):
 
     def weight_csr(self) -> Tensor:
         """The matrix as ``torch.sparse_csr``, through which gradients reach ``values``."""
-        crow, col, values = self.crow_indices, self.col_indices, self.values
-        if values.dim() == 3:
-            where = torch.arange(values.numel(), device=values.device).reshape(values.shape)
+        crow, col = self.crow_indices, self.col_indices
+        stored: Tensor = self.values
+        if stored.dim() == 3:
+            where = torch.arange(stored.numel(), device=stored.device).reshape(stored.shape)
             dense = reference.to_dense(crow, col, where + 1, self.shape)
             parts = of_dense(NAME, dense, None, (1, 1))
-            crow, col, values = parts.crow, parts.col, values.flatten()[parts.values - 1]
-        return torch.sparse_csr_tensor(crow, col, values, self.shape, check_invariants=False)
+            crow, col, stored = parts.crow, parts.col, stored.flatten()[parts.values - 1]
+        return torch.sparse_csr_tensor(crow, col, stored, self.shape, check_invariants=False)
 
     def mask(self) -> Tensor:
         """Where weights are stored, (O, C), bool."""

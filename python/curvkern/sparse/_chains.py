@@ -109,9 +109,9 @@ def in_graph(
         last = node
         following = _only_user(last)
         if bn and following is not None and following.op == "call_module":
-            norm = modules[following.target]
+            norm = modules[str(following.target)]
             if foldable(norm) and calls[following.target] == 1:
-                chain.bn = following.target
+                chain.bn = str(following.target)
                 chain.nodes.append(following)
                 last, following = following, _only_user(following)
         if not activation or (_normalises(modules, following) and chain.bn is None):

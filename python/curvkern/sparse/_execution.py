@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -94,7 +95,7 @@ def choice(entry: Entry, values: Tensor, operands: Operands) -> str:
         return found
     names = _sparseconv.variants(entry.pattern, x.dtype, batch, pixels, wanted[3])
     calls: dict[str, Callable[[], object]] = {
-        name: (lambda n=name: run(entry, values, operands, n, True)) for name in (*names, DENSE)
+        name: partial(run, entry, values, operands, name, True) for name in (*names, DENSE)
     }
     seconds = measure(calls)
     entry.seconds.setdefault(wanted, seconds)

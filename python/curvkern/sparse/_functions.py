@@ -337,7 +337,7 @@ def _windows(
     ranked(function, "weight", weight, 4)
     if bias is not None:
         _arguments.tensor(function, "bias", bias)
-    x, weight, bias = _arguments.cast_together(x, weight, bias)  # type: ignore[assignment]
+    x, weight, bias = _arguments.cast_together(x, weight, bias)
     _arguments.same_dtype_as_x(function, "weight", weight, x)
     bias = _arguments.operand(function, "bias", bias, weight.shape[:1], x)
     return x, weight, bias, batched

@@ -107,7 +107,7 @@ def sparsify(
     settings = _settings(min_sparsity, block, autotune)
     for module in model.modules():  # a weight that a hook has computed cannot be copied
         if hasattr(module, "weight_mask") and "weight" not in module._parameters:
-            module.weight = module.weight.detach()
+            module.weight = module.weight.detach()  # type: ignore[operator]
     model = model if inplace else copy.deepcopy(model)
     if type(model) is nn.Conv2d:
         holder = nn.Sequential(model).train(model.training)
