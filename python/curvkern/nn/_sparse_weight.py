@@ -351,7 +351,7 @@ def _checked_format(name: Any, block: tuple[int, int]) -> str:
     if name not in FORMATS and not _execution.is_variant(name):
         choices = ", ".join(FORMATS)
         raise ValueError(
-            f"{NAME}: format must be one of {choices} or a variant such as 'strip4', got {name!r}"
+            f"{NAME}: format must be one of {choices} or a variant like 'strip4', got {name!r}"
         )
     if name == "csr" and block != (1, 1):
         raise ValueError(f"{NAME}: format 'csr' must have block (1, 1), got {block}")

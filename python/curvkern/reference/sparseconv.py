@@ -120,7 +120,7 @@ def depthwise_input_grad(
     padding: Sequence[int],
     dilation: int,
 ) -> Tensor:
-    """The gradient of the depthwise convolution with one filter a channel, of an x of a size."""
+    """The gradient of the depthwise convolution in an image of a size."""
     left, right, top, bottom = padding
     padded = (*gy.shape[:2], size[0] + top + bottom, size[1] + left + right)
     gx = torch.nn.grad.conv2d_input(

@@ -96,7 +96,8 @@ def _depthwise(
 
 
 def _linear(x: Tensor, weight: Tensor, *settings: Any) -> Any:
-    return _depthwise(x, weight, None, *settings, "none")
+    gate: Any = _depthwise
+    return gate(x, weight, None, *settings, "none")
 
 
 def _input_grad(
@@ -304,7 +305,8 @@ def _setup_exported(ctx: Any, inputs: Any, output: Any) -> None:
 def _backward_depthwise(ctx: Any, grad: Tensor) -> Any:
     x, weight, bias = ctx.saved_tensors
     if ctx.activation != "none":
-        z = _depthwise(x, weight, bias, *ctx.settings, "none")
+        gate: Any = _depthwise
+        z = gate(x, weight, bias, *ctx.settings, "none")
         grad = times_slope(ctx.activation, grad, z)
     return (
         _input_grad(grad, weight, list(x.shape[2:]), *ctx.settings),

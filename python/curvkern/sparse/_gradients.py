@@ -277,7 +277,8 @@ class _Conv(torch.autograd.Function):
         if in_dims[1] is not None or in_dims[2] is not None or in_dims[4:6] != (None, None):
 
             def call(*inputs: Any) -> Tensor:
-                result: Tensor = _conv1x1(*inputs, *("auto", False))
+                gate: Any = _conv1x1
+                result: Tensor = gate(*inputs, "auto", False)
                 return result
 
             return one_by_one(call, info, in_dims, *inputs)
