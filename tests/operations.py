@@ -21,6 +21,7 @@ from curvkern import (
     special,
 )
 from curvkern.ot import _gradients, _tiles  # noqa: F401  (the first defines operations)
+from curvkern.sparse import _depthwise_operations, _operations  # noqa: F401  (as these)
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ def _operands() -> dict[str, tuple[Any, ...]]:
         "ot_solve": (*matrix, a, b, "ot_solve", *solver),
         "ot_dual_system": (*matrix, a, b, a, b, False),
         **_hutchinson_operands(),
+        **_sparseconv_operands(),
         **_tiles_operands(),
     }
 
@@ -122,6 +124,25 @@ def _hutchinson_operands() -> dict[str, tuple[Any, ...]]:
         "hutchinson_descent": (*lists[:2], *lists[4:], [0, 0], [0.1, 0.2], 0.5),
         "hutchinson_signs": (tensors, [0, 6], 7, 2, 1),
         "hutchinson_accumulate": (tensors, tensors, tensors, [], [0, 6], 7, 2, 1, 2),
+    }
+
+
+def _sparseconv_operands() -> dict[str, tuple[Any, ...]]:
+    """A matrix of 4 x 3 in rows, and filters of 2 x 2 for three channels."""
+    x, gy, values = torch.ones(2, 3, 5), torch.ones(2, 4, 5), torch.ones(5)
+    crow, col = torch.tensor([0, 2, 2, 3, 5]), torch.tensor([0, 2, 1, 0, 1])
+    parts = (crow, col, [4, 3])
+    image, filters = torch.ones(2, 3, 5, 6), torch.ones(3, 1, 2, 2)
+    window = (1, [1, 0, 0, 1], 1)
+    epilogue = (torch.ones(4), gy, *parts, "relu", "auto", False)
+    return {
+        "sparse_conv1x1": (x, values, *epilogue),
+        "sparse_conv1x1_input_grad": (gy, values, *parts),
+        "sparse_conv1x1_sddmm": (gy, x, *parts, [1, 1], 5),
+        "depthwise_conv2d": (image, filters, torch.ones(3), *window, "silu"),
+        "depthwise_conv2d_input_grad": (image, filters, [5, 6], *window),
+        "depthwise_conv2d_weight_grad": (image, image, [2, 2], *window),
+        "first_conv2d": (image, torch.ones(4, 3, 2, 2), torch.ones(4), *window[:2], "relu"),
     }
 
 

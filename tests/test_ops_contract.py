@@ -53,7 +53,8 @@ def test_opcheck_of_derivatives(op: Elementwise, order: int) -> None:
     assert set(found.values()) == {"SUCCESS"}
 
 
-TRANSPORT = [name for name in OPERANDS if name.startswith(("ot_", "sinkhorn_", "sparsemax"))]
+PARTS = ("ot_", "sinkhorn_", "sparsemax", "sparse_conv", "depthwise_", "first_")
+TRANSPORT = [name for name in OPERANDS if name.startswith(PARTS)]
 
 
 @pytest.mark.filterwarnings("ignore::curvkern.ConvergenceWarning")
@@ -63,7 +64,9 @@ def test_opcheck_of_transport(name: str) -> None:
     operation = getattr(torch.ops.curvkern, name).default
     for wanted in (False, True):
         arguments = tree_map_only(
-            Tensor, lambda t, w=wanted: t.detach().clone().requires_grad_(w), OPERANDS[name]
+            Tensor,
+            lambda t, w=wanted: t.detach().clone().requires_grad_(w and t.is_floating_point()),
+            OPERANDS[name],
         )
         found = torch.library.opcheck(operation, arguments, raise_exception=False)
         if wanted and name.startswith("sinkhorn_"):

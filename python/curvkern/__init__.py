@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from . import curvature as curvature
     from . import distributions as distributions
     from . import fisher as fisher
+    from . import nn as nn
     from . import optim as optim
     from . import ot as ot
+    from . import sparse as sparse
     from . import special as special
 
 __all__ = [
@@ -23,12 +25,16 @@ __all__ = [
     "curvature",
     "distributions",
     "fisher",
+    "nn",
     "optim",
     "ot",
+    "sparse",
     "special",
 ]
 
-_SUBMODULES = frozenset({"curvature", "distributions", "fisher", "optim", "ot", "special"})
+_SUBMODULES = frozenset(
+    {"curvature", "distributions", "fisher", "nn", "optim", "ot", "sparse", "special"}
+)
 
 
 class ConvergenceWarning(RuntimeWarning):

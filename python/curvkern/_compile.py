@@ -9,6 +9,12 @@ import torch
 
 from . import _autograd
 from .ot import _sparsemax
+from .sparse import _depthwise, _gradients
 
-for _gate in (*_autograd.GATES.values(), *_sparsemax.GATES):
+for _gate in (
+    *_autograd.GATES.values(),
+    *_sparsemax.GATES,
+    *_gradients.GATES,
+    *_depthwise.GATES,
+):
     torch.compiler.allow_in_graph(_gate)

@@ -5,7 +5,17 @@ environment says ``CURVKERN_BACKEND=reference``. Ordinary autograd differentiate
 number of times.
 """
 
-from . import adahessian, bessel, hutchinson, matern, mfac, philox, sinkhorn, sparsemax
+from . import (
+    adahessian,
+    bessel,
+    hutchinson,
+    matern,
+    mfac,
+    philox,
+    sinkhorn,
+    sparseconv,
+    sparsemax,
+)
 
 __all__ = [
     "adahessian",
@@ -15,5 +25,6 @@ __all__ = [
     "mfac",
     "philox",
     "sinkhorn",
+    "sparseconv",
     "sparsemax",
 ]

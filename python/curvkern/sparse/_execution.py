@@ -1,0 +1,122 @@
+"""Runs a product with a sparse matrix in the variant asked for, or measured quickest."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _runtime, _sparseconv
+from ..reference import sparseconv as reference
+from ._patterns import Entry
+
+DENSE = "dense"
+TUNED = "tuned"
+AUTO = "auto"
+
+#: A variant is timed so often at least, and for so many seconds.
+ROUNDS, SECONDS = 5, 0.01
+
+Operands = tuple[Tensor, "Tensor | None", "Tensor | None", str]
+
+
+def key(dtype: torch.dtype, batch: int, pixels: int) -> tuple[Any, ...]:
+    """What a measurement holds for."""
+    return dtype, batch, pixels, torch.get_num_threads(), _runtime.isa()
+
+
+def run(entry: Entry, values: Tensor, operands: Operands, variant: str, frozen: bool) -> Tensor:
+    """act(W x + bias + residual).
+
+    ``frozen``: the values are expected to be the same at the next call, so what is made of
+    them is kept while they are unchanged.
+    """
+    if variant == TUNED:
+        variant = choice(entry, values, operands)
+    elif variant == AUTO and frozen:
+        x = operands[0]
+        threads = torch.get_num_threads()
+        names = _sparseconv.variants(entry.pattern, x.dtype, x.shape[0], x.shape[2], threads)
+        variant = names[0]
+    if variant == DENSE:
+        return dense(entry, values, operands, frozen)
+    x, bias, residual, activation = operands
+    if not frozen:
+        return _sparseconv.conv1x1(
+            x, entry.pattern, values, bias, residual, activation, variant=variant
+        )
+    packed = entry.made(
+        values, variant, lambda: _sparseconv.pack(entry.pattern, values, variant)
+    )
+    return _sparseconv.conv1x1_packed(x, packed, bias, residual, activation)
+
+
+def dense(entry: Entry, values: Tensor, operands: Operands, frozen: bool) -> Tensor:
+    """The same by torch's product of dense matrices."""
+    pattern = entry.pattern
+
+    def make() -> Tensor:
+        return reference.to_dense(pattern.crow, pattern.col, values.detach(), pattern.shape)
+
+    weight = entry.made(values, DENSE, make) if frozen else make()
+    x, bias, residual, activation = operands
+    if x.shape[0] == 1 and residual is None and bias is not None:
+        z = torch.addmm(bias[:, None], weight, x[0])[None]
+    else:
+        z = torch.matmul(weight, x)
+        if bias is not None:
+            z += bias[:, None]
+        if residual is not None:
+            z += residual
+    return _IN_PLACE[activation](z)
+
+
+_IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda z: z,
+    "relu": torch.relu_,
+    "relu6": lambda z: torch.nn.functional.relu6(z, inplace=True),
+    "silu": lambda z: torch.nn.functional.silu(z, inplace=True),
+    "hardswish": lambda z: torch.nn.functional.hardswish(z, inplace=True),
+}
+
+
+def choice(entry: Entry, values: Tensor, operands: Operands) -> str:
+    """The variant that was measured quickest for these sizes; measured once."""
+    x = operands[0]
+    batch, _, pixels = x.shape
+    wanted = key(x.dtype, batch, pixels)
+    found = entry.choices.get(wanted)
+    if found is not None:
+        return found
+    names = _sparseconv.variants(entry.pattern, x.dtype, batch, pixels, wanted[3])
+    calls: dict[str, Callable[[], object]] = {
+        name: partial(run, entry, values, operands, name, True) for name in (*names, DENSE)
+    }
+    seconds = measure(calls)
+    entry.seconds.setdefault(wanted, seconds)
+    return entry.choices.setdefault(wanted, min(seconds, key=seconds.__getitem__))
+
+
+def measure(calls: dict[str, Callable[[], object]]) -> dict[str, float]:
+    """The least time of each, in interleaved rounds after one that does not count."""
+    for call in calls.values():
+        call()
+    best = dict.fromkeys(calls, float("inf"))
+    began, rounds = time.perf_counter(), 0
+    while rounds < ROUNDS or time.perf_counter() - began < SECONDS:
+        for name, call in calls.items():
+            before = time.perf_counter()
+            call()
+            best[name] = min(best[name], time.perf_counter() - before)
+        rounds += 1
+    return best
+
+
+def is_variant(name: str) -> bool:
+    """Whether a name is of the kind that the kernels have: "strip4", "strip7x2"."""
+    return re.fullmatch(r"strip[1-9](x[1-9][0-9]?)?", name) is not None
