@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 from ..reference import hutchinson as reference
 from . import _settings, _shards
-from ._hutchinson import Batch, Each, HutchinsonOptimizer
+from ._batch import Batch, Each
+from ._hutchinson import HutchinsonOptimizer
 
 
 class AdaHessian(HutchinsonOptimizer):

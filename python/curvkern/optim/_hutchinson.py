@@ -6,45 +6,17 @@ import abc
 import copy
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
 from .. import _hutchinson as ops
 from .. import _runtime
 from ..reference import hutchinson as reference
-from . import _products, _settings, _shards, _state
-
-Probes = Sequence[Sequence[Tensor | None]]
-
-
-@dataclass
-class Batch:
-    """The parameters that have a gradient, and what a step knows of them.
-
-    Products are of the first probe, then of the second, ..; none where the step looks at old
-    curvature. Without z the probes are those of (seed, step). All tensors but ``whole`` are
-    what this rank holds.
-    """
-
-    whole: list[Tensor]  # the optimizer's own
-    params: list[Tensor]
-    groups: list[dict[str, Any]]
-    offsets: Each
-    grads: list[Tensor]
-    step: int
-    scale: float = 1.0  # of gradients and products
-    hz: list[Tensor] = field(default_factory=list)
-    z: list[Tensor] = field(default_factory=list)
-    loss: float | None = None
-
-
-class Each(list[int]):
-    """A number for each parameter of a batch."""
+from . import _batch, _products, _settings, _shards, _state
+from ._batch import Batch, Each, Probes
 
 
 class HutchinsonOptimizer(Optimizer, abc.ABC):
@@ -231,19 +203,19 @@ class HutchinsonOptimizer(Optimizer, abc.ABC):
         )  # fmt: skip
         wanted = wanted and bool(params)
         if wanted:
-            batch.z = self._chosen("probes", probes, every, index)
+            batch.z = self._chosen("probes", probes, index)
         if native is not None:
             batch.grads, batch.hz = self._native(native, batch)
         if loss is not None:
-            self._reduce(batch.grads)
+            _shards.mean_over(self._process_group, batch.grads)
             self._check_finite("gradients", batch.grads, params)
         if wanted:
             if hz is not None:
-                batch.hz = self._chosen("hz", hz, every, index)
+                batch.hz = self._chosen("hz", hz, index)
             else:
                 if native is None:
                     batch.hz = self._computed(loss, grads, batch)
-                self._reduce(batch.hz)
+                _shards.mean_over(self._process_group, batch.hz)
                 self._check_finite("Hessian products", batch.hz, params)
         return batch
 
@@ -310,44 +282,13 @@ class HutchinsonOptimizer(Optimizer, abc.ABC):
             hz[at + i] for at in range(0, len(hz), n) for i in index
         ]
 
-    def _chosen(
-        self, what: str, given: Probes | None, every: list[Any], index: list[int]
-    ) -> list[Tensor]:
+    def _chosen(self, what: str, given: Probes | None, index: list[int]) -> list[Tensor]:
         """Of given lists the tensors of the parameters that take part."""
         if given is None:
             return []
         name, count = type(self).__name__, self._probe_count()
-        if isinstance(given, Tensor) or len(given) != count:
-            raise ValueError(
-                f"{name}: {what} must be a list of {count} lists, one for each probe, "
-                f"got {len(given)}"
-            )
-        chosen = []
-        for one in given:
-            if isinstance(one, Tensor) or len(one) != len(every):
-                raise ValueError(
-                    f"{name}: {what} must have {len(every)} tensors for each probe, "
-                    f"got {len(one)}"
-                )
-            for i in index:
-                p, tensor = every[i][0], one[i]
-                if tensor is None:
-                    chosen.append(torch.zeros_like(_shards.local(p)))
-                    continue
-                if not isinstance(tensor, Tensor):
-                    raise TypeError(
-                        f"{name}: {what} must hold tensors, got {type(tensor).__name__}"
-                    )
-                if tensor.shape != p.shape:
-                    raise ValueError(
-                        f"{name}: {what} has shape {tuple(tensor.shape)} for a parameter of "
-                        f"shape {tuple(p.shape)}"
-                    )
-                if _shards.is_sharded(p):
-                    chosen.append(_shards.cut(tensor, p).to(_shards.local(p)))
-                else:
-                    chosen.append(_like(tensor, p))
-        return chosen
+        every = [p for group in self.param_groups for p in group["params"]]
+        return _batch.chosen(name, what, given, count, every, index)
 
     def _offsets(self) -> list[int]:
         """Of all parameters: how many elements come before what this rank holds."""
@@ -358,20 +299,6 @@ class HutchinsonOptimizer(Optimizer, abc.ABC):
                 offsets.append(total + before)
                 total += p.numel()
         return offsets
-
-    def _reduce(self, tensors: list[Tensor]) -> None:
-        """The mean over the ranks of the process group, in one message for each dtype."""
-        if self._process_group is None:
-            return
-        ranks = dist.get_world_size(self._process_group)
-        for dtype in sorted({t.dtype for t in tensors}, key=str):
-            index = [i for i, t in enumerate(tensors) if t.dtype is dtype]
-            flat = torch.cat([tensors[i].reshape(-1) for i in index])
-            dist.all_reduce(flat, group=self._process_group)
-            flat /= ranks
-            parts = flat.split([tensors[i].numel() for i in index])
-            for i, part in zip(index, parts, strict=True):
-                tensors[i] = part.view(tensors[i].shape)
 
     def _uses_native(self, p: Tensor) -> bool:
         if self._foreach or _runtime.backend() == "reference":
@@ -408,7 +335,8 @@ class HutchinsonOptimizer(Optimizer, abc.ABC):
                 [x[i] for i in index] if isinstance(x, Each) and len(index) < count else x
                 for x in rest
             )
-            found.append((index, run(*(_part(t, index, count) for t in tensors), *numbers)))
+            own = (_batch.part(t, index, count) for t in tensors)
+            found.append((index, run(*own, *numbers)))
         return found
 
     def _rows_of(
@@ -518,17 +446,3 @@ class HutchinsonOptimizer(Optimizer, abc.ABC):
             "_hvp",
             "_numbers",
         )
-
-
-def _like(tensor: Tensor, p: Tensor) -> Tensor:
-    """Without a graph, in the dtype and on the device of a parameter."""
-    tensor = tensor.detach() if tensor.requires_grad else tensor
-    is_alike = tensor.dtype is p.dtype and tensor.device == p.device
-    return tensor if is_alike else tensor.to(p)
-
-
-def _part(tensors: list[Tensor], index: list[int], count: int) -> list[Tensor]:
-    """Of a list of ``count`` tensors for each probe the entries of some parameters."""
-    if len(index) == count:
-        return tensors
-    return [tensors[at + i] for at in range(0, len(tensors), count) for i in index]

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..reference.hutchinson import DescentRow, MetricRow
 from . import _settings, _shards
-from ._hutchinson import Batch, HutchinsonOptimizer
+from ._batch import Batch
+from ._hutchinson import HutchinsonOptimizer
 
 
 class _Preconditioned(HutchinsonOptimizer):

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..reference.hutchinson import SophiaRow
 from . import _products, _settings, _shards
-from ._hutchinson import Batch, HutchinsonOptimizer
+from ._batch import Batch
+from ._hutchinson import HutchinsonOptimizer
 
 
 class _Sophia(HutchinsonOptimizer):
@@ -237,7 +238,7 @@ class SophiaG(_Sophia):
             torch.zeros_like(_shards.local(p)) if g is None else _shards.cut(g, p)
             for p, g in zip(params, found, strict=True)
         ]
-        self._reduce(grads)
+        _shards.mean_over(self._process_group, grads)
         self._check_finite("gradients", grads, params)
         return dict(zip(params, grads, strict=True))
 
