@@ -164,14 +164,16 @@ class AdaHessian(HutchinsonOptimizer):
     def _own(self) -> tuple[str, ...]:
         return (*super()._own(), "_lazy", "_bias")
 
+    def _kept(self) -> tuple[str, ...]:
+        return self._buffers[: 3 if self._lazy == "ema_stale" else 2]
+
     def _move(self, batch: Batch) -> None:
-        is_stale = self._lazy == "ema_stale"
         blocks = Each(
             _shards.block("AdaHessian", p, group["spatial"])
             for p, group in zip(batch.whole, batch.groups, strict=True)
         )
-        states = self._states(batch, self._buffers[: 3 if is_stale else 2])
-        states += [] if is_stale else [[]]
+        states = self._states(batch, self._kept())
+        states += [[]] * (3 - len(states))
         own = [self.state[p] for p in batch.whole]
         rows, numbers = self._rows_of(
             [

@@ -39,6 +39,19 @@ class Each(list[int]):
     """A number for each parameter of a batch."""
 
 
+def check_parameter(name: str, p: Tensor) -> None:
+    """Refuse what no step can write to."""
+    if not p.is_floating_point():
+        raise TypeError(f"{name}: parameters must be real and floating, got {p.dtype}")
+    if p.layout is not torch.strided:
+        raise TypeError(f"{name}: parameters must be dense, got layout {p.layout}")
+    if any(n > 1 and s == 0 for n, s in zip(p.shape, p.stride(), strict=True)):
+        raise ValueError(
+            f"{name}: elements of parameters must not share memory, got shape "
+            f"{tuple(p.shape)} with strides {p.stride()}; clone it"
+        )
+
+
 def chosen(
     name: str, what: str, given: Probes, count: int, every: Sequence[Tensor], index: list[int]
 ) -> list[Tensor]:
@@ -59,21 +72,29 @@ def chosen(
 
 
 def _checked(name: str, what: str, tensor: Any, p: Tensor) -> Tensor:
-    """What this rank holds of it, without a graph, in the dtype and on the device of p."""
+    """What this rank holds of it, without a graph, in the dtype of p."""
     if tensor is None:
         return torch.zeros_like(_shards.local(p))
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name}: {what} must hold tensors, got {type(tensor).__name__}")
+    if tensor.layout is not torch.strided or tensor.is_complex():
+        raise TypeError(
+            f"{name}: {what} must be dense and real, got {tensor.dtype} of layout "
+            f"{tensor.layout}"
+        )
     if tensor.shape != p.shape:
         raise ValueError(
             f"{name}: {what} has shape {tuple(tensor.shape)} for a parameter of shape "
             f"{tuple(p.shape)}"
         )
+    if tensor.device != p.device:
+        raise ValueError(
+            f"{name}: {what} is on {tensor.device} but its parameter on {p.device}"
+        )
     if _shards.is_sharded(p):
-        return _shards.cut(tensor, p).to(_shards.local(p))
+        return _shards.cut(tensor, p).to(p.dtype)
     tensor = tensor.detach() if tensor.requires_grad else tensor
-    is_alike = tensor.dtype is p.dtype and tensor.device == p.device
-    return tensor if is_alike else tensor.to(p)
+    return tensor if tensor.dtype is p.dtype else tensor.to(p.dtype)
 
 
 def part(tensors: list[Tensor], index: list[int], count: int) -> list[Tensor]:

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from .. import _hutchinson as ops
 from .. import _runtime
+from .._arguments import memory_error
 from ..reference import hutchinson as reference
 from . import _batch, _products, _settings, _shards, _state
 from ._batch import Batch, Each, Probes
@@ -59,6 +60,10 @@ class HutchinsonOptimizer(Optimizer, abc.ABC):
         self._lock = threading.RLock()
         super().__init__(params, defaults)
 
+    def _kept(self) -> tuple[str, ...]:
+        """The tensors of a state that these settings need."""
+        return self._buffers
+
     @abc.abstractmethod
     def _move(self, batch: Batch) -> None:
         """Change parameters and state."""
@@ -88,10 +93,7 @@ class HutchinsonOptimizer(Optimizer, abc.ABC):
             super().add_param_group(param_group)
             try:
                 for p in self.param_groups[-1]["params"]:
-                    if not p.is_floating_point():
-                        raise TypeError(
-                            f"{name}: parameters must be real and floating, got {p.dtype}"
-                        )
+                    _batch.check_parameter(name, p)
                     _shards.check(name, p)
             except Exception:
                 self.param_groups.pop()
@@ -359,21 +361,25 @@ class HutchinsonOptimizer(Optimizer, abc.ABC):
         """Seed and step, of which the probes are."""
         return self._numbers["seed"], batch.step
 
-    def _start(self, p: Tensor, state: dict[str, Any], names: Sequence[str]) -> None:
+    def _start(self, p: Tensor, names: Sequence[str]) -> dict[str, Any]:
         """A state of zeros."""
-        state["step"] = state["refreshes"] = 0
-        for name in names:
-            part = _shards.local(p)
-            zeros = torch.zeros(part.shape, dtype=ops.state_dtype(p.dtype), device=part.device)
-            state[name] = _shards.like(zeros, p)
+        part, dtype = _shards.local(p), ops.state_dtype(p.dtype)
+        try:
+            with torch.inference_mode(False):  # later steps write to it outside of that mode
+                zeros = [torch.zeros(part.shape, dtype=dtype, device=p.device) for _ in names]
+        except RuntimeError as error:
+            raise memory_error(type(self).__name__, part.shape, error) from error
+        tensors = {name: _shards.like(z, p) for name, z in zip(names, zeros, strict=True)}
+        return {"step": 0, "refreshes": 0, **tensors}
 
     def _states(self, batch: Batch, names: Sequence[str]) -> list[list[Tensor]]:
         """For each name a list of the states of the parameters that move, after counting."""
         found: list[list[Tensor]] = [[] for _ in names]
+        for p in batch.whole:  # what may fail before anything counts
+            if not self.state.get(p):
+                self.state[p] = self._start(p, names)
         for p in batch.whole:
             state = self.state[p]
-            if not state:
-                self._start(p, state, names)
             state["step"] += 1
             state["refreshes"] += bool(batch.hz)
             is_sharded = _shards.is_sharded(p)
@@ -413,7 +419,7 @@ class HutchinsonOptimizer(Optimizer, abc.ABC):
                 super().load_state_dict(dict(state_dict))
                 for group in self.param_groups:
                     _settings.group(name, group, self._group_settings)
-                _state.restore(name, self, state_dict, self._buffers)
+                _state.restore(name, self, state_dict, self._buffers, self._kept())
             except Exception:
                 self.__setstate__(before)
                 raise

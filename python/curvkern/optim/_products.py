@@ -23,6 +23,8 @@ def checked_loss(name: str, loss: Any) -> Tensor:
         raise TypeError(f"{name}: loss must be a tensor, got {type(loss).__name__}")
     if loss.numel() != 1:
         raise ValueError(f"{name}: loss must be a scalar, got shape {tuple(loss.shape)}")
+    if loss.is_meta:
+        raise ValueError(f"{name}: loss must have a value, got a tensor on meta")
     value = float(loss.detach())
     if not math.isfinite(value):
         raise ValueError(f"{name}: loss must be finite, got {value}; nothing was changed")

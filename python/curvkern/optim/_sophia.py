@@ -22,7 +22,7 @@ class _Sophia(HutchinsonOptimizer):
         self, batch: Batch, products: list[Tensor], probes: list[Tensor], weight: float
     ) -> None:
         """With weight times the mean of probes times products, if there are any."""
-        states = self._states(batch, self._buffers)
+        states = self._states(batch, self._kept())
 
         def row(i: int) -> SophiaRow:
             group = batch.groups[i]
