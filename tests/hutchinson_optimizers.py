@@ -18,8 +18,11 @@ EVERY: dict[str, Callable[..., Any]] = {
     ),
     "OASIS": lambda p, **options: OASIS(p, 0.05, **options),
     "SANIA": SANIA,
-    "SophiaH": lambda p, **options: SophiaH(p, 0.02, update_every=2, n_probes=2, **options),
-    "SophiaG": lambda p, **options: SophiaG(p, 0.02, update_every=2, **options),
+    # With the usual gamma every quotient would be clipped.
+    "SophiaH": lambda p, **options: SophiaH(
+        p, 0.02, gamma=20.0, update_every=2, n_probes=2, **options
+    ),
+    "SophiaG": lambda p, **options: SophiaG(p, 0.02, gamma=20.0, update_every=2, **options),
 }
 every_optimizer = pytest.mark.parametrize("name", EVERY)
 #: Those that take Hessian products.

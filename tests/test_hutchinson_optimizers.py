@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from adahessian_steps import advance, off, quiet
+from adahessian_steps import advance, batches, error, network, off, quiet, values
 from curvkern.optim import OASIS, SANIA, SophiaG, SophiaH
+from hutchinson_optimizers import EVERY
+from hutchinson_optimizers import advance as descend
 from hutchinson_truth import Trajectory, trajectories
 
 BAR = 1e-10
@@ -108,6 +110,19 @@ def test_sophia_g_by_hand() -> None:
         optimizer.step(loss=entropy(x @ w.T, y))
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
         optimizer.step(loss=entropy(x @ w.T, y), batch_size=0)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_compiled_equals_plain(name: str) -> None:
+    """fused and foreach are the same numbers."""
+    found = []
+    for foreach in (False, True):
+        model = network(torch.float64)
+        optimizer = EVERY[name](model.parameters(), foreach=foreach)
+        for x in batches(6, torch.float64):
+            descend(optimizer, lambda m=model, x=x: error(m, x))
+        found.append(values(model))
+    torch.testing.assert_close(*found, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize(
