@@ -152,26 +152,82 @@ def test_fork_after_parallel_use(run_python: Any, name: str) -> None:
     )
 
 
-def test_interrupted_steps(run_python: Any) -> None:
-    """R43, R44: KeyboardInterrupt within two seconds, and the optimizer goes on."""
-    run_python(
-        SCRIPT.format(d=1_000_000, name="AdaHessian")
-        + """
-    sent = []
-    def interrupt():
-        time.sleep(0.3)
-        sent.append(time.perf_counter())
-        os.kill(os.getpid(), signal.SIGINT)
-    threading.Thread(target=interrupt).start()
-    try:
-        while True:
-            step()
-    except KeyboardInterrupt:
-        assert time.perf_counter() - sent[0] < 2
-    for _ in range(2):
+ALL = """
+    import os, signal, threading, time
+    import torch
+    from curvkern import optim
+    torch.set_num_threads(2)
+    d = 1_000_000
+    def start(name):
+        w = torch.linspace(-1, 1, d).requires_grad_()
+        optimizer = getattr(optim, name)([w])
+        def loss():
+            return (w ** 4).mean() + 1
+        def step():
+            more = {"sampled_loss": loss} if name == "SophiaG" else {}
+            optimizer.step(loss, **more)
         step()
-    assert torch.isfinite(w).all()
-    optimizer.load_state_dict(optimizer.state_dict())
-    step()
+        return w, optimizer, step
+    names = "AdaHessian", "OASIS", "SANIA", "SophiaH", "SophiaG"
+"""
+
+
+def test_interrupted_steps(run_python: Any) -> None:
+    """R43: KeyboardInterrupt within two seconds, and the optimizer goes on."""
+    run_python(
+        ALL
+        + """
+    for name in names:
+        w, optimizer, step = start(name)
+        sent = []
+        def interrupt():
+            time.sleep(0.2)
+            sent.append(time.perf_counter())
+            os.kill(os.getpid(), signal.SIGINT)
+        threading.Thread(target=interrupt).start()
+        try:
+            while True:
+                step()
+        except KeyboardInterrupt:
+            assert time.perf_counter() - sent[0] < 2
+        for _ in range(2):
+            step()
+        assert torch.isfinite(w).all()
+        optimizer.load_state_dict(optimizer.state_dict())
+        step()
+    """
+    )
+
+
+def test_another_thread_runs_during_steps(run_python: Any) -> None:
+    """R44: the compiled steps alone, of given gradients and products."""
+    run_python(
+        ALL
+        + """
+    ticks, done = [], threading.Event()
+    def tick():
+        while not done.is_set():
+            ticks.append(time.perf_counter())
+            time.sleep(0.0005)
+    threading.Thread(target=tick, daemon=True).start()
+    p, g, h, m, v = ([torch.ones(20 * d)] for _ in range(5))
+    ops, one = torch.ops.curvkern, [1.0] * 11
+    calls = {
+        "step": lambda: ops.hutchinson_step(
+            p, g, h, [], m, v, [], [1], [0], [0], one, 1.0, True, 0, 0),
+        "sophia": lambda: ops.hutchinson_sophia(
+            p, g, h, [], m, v, [0], [0], one[:6], 1.0, 1.0, True, 0, 0),
+        "metric": lambda: ops.hutchinson_metric(
+            p, g, h, [], m, [], [], [0], [0], one[:3], 1.0, True, 0, 0, 0),
+        "descent": lambda: ops.hutchinson_descent(p, g, m, [], [], [0], one[:2], 1.0),
+    }
+    for name, call in calls.items():
+        call()
+        begin = time.perf_counter()
+        call()
+        end = time.perf_counter()
+        within = sum(begin < t < end for t in ticks)
+        assert within > 2, (name, within, end - begin)
+    done.set()
     """
     )
