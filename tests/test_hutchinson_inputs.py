@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
 from adahessian_steps import batches, error, network, same, values
+from curvkern import _hutchinson, _runtime, curvature
+from curvkern._tangents import kernels
 from hutchinson_optimizers import (
     EVERY,
     advance,
@@ -339,3 +342,31 @@ def test_inference_mode(name: str, foreach: bool) -> None:
         found.append(p.detach())
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
+
+
+@every_optimizer
+def test_reference_backend(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps, probes, diagonals and native products go by without a compiled operation."""
+    found = []
+    for backend in ("native", "reference"):
+        with monkeypatch.context() as patch:
+            patch.setattr(_runtime, "_BACKEND", backend)
+            if backend == "reference":
+                patch.setattr(_hutchinson, "_native", lambda: pytest.fail("compiled"))
+                patch.setattr(kernels, "module", lambda: pytest.fail("compiled"))
+            model = network(torch.float64)
+            model.insert(1, torch.nn.LayerNorm(4, dtype=torch.float64))
+            optimizer = EVERY[name](model.parameters())
+            for x in batches(3, torch.float64):
+                advance(optimizer, lambda m=model, x=x: error(m, x))
+            params = list(model.parameters())
+            v = [torch.ones_like(p) for p in params]
+            generator = torch.Generator().manual_seed(1)
+            loss = functools.partial(error, model, x)
+            curved = [
+                *curvature.hvp(loss, params, v, mode="native"),
+                *curvature.hessian_diagonal(loss, params, 2, generator=generator),
+                *curvature.fisher_diagonal(lambda x, m=model: error(m, x), params, [x]),
+            ]
+            found.append([*values(model), *state_of(optimizer), *curved])
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-11)

@@ -62,7 +62,7 @@ def is_native(tensor: Tensor) -> bool:
         tensor.dtype in STORAGES
         and tensor.layout is torch.strided
         and tensor.is_contiguous()
-        and (tensor.is_cpu or _runtime.has_kernels(tensor.device))
+        and _runtime.compiled(tensor.device)
     )
 
 
@@ -359,7 +359,7 @@ def _define_accumulate() -> None:
 
 def is_finite(tensors: Sequence[Tensor]) -> bool:
     """Whether every element of all of them is."""
-    if all(t.device.type == "cpu" and t.dtype in STORAGES for t in tensors):
+    if all(t.is_cpu and t.dtype in STORAGES and _runtime.compiled(t.device) for t in tensors):
         return bool(_native().hutchinson_is_finite(_dense(tensors)))
     return all(bool(torch.isfinite(t).all()) for t in tensors)
 

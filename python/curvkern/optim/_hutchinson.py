@@ -303,10 +303,10 @@ class HutchinsonOptimizer(Optimizer, abc.ABC):
         return offsets
 
     def _uses_native(self, p: Tensor) -> bool:
-        if self._foreach or _runtime.backend() == "reference":
+        if self._foreach:
             return False
         native = ops.is_native(p)
-        if self._fused and not native:
+        if self._fused and not native and _runtime.backend() == "native":
             raise RuntimeError(
                 f"{type(self).__name__}: fused=True needs contiguous float32, float64 or "
                 f"bfloat16 parameters on a device with kernels, got {p.dtype} on {p.device}"
