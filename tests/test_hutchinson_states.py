@@ -153,8 +153,9 @@ def test_states_of_others(name: str) -> None:
 
 @quiet
 @every_optimizer
-def test_memory_is_flat(name: str) -> None:
+def test_memory_is_flat(name: str, thread_counts: Callable[[int], None]) -> None:
     """R37: 60 steps, and 300 that are refused, without the garbage collector."""
+    thread_counts(1)
     model = torch.nn.Sequential(
         torch.nn.Linear(200, 200), torch.nn.Tanh(), torch.nn.Linear(200, 10)
     )
