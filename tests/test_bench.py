@@ -178,11 +178,13 @@ def test_peak_of_memory_is_told():
     contestants = {
         OURS: lambda: torch.zeros(1),
         "sleep": lambda: torch.ones(2**24, dtype=torch.float32)[:1],  # 64 MiB
+        "pieces": lambda: [torch.ones(2**16, dtype=torch.float32) for _ in range(256)][-1],
     }
     measured = runner.measure(case(contestants, memory=True), TINY, LIMITS)
     peak = {name: told["peak_MiB"] for name, told in measured["contestants"].items()}
     assert peak[OURS] < 32
     assert 56 < peak["sleep"] < 80
+    assert 56 < peak["pieces"] < 80  # which the calls before have freed
 
 
 def test_a_solver_short_of_the_target_is_left_out_with_its_error(written):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import io
 import math
 from typing import Any
 
@@ -11,8 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from adahessian_steps import advance, batches, error, network, off, quiet, same, values
+from adahessian_steps import advance, batches, error, network, off, quiet, values
 from curvkern.optim import OASIS, SANIA, SophiaG, SophiaH
+from hutchinson_optimizers import EVERY
+from hutchinson_optimizers import advance as descend
 from hutchinson_truth import Trajectory, trajectories
 
 BAR = 1e-10
@@ -112,76 +112,17 @@ def test_sophia_g_by_hand() -> None:
         optimizer.step(loss=entropy(x @ w.T, y), batch_size=0)
 
 
-MAKE: dict[str, Any] = {
-    "OASIS": lambda p: OASIS(p, 0.05),
-    "OASIS fixed": lambda p: OASIS(p, 0.05, adaptive=False),
-    "SANIA": lambda p: SANIA(p),
-    "SophiaH": lambda p: SophiaH(p, 0.01, update_every=2, n_probes=2),
-    "SophiaG": lambda p: SophiaG(p, 0.01, update_every=2),
-}
-every = pytest.mark.parametrize("name", MAKE)
-
-
-def train(model: torch.nn.Module, optimizer: Any, data: Tensor) -> list[Tensor]:
-    for x in data:
-        given = {"sampled_loss": error(model, -x)} if isinstance(optimizer, SophiaG) else {}
-        optimizer.step(loss=error(model, x), **given)
-    return values(model)
-
-
-@every
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_resume_bit_by_bit(name: str, dtype: torch.dtype) -> None:
-    data, make = batches(7, dtype), MAKE[name]
-    model = network(dtype)
-    optimizer = make(model.parameters())
-    train(model, optimizer, data[:3])
-    file = io.BytesIO()
-    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, file)
-    copied, copied_optimizer = copy.deepcopy((model, optimizer))
-    wanted = train(model, optimizer, data[3:])
-    file.seek(0)
-    saved = torch.load(file, weights_only=True)
-    fresh = network(dtype)
-    other = make(fresh.parameters())
-    fresh.load_state_dict(saved["model"])
-    other.load_state_dict(saved["optimizer"])
-    assert same(train(fresh, other, data[3:]), wanted)
-    assert same(train(copied, copied_optimizer, data[3:]), wanted)
-    assert all(p.isfinite().all() for p in wanted)
-    with pytest.raises(ValueError, match="state_dict"):
-        MAKE["OASIS" if name == "SANIA" else "SANIA"](
-            network(dtype).parameters()
-        ).load_state_dict({**saved["optimizer"], "hutchinson": {"seed": 0}})
-
-
-@every
-def test_loss_that_is_not_finite(name: str) -> None:
-    """R14"""
-    model = network()
-    optimizer = MAKE[name](model.parameters())
-    train(model, optimizer, batches(2))
-    before, state = values(model), copy.deepcopy(optimizer.state_dict())
-    for bad in (math.nan, math.inf):
-        given = {"sampled_loss": error(model, batches(1)[0])} if name == "SophiaG" else {}
-        with pytest.raises(ValueError, match="loss must be finite"):
-            optimizer.step(loss=error(model, batches(1)[0]) * bad, **given)
-    assert same(values(model), before)
-    assert optimizer.state_dict()["hutchinson"] == state["hutchinson"]
-
-
-@every
-def test_parameters_of_every_kind(name: str) -> None:
-    params = [torch.ones(s, requires_grad=True) for s in ((3,), (2, 3), (), (0,), (4,))]
-    linear, curved, scalar, empty, unused = params
-    optimizer = MAKE[name]([*params, torch.ones(2)])
-    for _ in range(3):
-        loss = linear.sum() + (curved**4).sum() + scalar**2 + empty.sum() + 5
-        given = {"sampled_loss": (curved**2).sum()} if name == "SophiaG" else {}
-        optimizer.step(loss=loss, **given)
-    assert all(p.isfinite().all() for p in params)
-    assert torch.equal(unused, torch.ones(4))
-    assert float(curved[0, 0].detach()) < 1
+@pytest.mark.parametrize("name", EVERY)
+def test_compiled_equals_plain(name: str) -> None:
+    """fused and foreach are the same numbers."""
+    found = []
+    for foreach in (False, True):
+        model = network(torch.float64)
+        optimizer = EVERY[name](model.parameters(), foreach=foreach)
+        for x in batches(6, torch.float64):
+            descend(optimizer, lambda m=model, x=x: error(m, x))
+        found.append(values(model))
+    torch.testing.assert_close(*found, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -138,6 +138,19 @@ def test_one_call_is_many_calls() -> None:
     )
 
 
+@pytest.mark.parametrize("spatial", ["none", "conv", "row", (2, 3, 4, 5), (-1, -1, -1, -1)])
+@pytest.mark.parametrize(
+    "shape", [(), (0,), (7,), (4, 6), (3, 4, 5), (2, 3, 4, 5), (2, 3, 2, 2, 2)]
+)
+def test_modes_are_flat_blocks(spatial: Any, shape: tuple[int, ...]) -> None:
+    """Means over dimensions, as torch takes them, are those of flat blocks."""
+    D = torch.randn(shape, dtype=torch.float64)
+    block = _hutchinson.spatial_block(shape, spatial)
+    parts = [part.mean().expand_as(part) for part in D.reshape(-1).split(block)]
+    flat = torch.cat(parts).view(shape) if D.numel() else D
+    torch.testing.assert_close(flat, reference.spatial_mean(D, spatial), rtol=1e-12, atol=0)
+
+
 # Probes -------------------------------------------------------------------------------------
 
 

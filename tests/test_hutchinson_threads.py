@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -13,29 +12,8 @@ import torch
 from torch import Tensor
 
 from adahessian_steps import batches, error, network, same, values
-from curvkern.optim import OASIS, SANIA, AdaHessian, SophiaG, SophiaH
+from hutchinson_optimizers import EVERY, advance, every_optimizer, state_of
 from test_mfac_optimizer_threads import in_threads
-
-EVERY: dict[str, Callable[..., Any]] = {
-    "AdaHessian": lambda p: AdaHessian(p, 0.05, n_probes=2, average="signed", spatial="row"),
-    "OASIS": lambda p: OASIS(p, 0.05),
-    "SANIA": SANIA,
-    "SophiaH": lambda p: SophiaH(p, 0.02, update_every=2, n_probes=2),
-    "SophiaG": lambda p: SophiaG(p, 0.02, update_every=2),
-}
-every_optimizer = pytest.mark.parametrize("name", EVERY)
-
-
-def advance(optimizer: Any, loss: Callable[[], Tensor]) -> Any:
-    if isinstance(optimizer, SophiaG):
-        return optimizer.step(loss, sampled_loss=loss)
-    return optimizer.step(loss)
-
-
-def state_of(optimizer: Any) -> list[Any]:
-    state = optimizer.state_dict()
-    tensors = [t for s in state["state"].values() for t in s.values() if torch.is_tensor(t)]
-    return [t.clone() for t in tensors]
 
 
 @every_optimizer
@@ -117,27 +95,6 @@ def test_a_raising_closure_holds_no_lock(name: str) -> None:
 
 
 @every_optimizer
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_what_is_not_finite_changes_nothing(name: str, bad: float) -> None:
-    """R14: a loss, or a gradient of a finite loss."""
-    model = network()
-    optimizer = EVERY[name](model.parameters())
-    x = batches(1)[0]
-    advance(optimizer, lambda: error(model, x))
-    before = [*values(model), *state_of(optimizer)]
-
-    def spoiled() -> Tensor:
-        w = model[0].weight
-        return error(model, x) + (w - w.detach()).abs().sqrt().sum()  # 0, with slope infinity
-
-    with pytest.raises(ValueError, match="loss must be finite"):
-        advance(optimizer, lambda: error(model, x) * bad)
-    with pytest.raises(ValueError, match="gradients must be finite"):
-        advance(optimizer, spoiled)
-    assert same([*values(model), *state_of(optimizer)], before)
-
-
-@every_optimizer
 def test_numbers_of_threads(name: str, thread_counts: Callable[[int], None]) -> None:
     """R47: the same bits, for parameters that are worth more than one thread."""
     results = []
@@ -152,86 +109,6 @@ def test_numbers_of_threads(name: str, thread_counts: Callable[[int], None]) -> 
         results.append([p.detach().clone() for p in params])
     for other in results[1:]:
         assert same(results[0], other)
-
-
-@every_optimizer
-def test_compiled_equals_plain(name: str) -> None:
-    """fused and foreach are the same numbers."""
-    found = []
-    for foreach in (False, True):
-        model = network(torch.float64)
-        optimizer = EVERY[name](model.parameters())
-        optimizer._foreach = foreach
-        for x in batches(6, torch.float64):
-            advance(optimizer, lambda m=model, x=x: error(m, x))
-        found.append(values(model))
-    torch.testing.assert_close(*found, rtol=1e-10, atol=1e-12)
-
-
-@every_optimizer
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_halves_stay_finite(name: str, dtype: torch.dtype) -> None:
-    """R25: bfloat16 by compiled steps, float16 by plain ones, with states in float32."""
-    p = torch.ones(300, dtype=dtype, requires_grad=True)
-    optimizer = EVERY[name]([p])
-    for _ in range(4):
-        advance(optimizer, lambda: (p**2).mean() * 100)
-    assert p.dtype is dtype
-    assert bool(p.isfinite().all())
-    assert float(p.detach().max()) < 1
-    assert all(t.dtype is torch.float32 for t in state_of(optimizer))
-
-
-@every_optimizer
-def test_kinds_of_parameters(name: str) -> None:
-    """R19, R20: linear, unused, frozen, 0-dim, empty; a loss that is no scalar."""
-    linear, unused, scalar, empty = (
-        torch.ones(s, requires_grad=True) for s in ((3,), (4,), (), (0,))
-    )
-    frozen = torch.ones(2)
-    optimizer = EVERY[name]([linear, unused, scalar, empty, frozen])
-    for _ in range(3):
-        advance(optimizer, lambda: (linear.sum() + 9).relu() + scalar**2 + empty.sum())
-    assert float(linear.detach().sum()) < 3
-    assert torch.equal(unused, torch.ones(4))
-    assert torch.equal(frozen, torch.ones(2))
-    assert unused not in optimizer.state
-    with pytest.raises(ValueError, match="loss must be a scalar, got shape"):
-        advance(optimizer, lambda: linear * 2)
-    with pytest.raises(TypeError, match="loss must be a tensor, got float"):
-        advance(optimizer, lambda: 1.0)
-
-
-@every_optimizer
-@pytest.mark.parametrize("bad", [torch.ones(2, dtype=torch.complex64), torch.ones(2).int()])
-def test_kinds_that_are_refused(name: str, bad: Tensor) -> None:
-    """R25, R30"""
-    with pytest.raises(TypeError, match=f"{name}: parameters must be real and floating, got"):
-        EVERY[name]([bad])
-    with pytest.raises(ValueError, match="empty"):
-        EVERY[name]([])
-    with pytest.raises(TypeError):
-        EVERY[name]([torch.ones(2)], lrr=0.1)
-
-
-@every_optimizer
-def test_layouts_of_parameters(name: str) -> None:
-    """R23: views that are not contiguous equal contiguous ones, also as gradients."""
-    found = []
-    for kind in ("contiguous", "transposed", "channels_last"):
-        torch.manual_seed(2)
-        p = torch.randn(4, 3, 2, 2)
-        if kind == "channels_last":
-            p = p.contiguous(memory_format=torch.channels_last)
-        elif kind == "transposed":
-            p = p.transpose(0, 1).contiguous().transpose(0, 1)
-        p.requires_grad_()
-        optimizer = EVERY[name]([p])
-        for _ in range(3):
-            advance(optimizer, lambda p=p: (p**4).mean() + p.mean() ** 2)
-        found.append(p.detach().contiguous())
-    for other in found[1:]:
-        torch.testing.assert_close(found[0], other, rtol=1e-4, atol=1e-5)
 
 
 SCRIPT = """
@@ -275,26 +152,82 @@ def test_fork_after_parallel_use(run_python: Any, name: str) -> None:
     )
 
 
-def test_interrupted_steps(run_python: Any) -> None:
-    """R43, R44: KeyboardInterrupt within two seconds, and the optimizer goes on."""
-    run_python(
-        SCRIPT.format(d=1_000_000, name="AdaHessian")
-        + """
-    sent = []
-    def interrupt():
-        time.sleep(0.3)
-        sent.append(time.perf_counter())
-        os.kill(os.getpid(), signal.SIGINT)
-    threading.Thread(target=interrupt).start()
-    try:
-        while True:
-            step()
-    except KeyboardInterrupt:
-        assert time.perf_counter() - sent[0] < 2
-    for _ in range(2):
+ALL = """
+    import os, signal, threading, time
+    import torch
+    from curvkern import optim
+    torch.set_num_threads(2)
+    d = 1_000_000
+    def start(name):
+        w = torch.linspace(-1, 1, d).requires_grad_()
+        optimizer = getattr(optim, name)([w])
+        def loss():
+            return (w ** 4).mean() + 1
+        def step():
+            more = {"sampled_loss": loss} if name == "SophiaG" else {}
+            optimizer.step(loss, **more)
         step()
-    assert torch.isfinite(w).all()
-    optimizer.load_state_dict(optimizer.state_dict())
-    step()
+        return w, optimizer, step
+    names = "AdaHessian", "OASIS", "SANIA", "SophiaH", "SophiaG"
+"""
+
+
+def test_interrupted_steps(run_python: Any) -> None:
+    """R43: KeyboardInterrupt within two seconds, and the optimizer goes on."""
+    run_python(
+        ALL
+        + """
+    for name in names:
+        w, optimizer, step = start(name)
+        sent = []
+        def interrupt():
+            time.sleep(0.2)
+            sent.append(time.perf_counter())
+            os.kill(os.getpid(), signal.SIGINT)
+        threading.Thread(target=interrupt).start()
+        try:
+            while True:
+                step()
+        except KeyboardInterrupt:
+            assert time.perf_counter() - sent[0] < 2
+        for _ in range(2):
+            step()
+        assert torch.isfinite(w).all()
+        optimizer.load_state_dict(optimizer.state_dict())
+        step()
+    """
+    )
+
+
+def test_another_thread_runs_during_steps(run_python: Any) -> None:
+    """R44: the compiled steps alone, of given gradients and products."""
+    run_python(
+        ALL
+        + """
+    ticks, done = [], threading.Event()
+    def tick():
+        while not done.is_set():
+            ticks.append(time.perf_counter())
+            time.sleep(0.0005)
+    threading.Thread(target=tick, daemon=True).start()
+    p, g, h, m, v = ([torch.ones(20 * d)] for _ in range(5))
+    ops, one = torch.ops.curvkern, [1.0] * 11
+    calls = {
+        "step": lambda: ops.hutchinson_step(
+            p, g, h, [], m, v, [], [1], [0], [0], one, 1.0, True, 0, 0),
+        "sophia": lambda: ops.hutchinson_sophia(
+            p, g, h, [], m, v, [0], [0], one[:6], 1.0, 1.0, True, 0, 0),
+        "metric": lambda: ops.hutchinson_metric(
+            p, g, h, [], m, [], [], [0], [0], one[:3], 1.0, True, 0, 0, 0),
+        "descent": lambda: ops.hutchinson_descent(p, g, m, [], [], [0], one[:2], 1.0),
+    }
+    for name, call in calls.items():
+        call()
+        begin = time.perf_counter()
+        call()
+        end = time.perf_counter()
+        within = sum(begin < t < end for t in ticks)
+        assert within > 2, (name, within, end - begin)
+    done.set()
     """
     )

@@ -383,6 +383,32 @@ def test_compiled_passes(
         assert distance(got, true) <= bar
 
 
+@pytest.mark.parametrize(
+    ("change", "kind", "words"),
+    [
+        ({"groups": 2**32, "inner": 2**32, "by_channel": True}, ValueError, "groups of"),
+        ({"inner": 5}, ValueError, "x does not consist of groups of 5 elements"),
+        ({"groups": 2, "inner": 3}, ValueError, "groups of 3"),
+        ({"groups": 0}, ValueError, "groups of"),
+        ({"xd": torch.ones(4, 5)}, ValueError, "xd has 20 elements, expected 24"),
+        ({"w": torch.ones(4)}, ValueError, "w has 4 elements, expected 6"),
+        ({"mean": torch.ones(4, dtype=torch.float64)}, TypeError, "mean"),
+        ({"y": torch.ones(6, 4)}, ValueError, "y has shape"),
+        ({"x": torch.ones(4, 6).half()}, TypeError, "x must be"),
+        ({"x": torch.ones(6, 4).T}, ValueError, "contiguous"),
+    ],
+)
+def test_what_the_passes_refuse(
+    change: dict[str, Any], kind: type[Exception], words: str
+) -> None:
+    """R22, R25, R31: nothing is read or written."""
+    given = {"x": torch.ones(4, 6), "xd": torch.ones(4, 6), "w": None, "wd": None, "bd": None,
+             "mean": torch.ones(4), "r": torch.ones(4), "groups": 1, "inner": 6,
+             "by_channel": False, "y": torch.zeros(4, 6)} | change  # fmt: skip
+    with pytest.raises(kind, match=words):
+        kernels.module().norm_tangent(**given)
+
+
 @pytest.mark.parametrize("name", ["resnet", "gpt"])
 def test_threads_change_no_bit_of_the_passes(name: str, thread_counts: Any) -> None:
     params, loss = models(torch.float64)[name]()

@@ -230,5 +230,6 @@ def _case(
         flops=18 * model.products,
         bars=bars,
         elements=count,
+        memory=op == "hvp",
         note="an element is a parameter; the limit is nine units of products, SGD's are three",
     )

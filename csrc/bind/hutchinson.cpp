@@ -39,24 +39,12 @@ void run_signs(const Objects& out, const Numbers& offsets, std::int64_t seed,
 void run_accumulate(const Objects& mean, const Objects& square, const Objects& hz,
                     const Objects& z, const Numbers& offsets, std::int64_t seed,
                     std::int64_t index, std::int64_t probe, std::int64_t count) {
-    constexpr const char* op = "hutchinson_accumulate";
-    const std::size_t n = hz.size();
-    require_length(op, "mean", mean.size(), n);
-    require_length(op, "offsets", offsets.size(), n);
-    if (!square.empty()) require_length(op, "square", square.size(), n);
-    if (!z.empty()) require_length(op, "z", z.size(), n);
-    if (count < 1) refuse(op, "count must be at least 1, got " + std::to_string(count));
-    if (n == 0) return;
-    const Lists lists(op, dlpack::device_cpu);
-    const Views hz_views = lists.params("hz", hz), z_views = lists.alike("z", z, hz_views);
-    const Views means = lists.state("mean", mean, hz_views);
-    const Views squares = lists.state("square", square, hz_views);
-    require_offsets(op, offsets);
+    const MomentLists of(dlpack::device_cpu, mean, square, hz, z, offsets, count);
     const py::gil_scoped_release release;
-    for (std::size_t i = 0; i < n; ++i) {
-        accumulate({means[i].data(), square.empty() ? nullptr : squares[i].data(),
-                    hz_views[i].data(), z.empty() ? nullptr : z_views[i].data(),
-                    hz_views[i].size(), offsets[i], count, storage_of(hz_views[i])},
+    for (std::size_t i = 0; i < of.hz.size(); ++i) {
+        accumulate({of.mean[i].data(), of.square.empty() ? nullptr : of.square[i].data(),
+                    of.hz[i].data(), of.z.empty() ? nullptr : of.z[i].data(), of.hz[i].size(),
+                    offsets[i], count, storage_of(of.hz[i])},
                    draw_of(seed, index, probe));
     }
 }

@@ -93,6 +93,29 @@ inline std::vector<const void*> pointers(const Views& views, std::size_t i, std:
     return found;
 }
 
+// What means over probes are taken of.
+struct MomentLists {
+    static constexpr const char* op = "hutchinson_accumulate";
+    Views hz, z, mean, square;
+
+    MomentLists(dlpack::DeviceType where, const Objects& mean_objects,
+                const Objects& square_objects, const Objects& hz_objects,
+                const Objects& z_objects, const Numbers& offsets, std::int64_t count) {
+        const std::size_t n = hz_objects.size();
+        require_length(op, "mean", mean_objects.size(), n);
+        require_length(op, "offsets", offsets.size(), n);
+        if (!square_objects.empty()) require_length(op, "square", square_objects.size(), n);
+        if (!z_objects.empty()) require_length(op, "z", z_objects.size(), n);
+        if (count < 1) refuse(op, "count must be at least 1, got " + std::to_string(count));
+        require_offsets(op, offsets);
+        const Lists lists(op, where);
+        hz = lists.params("hz", hz_objects);
+        z = lists.alike("z", z_objects, hz);
+        mean = lists.state("mean", mean_objects, hz);
+        square = lists.state("square", square_objects, hz);
+    }
+};
+
 // Of AdaHessian: lr, betas, eps, weight decay, power, biases, and flags.
 inline constexpr std::size_t adahessian_columns = 11;
 inline Factors adahessian_factors(const double* row, double scale) {

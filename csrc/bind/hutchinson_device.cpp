@@ -71,47 +71,37 @@ void run_accumulate(const Runner& runner, const Objects& mean, const Objects& sq
                     const Objects& hz, const Objects& z, const Numbers& offsets,
                     std::int64_t seed, std::int64_t index, std::int64_t probe,
                     std::int64_t count, const py::function& workspace, std::uintptr_t stream) {
-    constexpr const char* op = "hutchinson_accumulate";
-    const std::size_t n = hz.size();
-    require_length(op, "mean", mean.size(), n);
-    require_length(op, "offsets", offsets.size(), n);
-    if (!square.empty()) require_length(op, "square", square.size(), n);
-    if (!z.empty()) require_length(op, "z", z.size(), n);
-    if (count < 1) refuse(op, "count must be at least 1, got " + std::to_string(count));
-    if (n == 0) return;
-    const Lists lists(op, runner.where);
-    const Views hz_views = lists.params("hz", hz), z_views = lists.alike("z", z, hz_views);
-    const Views means = lists.state("mean", mean, hz_views);
-    const Views squares = lists.state("square", square, hz_views);
-    require_offsets(op, offsets);
-    const std::vector<const void*> products = pointers(hz_views, 0, 1),
-                                   probes = pointers(z_views, 0, 1);
+    const MomentLists of(runner.where, mean, square, hz, z, offsets, count);
+    if (of.hz.empty()) return;
+    const std::vector<const void*> products = pointers(of.hz, 0, 1),
+                                   probes = pointers(of.z, 0, 1);
     std::vector<Leaf> leaves;
-    for (std::size_t i = 0; i < n; ++i) {
+    for (std::size_t i = 0; i < of.hz.size(); ++i) {
         Factors factors{};
         factors.weight = 1 / static_cast<double>(count);
-        leaves.push_back({nullptr,
-                          nullptr,
-                          &products[i],
-                          z.empty() ? nullptr : &probes[i],
-                          {means[i].data(), square.empty() ? nullptr : squares[i].data()},
-                          hz_views[i].size(),
-                          1,
-                          offsets[i],
-                          storage_of(hz_views[i]),
-                          false,
-                          factors});
+        leaves.push_back(
+            {nullptr,
+             nullptr,
+             &products[i],
+             probes.empty() ? nullptr : &probes[i],
+             {of.mean[i].data(), of.square.empty() ? nullptr : of.square[i].data()},
+             of.hz[i].size(),
+             1,
+             offsets[i],
+             storage_of(of.hz[i]),
+             false,
+             factors});
     }
     const Step step{Rule::metric,  // whose D needs signs
                     leaves.data(),
-                    static_cast<std::int64_t>(n),
+                    static_cast<std::int64_t>(leaves.size()),
                     1,
                     true,
                     static_cast<std::uint64_t>(seed),
                     static_cast<std::uint32_t>(index),
                     static_cast<std::uint32_t>(probe),
                     nullptr};
-    runner.run(op, hz_views.front(), Work::moments, step, workspace, stream);
+    runner.run(of.op, of.hz.front(), Work::moments, step, workspace, stream);
 }
 
 }  // namespace

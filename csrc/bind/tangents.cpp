@@ -33,12 +33,13 @@ const void* part(const char* op, const char* name, const Maybe& object, const Te
 Norm norm_of(const char* op, const TensorView& x, py::handle xd, const Maybe& w,
              const Maybe& wd, const Maybe& bd, py::handle mean, py::handle r,
              std::int64_t groups, std::int64_t inner, bool by_channel) {
-    if (groups < 1 || inner < 1 || x.size() % (groups * inner) != 0 ||
+    // Not groups * inner, which may overflow.
+    if (groups < 1 || inner < 1 || x.size() % groups != 0 || x.size() / groups % inner != 0 ||
         (!by_channel && groups != 1)) {
         throw py::value_error(std::string(op) + ": x does not consist of groups of " +
                               std::to_string(inner) + " elements");
     }
-    const std::int64_t outer = x.size() / (groups * inner);
+    const std::int64_t outer = x.size() / groups / inner;
     const std::int64_t width = by_channel ? groups : inner, stats = by_channel ? groups : outer;
     return {x.data(),
             part(op, "xd", xd, x, x.size()),

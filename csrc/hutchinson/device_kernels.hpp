@@ -5,8 +5,8 @@
 // under way at a time; with means, the tile's D lies in shared memory between. On an H100 (132
 // multiprocessors, 3.35 TB/s, latency about 600 ns) 15 KB have to be under way in each
 // multiprocessor: five loads of 16 bytes in each of 256 threads of 2 blocks are 40 KB. Two
-// blocks may use 128 registers a thread, where nothing is spilled (nvcc 13, sm_90); four, with
-// 64, would spill 220 bytes a thread.
+// blocks may use 128 registers a thread, where nothing is spilled (nvcc 13, sm_75, 80, 90);
+// four, with 64, would spill 220 bytes a thread.
 //
 // Prediction for float32 there, at the 3.0 TB/s that a copy reaches: 32 bytes a parameter, 10.7
 // ps; the fewest bytes are 32, and what comes beside (a tile's place among the tensors, 30
@@ -114,7 +114,7 @@ CURVKERN_HD R size_of(R x, bool is_signed) {
 // Sums over tiles, for means of blocks that are longer than one.
 template <class S, int W>
 struct SumTiles {
-    static constexpr int threads_at_most = usual_threads, blocks_at_once = 4;
+    static constexpr int threads_at_most = usual_threads, blocks_at_once = 3;
     Table table;
     double* total;
 

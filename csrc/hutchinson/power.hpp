@@ -1,9 +1,9 @@
 // What the denominators of a step need beside a root: x^k and atan2 for x >= 0.
 // Included by sources that are compiled once per instruction set.
 //
-//   function        largest error                      valid for
-//   power           1e-6 float32, 1e-14 float64        x in [0, 1e30], k in [0, 2]; 0^k = 0, k
-//   > 0 atan2_positive  4 ulp                              x >= 0, any y; atan2(0, 0) = 0
+//   function        largest error                valid for
+//   power           1e-6 float32, 1e-14 float64  x in [0, 1e30], k in [0, 2]; 0^k = 0 if k > 0
+//   atan2_positive  4 ulp                        x >= 0, any y; atan2(0, 0) = 0
 //
 // atan2: the smaller of |y| and x over the larger, w = min / max in [0, 1]; beyond tan(pi/8)
 // atan w = pi/4 + atan((w - 1) / (w + 1)); then a Chebyshev fit of atan(u) / u in u^2, relative

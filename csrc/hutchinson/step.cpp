@@ -123,10 +123,6 @@ const void* products(const Step& step, const Leaf& leaf, std::int64_t begin, std
     return D;
 }
 
-}  // namespace
-
-namespace {
-
 // The mean of each block that is longer than a tile, at the place of its first part.
 std::vector<double> long_means(const Step& step, const Tiles& tiles) {
     std::vector<double> mean;

@@ -19,7 +19,7 @@ from ._ops import _contiguous, define
 from .reference import hutchinson as reference
 
 STORAGES = (torch.float64, torch.float32, torch.bfloat16)
-COLUMNS = len(reference.Row._fields)
+OPTIONAL = ("stale", "last_p", "last_g")  # states that a step may be without
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -62,7 +62,7 @@ def is_native(tensor: Tensor) -> bool:
         tensor.dtype in STORAGES
         and tensor.layout is torch.strided
         and tensor.is_contiguous()
-        and (tensor.is_cpu or _runtime.has_kernels(tensor.device))
+        and _runtime.compiled(tensor.device)
     )
 
 
@@ -113,34 +113,53 @@ def _offsets(op: str, offsets: Sequence[int]) -> None:
             raise ValueError(f"{op}: offsets must not be negative")
 
 
+def _rows(op: str, rows: Sequence[int], settings: Sequence[float], columns: int) -> None:
+    if len(settings) % columns:
+        raise ValueError(f"{op}: settings must have rows of {columns} numbers")
+    for row in rows:
+        if not 0 <= row < len(settings) // columns:
+            raise ValueError(f"{op}: rows must be those of settings, got {row}")
+
+
+def _check_lists(
+    op: str,
+    params: Sequence[Tensor],
+    alike: dict[str, Sequence[Tensor]],
+    states: dict[str, Sequence[Tensor]],
+    lengths: dict[str, Sequence[Any]],
+) -> None:
+    """Tensors like the parameters, for each probe; states of them; and other lists."""
+    n = len(params)
+    for name, entries in {**lengths, **states}.items():
+        if entries or name not in OPTIONAL:
+            _length(op, name, len(entries), n)
+    if n == 0:
+        return
+    hz, z = alike.get("hz", []), alike.get("z", [])
+    if len(hz) % n:
+        raise ValueError(f"{op}: hz must have an entry for each parameter and probe")
+    if z:
+        _length(op, "z", len(z), len(hz))
+    _stored(op, "params", params)
+    for name, tensors in alike.items():
+        _alike(op, name, tensors, "params", params)
+    for name, tensors in states.items():
+        if tensors:
+            _state(op, name, tensors, "params", params)
+
+
 def _define_step() -> None:
     op = "hutchinson_step"
 
     def check(*arguments: Any) -> None:
         params, grads, hz, z, m, v, stale, blocks, offsets, rows, settings, *_ = arguments
-        n = len(params)
-        lists = {"grads": grads, "m": m, "v": v}
-        lists |= {"blocks": blocks, "offsets": offsets, "rows": rows}
-        for name, entries in lists.items():
-            _length(op, name, len(entries), n)
-        if n == 0:
-            return
-        if len(hz) % n:
-            raise ValueError(f"{op}: hz must have an entry for each parameter and probe")
-        if z:
-            _length(op, "z", len(z), len(hz))
-        if stale:
-            _length(op, "stale", len(stale), n)
-        if len(settings) % COLUMNS:
-            raise ValueError(f"{op}: settings must have rows of {COLUMNS} numbers")
-        _stored(op, "params", params)
-        for name, tensors in (("grads", grads), ("hz", hz), ("z", z)):
-            _alike(op, name, tensors, "params", params)
-        for name, tensors in (("m", m), ("v", v), ("stale", stale)):
-            _state(op, name, tensors, "params", params)
-        for row, block in zip(rows, blocks, strict=True):
-            if not 0 <= row < len(settings) // COLUMNS:
-                raise ValueError(f"{op}: rows must be those of settings, got {row}")
+        _check_lists(
+            op, params, {"grads": grads, "hz": hz, "z": z},
+            {"m": m, "v": v, "stale": stale},
+            {"grads": grads, "blocks": blocks, "offsets": offsets, "rows": rows},
+        )  # fmt: skip
+        _rows(op, rows, settings, len(reference.Row._fields))
+        for block in blocks:
             if block < 1:
                 raise ValueError(f"{op}: blocks must be at least 1")
         _offsets(op, offsets)
@@ -162,41 +181,6 @@ def _define_step() -> None:
         "int[] rows, float[] settings, float scale, bool draws, int seed, int step) -> ()"
     )
     define(schema, cpu=cpu, cuda=cuda, fake=check)
-
-
-def _rows(op: str, rows: Sequence[int], settings: Sequence[float], columns: int) -> None:
-    if len(settings) % columns:
-        raise ValueError(f"{op}: settings must have rows of {columns} numbers")
-    for row in rows:
-        if not 0 <= row < len(settings) // columns:
-            raise ValueError(f"{op}: rows must be those of settings, got {row}")
-
-
-def _check_lists(
-    op: str,
-    params: Sequence[Tensor],
-    alike: dict[str, Sequence[Tensor]],
-    states: dict[str, Sequence[Tensor]],
-    lengths: dict[str, Sequence[Any]],
-) -> None:
-    """Tensors like the parameters, for each probe; states of them; and other lists."""
-    n = len(params)
-    for name, entries in {**lengths, **states}.items():
-        if entries or not name.startswith("last_"):
-            _length(op, name, len(entries), n)
-    if n == 0:
-        return
-    hz, z = alike.get("hz", []), alike.get("z", [])
-    if len(hz) % n:
-        raise ValueError(f"{op}: hz must have an entry for each parameter and probe")
-    if z:
-        _length(op, "z", len(z), len(hz))
-    _stored(op, "params", params)
-    for name, tensors in alike.items():
-        _alike(op, name, tensors, "params", params)
-    for name, tensors in states.items():
-        if tensors:
-            _state(op, name, tensors, "params", params)
 
 
 def _define_sophia() -> None:
@@ -375,7 +359,7 @@ def _define_accumulate() -> None:
 
 def is_finite(tensors: Sequence[Tensor]) -> bool:
     """Whether every element of all of them is."""
-    if all(t.device.type == "cpu" and t.dtype in STORAGES for t in tensors):
+    if all(t.is_cpu and t.dtype in STORAGES and _runtime.compiled(t.device) for t in tensors):
         return bool(_native().hutchinson_is_finite(_dense(tensors)))
     return all(bool(torch.isfinite(t).all()) for t in tensors)
 

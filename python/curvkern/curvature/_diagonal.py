@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from .. import _hutchinson as ops
-from ..optim import _products
 from ..reference import hutchinson as reference
 from ._hvp import Hessian, Loss
 from ._probing import Probes, Sketch, check_choice
@@ -101,7 +100,7 @@ def _hutchinson(
         ]
 
     mean, square = zeros(), zeros() if wants_variance else []
-    native = all(map(_products.is_native, hessian.params))
+    native = all(map(ops.is_native, hessian.params))
     add = torch.ops.curvkern.hutchinson_accumulate if native else reference.accumulate
     for i, z in enumerate(probes):
         hz = hessian.product(z)

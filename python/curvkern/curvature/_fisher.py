@@ -10,7 +10,6 @@ from torch import Tensor
 
 from .. import _hutchinson as ops
 from ..fisher import _checks
-from ..optim import _products
 from ..reference import hutchinson as reference
 from ._hvp import checked_params
 from ._probing import check_choice
@@ -69,7 +68,7 @@ def fisher_diagonal(
     mean = [
         torch.zeros(p.shape, dtype=ops.state_dtype(p.dtype), device=p.device) for p in listed
     ]
-    native = all(map(_products.is_native, listed))
+    native = all(map(ops.is_native, listed))
     add = torch.ops.curvkern.hutchinson_accumulate if native else reference.accumulate
     count = 0
     for batch in batches:

@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 from ..reference import hutchinson as reference
 from . import _settings, _shards
-from ._hutchinson import Batch, Each, HutchinsonOptimizer
+from ._batch import Batch, Each
+from ._hutchinson import HutchinsonOptimizer
 
 
 class AdaHessian(HutchinsonOptimizer):
@@ -163,14 +164,16 @@ class AdaHessian(HutchinsonOptimizer):
     def _own(self) -> tuple[str, ...]:
         return (*super()._own(), "_lazy", "_bias")
 
+    def _kept(self) -> tuple[str, ...]:
+        return self._buffers[: 3 if self._lazy == "ema_stale" else 2]
+
     def _move(self, batch: Batch) -> None:
-        is_stale = self._lazy == "ema_stale"
         blocks = Each(
             _shards.block("AdaHessian", p, group["spatial"])
             for p, group in zip(batch.whole, batch.groups, strict=True)
         )
-        states = self._states(batch, self._buffers[: 3 if is_stale else 2])
-        states += [] if is_stale else [[]]
+        states = self._states(batch, self._kept())
+        states += [[]] * (3 - len(states))
         own = [self.state[p] for p in batch.whole]
         rows, numbers = self._rows_of(
             [

@@ -6,45 +6,18 @@ import abc
 import copy
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
 from .. import _hutchinson as ops
 from .. import _runtime
+from .._arguments import memory_error
 from ..reference import hutchinson as reference
-from . import _products, _settings, _shards, _state
-
-Probes = Sequence[Sequence[Tensor | None]]
-
-
-@dataclass
-class Batch:
-    """The parameters that have a gradient, and what a step knows of them.
-
-    Products are of the first probe, then of the second, ..; none where the step looks at old
-    curvature. Without z the probes are those of (seed, step). All tensors but ``whole`` are
-    what this rank holds.
-    """
-
-    whole: list[Tensor]  # the optimizer's own
-    params: list[Tensor]
-    groups: list[dict[str, Any]]
-    offsets: Each
-    grads: list[Tensor]
-    step: int
-    scale: float = 1.0  # of gradients and products
-    hz: list[Tensor] = field(default_factory=list)
-    z: list[Tensor] = field(default_factory=list)
-    loss: float | None = None
-
-
-class Each(list[int]):
-    """A number for each parameter of a batch."""
+from . import _batch, _products, _settings, _shards, _state
+from ._batch import Batch, Each, Probes
 
 
 class HutchinsonOptimizer(Optimizer, abc.ABC):
@@ -87,6 +60,10 @@ class HutchinsonOptimizer(Optimizer, abc.ABC):
         self._lock = threading.RLock()
         super().__init__(params, defaults)
 
+    def _kept(self) -> tuple[str, ...]:
+        """The tensors of a state that these settings need."""
+        return self._buffers
+
     @abc.abstractmethod
     def _move(self, batch: Batch) -> None:
         """Change parameters and state."""
@@ -116,10 +93,7 @@ class HutchinsonOptimizer(Optimizer, abc.ABC):
             super().add_param_group(param_group)
             try:
                 for p in self.param_groups[-1]["params"]:
-                    if not p.is_floating_point():
-                        raise TypeError(
-                            f"{name}: parameters must be real and floating, got {p.dtype}"
-                        )
+                    _batch.check_parameter(name, p)
                     _shards.check(name, p)
             except Exception:
                 self.param_groups.pop()
@@ -231,19 +205,19 @@ class HutchinsonOptimizer(Optimizer, abc.ABC):
         )  # fmt: skip
         wanted = wanted and bool(params)
         if wanted:
-            batch.z = self._chosen("probes", probes, every, index)
+            batch.z = self._chosen("probes", probes, index)
         if native is not None:
             batch.grads, batch.hz = self._native(native, batch)
         if loss is not None:
-            self._reduce(batch.grads)
+            _shards.mean_over(self._process_group, batch.grads)
             self._check_finite("gradients", batch.grads, params)
         if wanted:
             if hz is not None:
-                batch.hz = self._chosen("hz", hz, every, index)
+                batch.hz = self._chosen("hz", hz, index)
             else:
                 if native is None:
                     batch.hz = self._computed(loss, grads, batch)
-                self._reduce(batch.hz)
+                _shards.mean_over(self._process_group, batch.hz)
                 self._check_finite("Hessian products", batch.hz, params)
         return batch
 
@@ -310,44 +284,13 @@ class HutchinsonOptimizer(Optimizer, abc.ABC):
             hz[at + i] for at in range(0, len(hz), n) for i in index
         ]
 
-    def _chosen(
-        self, what: str, given: Probes | None, every: list[Any], index: list[int]
-    ) -> list[Tensor]:
+    def _chosen(self, what: str, given: Probes | None, index: list[int]) -> list[Tensor]:
         """Of given lists the tensors of the parameters that take part."""
         if given is None:
             return []
         name, count = type(self).__name__, self._probe_count()
-        if isinstance(given, Tensor) or len(given) != count:
-            raise ValueError(
-                f"{name}: {what} must be a list of {count} lists, one for each probe, "
-                f"got {len(given)}"
-            )
-        chosen = []
-        for one in given:
-            if isinstance(one, Tensor) or len(one) != len(every):
-                raise ValueError(
-                    f"{name}: {what} must have {len(every)} tensors for each probe, "
-                    f"got {len(one)}"
-                )
-            for i in index:
-                p, tensor = every[i][0], one[i]
-                if tensor is None:
-                    chosen.append(torch.zeros_like(_shards.local(p)))
-                    continue
-                if not isinstance(tensor, Tensor):
-                    raise TypeError(
-                        f"{name}: {what} must hold tensors, got {type(tensor).__name__}"
-                    )
-                if tensor.shape != p.shape:
-                    raise ValueError(
-                        f"{name}: {what} has shape {tuple(tensor.shape)} for a parameter of "
-                        f"shape {tuple(p.shape)}"
-                    )
-                if _shards.is_sharded(p):
-                    chosen.append(_shards.cut(tensor, p).to(_shards.local(p)))
-                else:
-                    chosen.append(_like(tensor, p))
-        return chosen
+        every = [p for group in self.param_groups for p in group["params"]]
+        return _batch.chosen(name, what, given, count, every, index)
 
     def _offsets(self) -> list[int]:
         """Of all parameters: how many elements come before what this rank holds."""
@@ -359,25 +302,11 @@ class HutchinsonOptimizer(Optimizer, abc.ABC):
                 total += p.numel()
         return offsets
 
-    def _reduce(self, tensors: list[Tensor]) -> None:
-        """The mean over the ranks of the process group, in one message for each dtype."""
-        if self._process_group is None:
-            return
-        ranks = dist.get_world_size(self._process_group)
-        for dtype in sorted({t.dtype for t in tensors}, key=str):
-            index = [i for i, t in enumerate(tensors) if t.dtype is dtype]
-            flat = torch.cat([tensors[i].reshape(-1) for i in index])
-            dist.all_reduce(flat, group=self._process_group)
-            flat /= ranks
-            parts = flat.split([tensors[i].numel() for i in index])
-            for i, part in zip(index, parts, strict=True):
-                tensors[i] = part.view(tensors[i].shape)
-
     def _uses_native(self, p: Tensor) -> bool:
-        if self._foreach or _runtime.backend() == "reference":
+        if self._foreach:
             return False
         native = ops.is_native(p)
-        if self._fused and not native:
+        if self._fused and not native and _runtime.backend() == "native":
             raise RuntimeError(
                 f"{type(self).__name__}: fused=True needs contiguous float32, float64 or "
                 f"bfloat16 parameters on a device with kernels, got {p.dtype} on {p.device}"
@@ -408,7 +337,8 @@ class HutchinsonOptimizer(Optimizer, abc.ABC):
                 [x[i] for i in index] if isinstance(x, Each) and len(index) < count else x
                 for x in rest
             )
-            found.append((index, run(*(_part(t, index, count) for t in tensors), *numbers)))
+            own = (_batch.part(t, index, count) for t in tensors)
+            found.append((index, run(*own, *numbers)))
         return found
 
     def _rows_of(
@@ -431,21 +361,25 @@ class HutchinsonOptimizer(Optimizer, abc.ABC):
         """Seed and step, of which the probes are."""
         return self._numbers["seed"], batch.step
 
-    def _start(self, p: Tensor, state: dict[str, Any], names: Sequence[str]) -> None:
+    def _start(self, p: Tensor, names: Sequence[str]) -> dict[str, Any]:
         """A state of zeros."""
-        state["step"] = state["refreshes"] = 0
-        for name in names:
-            part = _shards.local(p)
-            zeros = torch.zeros(part.shape, dtype=ops.state_dtype(p.dtype), device=part.device)
-            state[name] = _shards.like(zeros, p)
+        part, dtype = _shards.local(p), ops.state_dtype(p.dtype)
+        try:
+            with torch.inference_mode(False):  # later steps write to it outside of that mode
+                zeros = [torch.zeros(part.shape, dtype=dtype, device=p.device) for _ in names]
+        except RuntimeError as error:
+            raise memory_error(type(self).__name__, part.shape, error) from error
+        tensors = {name: _shards.like(z, p) for name, z in zip(names, zeros, strict=True)}
+        return {"step": 0, "refreshes": 0, **tensors}
 
     def _states(self, batch: Batch, names: Sequence[str]) -> list[list[Tensor]]:
         """For each name a list of the states of the parameters that move, after counting."""
         found: list[list[Tensor]] = [[] for _ in names]
+        for p in batch.whole:  # what may fail before anything counts
+            if not self.state.get(p):
+                self.state[p] = self._start(p, names)
         for p in batch.whole:
             state = self.state[p]
-            if not state:
-                self._start(p, state, names)
             state["step"] += 1
             state["refreshes"] += bool(batch.hz)
             is_sharded = _shards.is_sharded(p)
@@ -485,7 +419,7 @@ class HutchinsonOptimizer(Optimizer, abc.ABC):
                 super().load_state_dict(dict(state_dict))
                 for group in self.param_groups:
                     _settings.group(name, group, self._group_settings)
-                _state.restore(name, self, state_dict, self._buffers)
+                _state.restore(name, self, state_dict, self._buffers, self._kept())
             except Exception:
                 self.__setstate__(before)
                 raise
@@ -518,17 +452,3 @@ class HutchinsonOptimizer(Optimizer, abc.ABC):
             "_hvp",
             "_numbers",
         )
-
-
-def _like(tensor: Tensor, p: Tensor) -> Tensor:
-    """Without a graph, in the dtype and on the device of a parameter."""
-    tensor = tensor.detach() if tensor.requires_grad else tensor
-    is_alike = tensor.dtype is p.dtype and tensor.device == p.device
-    return tensor if is_alike else tensor.to(p)
-
-
-def _part(tensors: list[Tensor], index: list[int], count: int) -> list[Tensor]:
-    """Of a list of ``count`` tensors for each probe the entries of some parameters."""
-    if len(index) == count:
-        return tensors
-    return [tensors[at + i] for at in range(0, len(tensors), count) for i in index]

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..reference.hutchinson import DescentRow, MetricRow
 from . import _settings, _shards
-from ._hutchinson import Batch, HutchinsonOptimizer
+from ._batch import Batch
+from ._hutchinson import HutchinsonOptimizer
 
 
 class _Preconditioned(HutchinsonOptimizer):
@@ -168,11 +169,16 @@ class OASIS(_Preconditioned):
     def _own(self) -> tuple[str, ...]:
         return (*super()._own(), "_adaptive")
 
+    def _kept(self) -> tuple[str, ...]:
+        return self._buffers if self._adaptive else self._buffers[:1]
+
     def _probe_count(self) -> int:
         return self._n_probes if self._numbers["step"] else self._warmup_probes
 
     def _move(self, batch: Batch) -> None:
-        states = self._states(batch, self._buffers if self._adaptive else self._buffers[:1])
+        if any(p.is_meta for p in batch.whole):
+            raise ValueError("OASIS: step lengths need numbers, parameters are on meta")
+        states = self._states(batch, self._kept())
         sums = self._measure(batch, states, slice(None), fresh=True)
         if self._adaptive and any(self.state[p]["step"] > 1 for p in batch.whole):
             self._adapt(math.sqrt(sums[0]), math.sqrt(sums[1]))
@@ -280,7 +286,7 @@ class SANIA(_Preconditioned):
 
     def _move(self, batch: Batch) -> None:
         assert batch.loss is not None
-        states = self._states(batch, self._buffers)
+        states = self._states(batch, self._kept())
         warm = 0 if batch.step else self._warmup_probes
         if warm:
             self._measure(batch, states, slice(0, warm), fresh=True)

@@ -23,6 +23,8 @@ def checked_loss(name: str, loss: Any) -> Tensor:
         raise TypeError(f"{name}: loss must be a tensor, got {type(loss).__name__}")
     if loss.numel() != 1:
         raise ValueError(f"{name}: loss must be a scalar, got shape {tuple(loss.shape)}")
+    if loss.is_meta:
+        raise ValueError(f"{name}: loss must have a value, got a tensor on meta")
     value = float(loss.detach())
     if not math.isfinite(value):
         raise ValueError(f"{name}: loss must be finite, got {value}; nothing was changed")
@@ -187,42 +189,14 @@ def check_finite(name: str, kind: str, tensors: Sequence[Tensor]) -> None:
         )
 
 
-def is_native(tensor: Tensor) -> bool:
-    """Whether the compiled step takes it."""
-    return _hutchinson.is_native(tensor)
-
-
 def draw_signs(
     params: Sequence[Tensor], offsets: Sequence[int], seed: int, step: int, probe: int
 ) -> list[Tensor]:
     """One probe, a tensor of signs for each parameter."""
     out = [torch.empty_like(p, memory_format=torch.contiguous_format) for p in params]
-    if all(map(is_native, out)):
+    if all(map(_hutchinson.is_native, out)):
         if out:
             torch.ops.curvkern.hutchinson_signs(out, offsets, seed, step, probe)
     else:
         reference.fill_signs(out, offsets, seed, step, probe)
     return out
-
-
-def mean_over_probes(
-    hz: Sequence[Tensor],
-    z: Sequence[Tensor],
-    params: Sequence[Tensor],
-    offsets: Sequence[int],
-    seed: int,
-    step: int,
-    probes: Sequence[int],
-) -> list[Tensor]:
-    """D = the mean of z hz over some probes, in the state's dtype; z drawn where not given."""
-    n = len(params)
-    mean = [
-        torch.zeros(p.shape, dtype=_hutchinson.state_dtype(p.dtype), device=p.device)
-        for p in params
-    ]
-    native = all(map(is_native, params))
-    add = torch.ops.curvkern.hutchinson_accumulate if native else reference.accumulate
-    for at, probe in enumerate(probes):
-        part = slice(probe * n, probe * n + n)
-        add(mean, [], hz[part], z[part], offsets, seed, step, probe, at + 1)
-    return mean

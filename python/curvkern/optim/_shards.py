@@ -1,4 +1,4 @@
-"""Parameters of which a rank holds some rows, as ``fully_shard`` makes them.
+"""Ranks: means over them, and parameters of which each holds some rows (``fully_shard``).
 
 An element's place in parameter space, from which its sign follows, is that in the whole
 parameter: ranks draw what one process would.
@@ -132,3 +132,18 @@ def any_over(params: list[Tensor], flag: bool) -> bool:
     for group in found:
         dist.all_reduce(word, op=dist.ReduceOp.MAX, group=group)
     return bool(word)
+
+
+def mean_over(group: Any, tensors: list[Tensor]) -> None:
+    """The mean over the ranks of a process group, in one message for each dtype."""
+    if group is None:
+        return
+    ranks = dist.get_world_size(group)
+    for dtype in sorted({t.dtype for t in tensors}, key=str):
+        index = [i for i, t in enumerate(tensors) if t.dtype is dtype]
+        flat = torch.cat([tensors[i].reshape(-1) for i in index])
+        dist.all_reduce(flat, group=group)
+        flat /= ranks
+        parts = flat.split([tensors[i].numel() for i in index])
+        for i, part in zip(index, parts, strict=True):
+            tensors[i] = part.view(tensors[i].shape)

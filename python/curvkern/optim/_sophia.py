@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..reference.hutchinson import SophiaRow
 from . import _products, _settings, _shards
-from ._hutchinson import Batch, HutchinsonOptimizer
+from ._batch import Batch
+from ._hutchinson import HutchinsonOptimizer
 
 
 class _Sophia(HutchinsonOptimizer):
@@ -21,7 +22,7 @@ class _Sophia(HutchinsonOptimizer):
         self, batch: Batch, products: list[Tensor], probes: list[Tensor], weight: float
     ) -> None:
         """With weight times the mean of probes times products, if there are any."""
-        states = self._states(batch, self._buffers)
+        states = self._states(batch, self._kept())
 
         def row(i: int) -> SophiaRow:
             group = batch.groups[i]
@@ -237,7 +238,7 @@ class SophiaG(_Sophia):
             torch.zeros_like(_shards.local(p)) if g is None else _shards.cut(g, p)
             for p, g in zip(params, found, strict=True)
         ]
-        self._reduce(grads)
+        _shards.mean_over(self._process_group, grads)
         self._check_finite("gradients", grads, params)
         return dict(zip(params, grads, strict=True))
 

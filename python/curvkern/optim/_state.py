@@ -6,10 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from .. import _hutchinson
+
+COUNTS = ("step", "refreshes")  # of a parameter: steps, and those with new products
 
 
 def checked_numbers(name: str, state_dict: Any, own: Mapping[str, Any]) -> dict[str, Any]:
@@ -26,17 +29,25 @@ def checked_numbers(name: str, state_dict: Any, own: Mapping[str, Any]) -> dict[
         value = saved[key]
         if type(value) is not int or not 0 <= value < 1 << 63:
             raise ValueError(f"{name}: {key} of state_dict must be in [0, 2^63), got {value!r}")
-    for key, value in saved.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
-            raise ValueError(f"{name}: {key} of state_dict must be a number, got {value!r}")
+    for key in saved.keys() - {"seed", "step"}:
+        value = saved[key]
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+            raise ValueError(f"{name}: {key} of state_dict must be positive, got {value!r}")
+        if math.isinf(value) and math.isfinite(own[key]):
+            raise ValueError(f"{name}: {key} of state_dict must be finite, got {value!r}")
     return dict(saved)
 
 
 def restore(
-    name: str, optimizer: Optimizer, state_dict: Mapping[str, Any], buffers: Sequence[str]
+    name: str,
+    optimizer: Optimizer,
+    state_dict: Mapping[str, Any],
+    buffers: Sequence[str],
+    kept: Sequence[str],
 ) -> None:
     """Check each parameter's state and take its tensors over as they were saved.
 
+    There may be all ``buffers``, and have to be those that this optimizer has ``kept``.
     ``Optimizer.load_state_dict`` casts them to the parameter's dtype, which bfloat16's are not
     of, and shares their memory.
     """
@@ -48,22 +59,36 @@ def restore(
             continue
         if not isinstance(saved, Mapping):
             raise ValueError(f"{name}: state of a parameter must be a dict")
-        state: dict[str, Any] = {}
-        for key, value in saved.items():
-            if key in ("step", "refreshes"):
-                if type(value) is not int or value < 0:
-                    raise ValueError(f"{name}: {key} must be a count, got {value!r}")
-                state[key] = value
-            elif key in buffers:
-                if not isinstance(value, Tensor) or value.shape != p.shape:
-                    shape = tuple(value.shape) if isinstance(value, Tensor) else value
-                    raise ValueError(
-                        f"{name}: {key} must have shape {tuple(p.shape)}, got {shape}"
-                    )
-                dtype = _hutchinson.state_dtype(p.dtype)
-                state[key] = value.detach().to(device=p.device, dtype=dtype, copy=True)
-            else:
-                raise ValueError(f"{name}: a parameter's state has an unknown {key!r}")
-        if not {"step", "refreshes"} <= state.keys():
-            raise ValueError(f"{name}: a parameter's state lacks step or refreshes")
-        optimizer.state[p] = state
+        unknown = [key for key in saved if key not in (*COUNTS, *buffers)]
+        if unknown:
+            raise ValueError(f"{name}: a parameter's state has an unknown {unknown[0]!r}")
+        missing = [key for key in (*COUNTS, *kept) if key not in saved]
+        if missing:
+            raise ValueError(f"{name}: a parameter's state lacks {', '.join(missing)}")
+        steps, refreshes = (saved[key] for key in COUNTS)
+        if type(steps) is not int or type(refreshes) is not int:
+            raise ValueError(f"{name}: {' and '.join(COUNTS)} of a parameter must be counts")
+        if not 1 <= refreshes <= steps < 1 << 63:
+            raise ValueError(
+                f"{name}: a parameter must have 1 <= refreshes <= step < 2^63, got "
+                f"{refreshes} and {steps}"
+            )
+        tensors = {
+            key: _checked(name, key, value, p)
+            for key, value in saved.items()
+            if key not in COUNTS
+        }
+        optimizer.state[p] = {"step": steps, "refreshes": refreshes, **tensors}
+
+
+def _checked(name: str, key: str, value: Any, p: Tensor) -> Tensor:
+    """A copy, in the dtype of states of p."""
+    if not isinstance(value, Tensor) or value.shape != p.shape:
+        shape = tuple(value.shape) if isinstance(value, Tensor) else value
+        raise ValueError(f"{name}: {key} must have shape {tuple(p.shape)}, got {shape}")
+    if value.layout is not torch.strided or not value.is_floating_point():
+        raise ValueError(
+            f"{name}: {key} must be dense and real, got {value.dtype} of layout {value.layout}"
+        )
+    dtype = _hutchinson.state_dtype(p.dtype)
+    return value.detach().to(device=p.device, dtype=dtype, copy=True)
