@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._tangents import Graph
+from .._tangents import Graph, HookError
 from ..optim import _products
 
 MODES = ("auto", "reverse", "forward_over_reverse", "native")
@@ -23,14 +23,19 @@ class Hessian:
         self.function = function
         self.params = checked_params(function, params)
         self.dtype = self.params[0].dtype
-        value = evaluate(function, loss, self.params)
+        value = self.value = evaluate(function, loss, self.params)
         check_scalar(function, value)
+        self.mode = mode
         self.graph: Graph | None = _products.native_graph(function, value, self.params, mode)
         self.sizes = [p.numel() for p in self.params]
         self.n = sum(self.sizes)
         self.offsets = [sum(self.sizes[:i]) for i in range(len(self.sizes))]
-        if self.graph is not None:
-            return
+        if self.graph is None:
+            self._differentiate()
+
+    def _differentiate(self) -> None:
+        """Gradients with a graph."""
+        value = self.value
         with torch.enable_grad():
             grads = torch.autograd.grad(
                 value, self.params, create_graph=True, allow_unused=True
@@ -42,7 +47,13 @@ class Hessian:
 
     def product(self, v: Sequence[Tensor], last: bool = False) -> list[Tensor]:
         if self.graph is not None:
-            return _products.native_products(self.function, self.graph, [v], not last)[1]
+            try:
+                return _products.native_products(self.function, self.graph, [v], not last)[1]
+            except HookError:
+                if self.mode == "native":
+                    raise
+            self.graph = None
+            self._differentiate()
         return _products.products(self.function, self.grads, self.params, [v], keep=True)
 
     def split(self, flat: Tensor) -> list[Tensor]:
@@ -141,10 +152,11 @@ def hvp(loss_or_closure: Loss, params: Any, v: Any, *, mode: str = "auto") -> An
         "forward_over_reverse": the gradient is differentiated along v; takes a function of the
         parameters. "native": tangents go through the graph of the loss itself, forward and
         back, and no second graph is made. What has no rule there is differentiated twice alone;
-        hooks on tensors do not run. "auto" is "native" for float32 and float64 on the CPU where
-        every node has a rule and tensors are large enough for it to be quicker, or torch has no
-        second derivative, as of fused attention, and there are neither hooks on the parameters
-        nor saved tensors that are packed, as of checkpoints; else "reverse".
+        hooks that change gradients are refused. "auto" is "native" for float32 and float64 on
+        the CPU where every node has a rule and tensors are large enough for it to be quicker,
+        or torch has no second derivative, as of fused attention, and there are neither
+        backward hooks of parameters, modules or nodes, nor hooks on other tensors that change
+        a gradient, nor saved tensors that are packed, as of checkpoints; else "reverse".
 
         Native products are exact to rounding: in float32, against double backward, they differ
         by 3e-7 (MLPs, a GPT) to 2e-6 (ResNet20) in norm, and in float64 by 1e-14. Their peak
