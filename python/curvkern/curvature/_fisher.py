@@ -10,7 +10,6 @@ from torch import Tensor
 
 from .. import _hutchinson as ops
 from ..fisher import _checks
-from ..optim import _products
 from ..reference import hutchinson as reference
 from ._hvp import checked_params, listed_tensors, refuse_inference
 from ._probing import check_choice
@@ -73,7 +72,7 @@ def fisher_diagonal(
     mean = [
         torch.zeros(p.shape, dtype=ops.state_dtype(p.dtype), device=p.device) for p in listed
     ]
-    native = all(map(_products.is_native, listed))
+    native = all(map(ops.is_native, listed))
     add = torch.ops.curvkern.hutchinson_accumulate if native else reference.accumulate
     count = 0
     for batch in batches:
@@ -99,7 +98,8 @@ def fisher_diagonal(
                 add(mean, [], g, g, [0] * len(g), 0, 0, 0, count)  # g times g
     if not count:
         raise ValueError(f"{function}: batches has no example")
-    _products.check_finite(function, "squared gradients", mean)
+    if not ops.is_finite(mean):
+        raise ValueError(f"{function}: squared gradients must be finite")
     return mean
 
 
