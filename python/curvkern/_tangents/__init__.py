@@ -14,10 +14,11 @@ from . import (  # their rules
     recurrent,
     shapes,
 )
-from .graph import Graph
+from .graph import Graph, HookError
 
 __all__ = [
     "Graph",
+    "HookError",
     "activations",
     "attention",
     "convolution",

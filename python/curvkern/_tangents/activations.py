@@ -144,7 +144,7 @@ def _log_softmax(
 
 
 define(
-    "Relu", "LeakyRelu", "Hardtanh", "Threshold", "Abs", "Clamp", "ClampBackward1",
+    "Relu", "LeakyRelu", "Hardtanh", "Threshold", "Abs", "ClampBackward1",
     "ClampMin", "ClampMax", rule=DIAGONAL,
 )  # fmt: skip
 define("Tanh", rule=_smooth(_tanh))

@@ -14,14 +14,18 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from .rules import Op, Rule, Tangents, add
+from .rules import Op, Rule, Tangents, add, summed
 
 NONE = "it has no second derivative"
 
 
-def _cotangents(op: Op, g: Tangents) -> list[Tensor]:
+def _cotangents(op: Op, g: Tangents, missing: float) -> list[Tensor]:
     return [
-        (torch.zeros(meta.shape, dtype=meta.dtype, device=meta.device) if one is None else one)
+        (
+            torch.full(meta.shape, missing, dtype=meta.dtype, device=meta.device)
+            if one is None
+            else one
+        )
         .detach()
         .requires_grad_()
         for one, meta in zip(g, op.outputs, strict=True)
@@ -47,7 +51,9 @@ def _refused(op: Op, error: RuntimeError) -> RuntimeError:
 
 def _tangent(op: Op, t: Tangents) -> Any:
     with torch.enable_grad():
-        w = _cotangents(op, [None] * len(op.outputs))
+        # The map is linear, so where it is differentiated does not matter; but torch computes
+        # some from log |w|, which has no derivative at zero.
+        w = _cotangents(op, [None] * len(op.outputs), 1.0)
         outputs, along = _paired(op, t, w)
         if not outputs:
             return None
@@ -67,7 +73,7 @@ def _reverse(op: Op, t: Tangents, g: Tangents, gd: Tangents, primal: bool) -> tu
     ]
     unique = list({(edge.node, edge.output_nr): edge for edge in edges}.values())
     with torch.enable_grad():
-        w = _cotangents(op, g)
+        w = _cotangents(op, g, 0.0)
         outputs, along = _paired(op, t, w)
         if not outputs:
             return x, xd
@@ -80,7 +86,10 @@ def _reverse(op: Op, t: Tangents, g: Tangents, gd: Tangents, primal: bool) -> tu
     for i, (f, nr) in enumerate(op.fn.next_functions):
         value = at.pop((f, nr), None) if op.needs(i) else None
         if value is not None:
-            xd[i] = add(xd[i], value)
+            before, meta = xd[i], op.inputs[i]
+            if before is not None and meta is not None:  # an input that was broadcast
+                before = summed(before, meta)
+            xd[i] = add(before, value)
     return x, xd
 
 

@@ -23,9 +23,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 from .fallback import FALLBACK
-from .rules import RULES, Meta, Op, Tangents, metadata
+from .rules import RULES, Meta, Op, Tangents, metadata, summed
 
 #: Elements a node from which on these passes are no slower than torch's in small layers, and
 #: mostly quicker: measured on MLPs and ResNets from 2e2 to 2e5 elements a node.
@@ -38,6 +39,10 @@ ACCUMULATE = "torch::autograd::AccumulateGrad"
 Sources = dict[Any, tuple[Op | int | None, Sequence[Meta]]]
 
 _SAVED: dict[str, list[str]] = {}  # what a node of this name has saved
+
+
+class HookError(RuntimeError):
+    """A hook changes a gradient."""
 
 
 class Graph:
@@ -130,6 +135,12 @@ class Graph:
                 return False
         return True
 
+    def is_hooked(self) -> bool:
+        """Whether gradients of parameters or nodes have hooks, as of modules."""
+        if any(self.params[i]._backward_hooks for i in self.found):
+            return True
+        return any(_has_hooks(op.fn) for op in self.ops)
+
     # Passes ------------------------------------------------------------------------------
 
     def products(
@@ -209,6 +220,8 @@ class Graph:
             if not primal:
                 assert self.kept is not None
                 g = self.kept[op.at]
+            elif any(a is not None for a in g):
+                _run_hooks(op, g)
             if keep and primal:
                 stored[op.at] = g
             gd = found_dot.values if found_dot is not None else none
@@ -223,12 +236,43 @@ class Graph:
                 for edge, meta, value in zip(op.edges, op.inputs, results, strict=False):
                     if value is not None and edge[0] is not None:
                         assert meta is not None
-                        give(into, leaves, edge, _summed(value, meta))
+                        give(into, leaves, edge, summed(value, meta))
         if primal:
             self.grads = leaf.separate(vectors)
             if keep:
                 self.kept = stored
         return leaf_dot.separate(vectors)
+
+
+def _has_hooks(fn: Any) -> bool:
+    """Of a node, before or after it; torch does not list them, but a handle has their dict."""
+    for register in (fn.register_prehook, fn.register_hook):
+        handle = register(_no_hook)
+        found = len(handle.hooks_dict_ref()) > 1
+        handle.remove()
+        if found:
+            return True
+    return False
+
+
+def _no_hook(*_: Any) -> None:
+    return None
+
+
+def _run_hooks(op: Op, g: Tangents) -> None:
+    """Call the hooks of the output tensors, which torch does not list, as ``backward`` would.
+
+    What is captured at an edge has passed through its hooks, and the node itself does not run.
+    """
+    edges = [GradientEdge(op.fn, nr) for nr, one in enumerate(g) if one is not None]
+    given = [one for one in g if one is not None]
+    versions = [one._version for one in given]
+    found = torch.autograd.grad(edges, edges, given)
+    for one, other, version in zip(given, found, versions, strict=True):
+        if one._version != version or (other is not one and not torch.equal(other, one)):
+            raise HookError(
+                f"a hook on an output of {op.name} changes its gradient; use 'reverse'"
+            )
 
 
 class _Sums:
@@ -271,9 +315,3 @@ def _expanded(t: Tensor, meta: Meta) -> Tensor:
     if t.dtype is not meta.dtype:
         t = t.to(meta.dtype)
     return t if t.shape == meta.shape else t.expand(meta.shape)
-
-
-def _summed(g: Tensor, meta: Meta) -> Tensor:
-    if g.shape != meta.shape:
-        g = g.sum_to_size(meta.shape)
-    return g if g.dtype is meta.dtype else g.to(meta.dtype)

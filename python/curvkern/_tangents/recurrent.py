@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,10 +12,11 @@ from .rules import Op, Rule, Tangents, define
 
 
 def _forward(op: Op, inputs: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """One direction of one layer, as torch's: input, weights (2), biases (2), h, c."""
+    """One direction of one layer, as torch's: input, weights (2), biases (2), h, c.
+
+    The node's input goes step by step even where the module's is ``batch_first``.
+    """
     x, W, U, b, d, h, c = inputs
-    if op.saved("batch_first"):
-        x = x.transpose(0, 1)
     gates = torch.nn.functional.linear(x, W, b + d if op.saved("has_biases") else None)
     h, c = h.squeeze(0) if h.dim() == 3 else h, c.squeeze(0) if c.dim() == 3 else c
     steps = range(len(x))
@@ -24,10 +26,7 @@ def _forward(op: Op, inputs: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(z)
         h = torch.sigmoid(o) * torch.tanh(c)
         found[s] = h
-    y = torch.stack([found[s] for s in steps])
-    if op.saved("batch_first"):
-        y = y.transpose(0, 1)
-    return y, h, c
+    return torch.stack([found[s] for s in steps]), h, c
 
 
 def _made_anew(op: Op) -> tuple[list[Tensor], list[Tensor]]:
@@ -46,11 +45,22 @@ def _given(op: Op, inputs: list[Tensor], t: Tangents) -> list[Tensor]:
     ]
 
 
+def _gradients(
+    outputs: Sequence[Tensor], inputs: list[Tensor], g: list[Tensor], **how: bool
+) -> tuple[Tensor, ...]:
+    """Zeros where there are no biases."""
+    known = [i for i, y in enumerate(outputs) if y.requires_grad]
+    return torch.autograd.grad(
+        [outputs[i] for i in known], inputs, [g[i] for i in known],
+        allow_unused=True, materialize_grads=True, **how,
+    )  # fmt: skip
+
+
 def _tangent(op: Op, t: Tangents) -> Any:
     with torch.enable_grad():
         inputs, outputs = _made_anew(op)
         w = [torch.zeros_like(y).requires_grad_() for y in outputs]
-        back = torch.autograd.grad(outputs, inputs, w, create_graph=True)
+        back = _gradients(outputs, inputs, w, create_graph=True)
     return torch.autograd.grad(back, w, _given(op, inputs, t))
 
 
@@ -64,12 +74,10 @@ def _reverse(op: Op, t: Tangents, g: Tangents, gd: Tangents, primal: bool) -> tu
                 for y, one in zip(outputs, given, strict=False)
             ]
 
-        x = torch.autograd.grad(outputs, inputs, filled(g), create_graph=True)
-        bent = torch.autograd.grad(
-            x, inputs, _given(op, inputs, t), retain_graph=True, allow_unused=True
-        )
-    dots = torch.autograd.grad(outputs, inputs, filled(gd))
-    xd = [a if b is None else a + b for a, b in zip(dots, bent, strict=True)]
+        x = _gradients(outputs, inputs, filled(g), create_graph=True)
+        bent = _gradients(x, inputs, _given(op, inputs, t), retain_graph=True)
+    dots = _gradients(outputs, inputs, filled(gd))
+    xd = [a + b for a, b in zip(dots, bent, strict=True)]
     return [one.detach() for one in x] if primal else None, xd
 
 

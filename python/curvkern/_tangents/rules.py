@@ -119,6 +119,13 @@ def _same(op: Op, t: Tangents) -> Any:
 DIAGONAL = linear(_same)
 
 
+def summed(g: Tensor, meta: Meta) -> Tensor:
+    """A gradient in the shape and dtype of its input, which was broadcast."""
+    if g.shape != meta.shape:
+        g = g.sum_to_size(meta.shape)
+    return g if g.dtype is meta.dtype else g.to(meta.dtype)
+
+
 def add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     """The sum; None is zero."""
     if a is None or b is None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import _hutchinson as ops
 from ..fisher import _checks
 from ..reference import hutchinson as reference
-from ._hvp import checked_params
+from ._hvp import checked_params, listed_tensors, refuse_inference
 from ._probing import check_choice
 
 MODES = ("empirical", "sampled")
@@ -51,7 +51,8 @@ def fisher_diagonal(
     Raises
     ------
     TypeError, ValueError
-        For parameters that do not require grad, logits of another shape, no example at all.
+        For parameters that do not require grad, losses or logits of another shape, gradients
+        that are not finite, no example at all.
 
     Examples
     --------
@@ -64,6 +65,9 @@ def fisher_diagonal(
     """
     function = "fisher_diagonal"
     check_choice(function, "mode", mode, MODES)
+    refuse_inference(function)
+    if not isinstance(batches, Iterable):
+        raise TypeError(f"{function}: batches must be iterable, got {type(batches).__name__}")
     listed = checked_params(function, params)
     mean = [
         torch.zeros(p.shape, dtype=ops.state_dtype(p.dtype), device=p.device) for p in listed
@@ -74,12 +78,17 @@ def fisher_diagonal(
     for batch in batches:
         with torch.enable_grad():
             found = loss_fn(batch)
-            losses = found.reshape(-1) if mode == "empirical" else _sampled(found, generator)
-        for i in range(len(losses)):
-            last = i + 1 == len(losses)
-            grads = torch.autograd.grad(
-                losses[i], listed, retain_graph=not last, allow_unused=True
-            )
+            if not isinstance(found, Tensor):
+                raise TypeError(
+                    f"{function}: loss_fn must return a tensor, got {type(found).__name__}"
+                )
+            losses = _losses(found) if mode == "empirical" else _sampled(found, generator)
+            each = losses.unbind()
+        if each and not losses.requires_grad:
+            raise ValueError(f"{function}: loss_fn must depend on params")
+        for i, loss in enumerate(each):
+            last = i + 1 == len(each)
+            grads = torch.autograd.grad(loss, listed, retain_graph=not last, allow_unused=True)
             g = [
                 torch.zeros_like(p) if one is None else one.detach()
                 for p, one in zip(listed, grads, strict=True)
@@ -89,7 +98,17 @@ def fisher_diagonal(
                 add(mean, [], g, g, [0] * len(g), 0, 0, 0, count)  # g times g
     if not count:
         raise ValueError(f"{function}: batches has no example")
+    if not ops.is_finite(mean):
+        raise ValueError(f"{function}: squared gradients must be finite")
     return mean
+
+
+def _losses(found: Tensor) -> Tensor:
+    if found.dim() > 1:
+        raise ValueError(
+            f"fisher_diagonal: losses must have shape (n,) or (), got {tuple(found.shape)}"
+        )
+    return found.reshape(-1)
 
 
 def _sampled(logits: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -125,8 +144,9 @@ def merge_fisher(
 
     Raises
     ------
-    ValueError
-        For numbers of models, Fishers or weights that differ, or shapes that do.
+    TypeError, ValueError
+        For numbers of models, Fishers or weights that differ, shapes that do, or a Fisher that
+        is negative or not finite.
 
     References
     ----------
@@ -140,8 +160,9 @@ def merge_fisher(
     >>> merge_fisher([one, two], [[torch.tensor([1.0, 0.0])], [torch.tensor([3.0, 0.0])]])
     [tensor([0.7500, 0.5000])]
     """
-    thetas = [_listed(model) for model in models]
-    weights = [1.0] * len(thetas) if weights is None else list(weights)
+    function = "merge_fisher"
+    thetas = [_listed(function, "models", model) for model in models]
+    weights = [1.0] * len(thetas) if weights is None else [float(w) for w in weights]
     if not thetas or not len(thetas) == len(fishers) == len(weights):
         raise ValueError(
             f"merge_fisher: got {len(thetas)} models, {len(fishers)} fishers and "
@@ -150,12 +171,22 @@ def merge_fisher(
     total_weight = sum(weights)
     if min(weights) < 0 or not 0 < total_weight < float("inf"):
         raise ValueError("merge_fisher: weights must not be negative and have a finite sum > 0")
-    for theta, fisher in zip(thetas, fishers, strict=True):
-        _check_like("merge_fisher", "fishers", fisher, thetas[0])
-        _check_like("merge_fisher", "models", theta, thetas[0])
+    listed = [_checked(function, "fishers", fisher, thetas[0]) for fisher in fishers]
+    for theta in thetas:
+        _check_like(function, "models", theta, thetas[0])
+        for one in theta:
+            if not one.is_floating_point():
+                raise TypeError(
+                    f"{function}: models must be real and floating, got {one.dtype}"
+                )
     merged = []
     for i, first in enumerate(thetas[0]):
-        shares = [w * f[i].double() for w, f in zip(weights, fishers, strict=True)]
+        # Of the largest, so that no sum overflows.
+        largest = torch.stack([f[i].double() for f in listed]).amax(0).clamp(min=1e-300)
+        shares = [
+            w / total_weight * (f[i].double() / largest)
+            for w, f in zip(weights, listed, strict=True)
+        ]
         values = [theta[i].detach().double() for theta in thetas]
         total = sum(shares)
         weighted = sum(s * x for s, x in zip(shares, values, strict=True))
@@ -183,7 +214,7 @@ def fish_mask(fisher: Sequence[Tensor], k: int | float) -> list[Tensor]:
     Raises
     ------
     TypeError, ValueError
-        For a k that is neither.
+        For a k that is neither, or a Fisher that is negative or not finite.
 
     References
     ----------
@@ -197,6 +228,7 @@ def fish_mask(fisher: Sequence[Tensor], k: int | float) -> list[Tensor]:
     >>> fish_mask([torch.tensor([3.0, 1.0]), torch.tensor([2.0])], 2)
     [tensor([ True, False]), tensor([True])]
     """
+    fisher = _checked("fish_mask", "fisher", fisher)
     if not fisher:
         raise ValueError("fish_mask: fisher is empty")
     flat = torch.cat([f.detach().reshape(-1) for f in fisher])
@@ -242,7 +274,8 @@ def synaptic_dampening_(
     Raises
     ------
     TypeError, ValueError
-        For shapes that differ, or an alpha or dampening that is not positive.
+        For shapes that differ, an alpha or dampening that is not positive, or a Fisher that is
+        negative or not finite; the model is unchanged.
 
     References
     ----------
@@ -260,17 +293,40 @@ def synaptic_dampening_(
     function = "synaptic_dampening_"
     alpha = _checks.positive(function, "alpha", alpha)
     dampening = _checks.positive(function, "dampening", dampening)
-    listed = _listed(model)
-    _check_like(function, "fisher_all", fisher_all, listed)
-    _check_like(function, "fisher_forget", fisher_forget, listed)
+    listed = _listed(function, "model", model)
+    fisher_all = _checked(function, "fisher_all", fisher_all, listed)
+    fisher_forget = _checked(function, "fisher_forget", fisher_forget, listed)
+    for p in listed:
+        if not p.is_floating_point():
+            raise TypeError(f"{function}: model must be real and floating, got {p.dtype}")
     for p, every, forget in zip(listed, fisher_all, fisher_forget, strict=True):
         factor = torch.where(forget > 0, dampening * every / forget, 1.0).clamp(max=1.0)
         p.mul_(torch.where(forget > alpha * every, factor, 1.0).to(p.dtype))
     return model
 
 
-def _listed(model: Any) -> list[Tensor]:
-    return list(model.parameters()) if isinstance(model, torch.nn.Module) else list(model)
+def _listed(function: str, name: str, model: Any) -> list[Tensor]:
+    given = model.parameters() if isinstance(model, torch.nn.Module) else model
+    return listed_tensors(function, name, given)
+
+
+def _checked(
+    function: str, name: str, fisher: Any, like: Sequence[Tensor] | None = None
+) -> list[Tensor]:
+    """A Fisher diagonal: finite and not negative."""
+    listed = listed_tensors(function, name, fisher)
+    if like is not None:
+        _check_like(function, name, listed, like)
+    for one in listed:
+        if one.is_complex():
+            raise TypeError(f"{function}: {name} must be real, got {one.dtype}")
+        bad = int((~(one.isfinite() & (one >= 0))).sum())
+        if bad:
+            raise ValueError(
+                f"{function}: {name} must be finite and not negative, got {bad} elements that "
+                "are not"
+            )
+    return listed
 
 
 def _check_like(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._tangents import Graph
+from .._tangents import Graph, HookError
 from ..optim import _products
 
 MODES = ("auto", "reverse", "forward_over_reverse", "native")
@@ -21,16 +21,22 @@ class Hessian:
 
     def __init__(self, function: str, loss: Loss, params: Any, mode: str = "auto") -> None:
         self.function = function
+        refuse_inference(function)
         self.params = checked_params(function, params)
         self.dtype = self.params[0].dtype
-        value = evaluate(function, loss, self.params)
+        value = self.value = evaluate(function, loss, self.params)
         check_scalar(function, value)
+        self.mode = mode
         self.graph: Graph | None = _products.native_graph(function, value, self.params, mode)
         self.sizes = [p.numel() for p in self.params]
         self.n = sum(self.sizes)
         self.offsets = [sum(self.sizes[:i]) for i in range(len(self.sizes))]
-        if self.graph is not None:
-            return
+        if self.graph is None:
+            self._differentiate()
+
+    def _differentiate(self) -> None:
+        """Gradients with a graph."""
+        value = self.value
         with torch.enable_grad():
             grads = torch.autograd.grad(
                 value, self.params, create_graph=True, allow_unused=True
@@ -42,7 +48,13 @@ class Hessian:
 
     def product(self, v: Sequence[Tensor], last: bool = False) -> list[Tensor]:
         if self.graph is not None:
-            return _products.native_products(self.function, self.graph, [v], not last)[1]
+            try:
+                return _products.native_products(self.function, self.graph, [v], not last)[1]
+            except HookError:
+                if self.mode == "native":
+                    raise
+            self.graph = None
+            self._differentiate()
         return _products.products(self.function, self.grads, self.params, [v], keep=True)
 
     def split(self, flat: Tensor) -> list[Tensor]:
@@ -55,7 +67,10 @@ class Hessian:
 
     def times(self, flat: Tensor) -> Tensor:
         """H v for a flat float64 v."""
-        return self.flat(self.product(self.split(flat)))
+        found = self.flat(self.product(self.split(flat)))
+        if not bool(found.isfinite().all()):
+            raise ValueError(f"{self.function}: products with the Hessian must be finite")
+        return found
 
     def times_columns(self, V: Tensor) -> Tensor:
         """H V for the columns of V (n, k)."""
@@ -64,13 +79,30 @@ class Hessian:
         return torch.stack([self.times(v) for v in V.T], dim=1)
 
 
+def refuse_inference(function: str) -> None:
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError(f"{function}: torch.inference_mode() has no derivatives; leave it")
+
+
+def listed_tensors(function: str, name: str, tensors: Any) -> list[Tensor]:
+    if isinstance(tensors, Tensor):
+        return [tensors]
+    if not isinstance(tensors, Iterable):
+        kind = type(tensors).__name__
+        raise TypeError(f"{function}: {name} must be tensors, got {kind}")
+    listed = list(tensors)
+    for one in listed:
+        if not isinstance(one, Tensor):
+            kind = type(one).__name__
+            raise TypeError(f"{function}: {name} must be tensors, got {kind}")
+    return listed
+
+
 def checked_params(function: str, params: Any) -> list[Tensor]:
-    listed = [params] if isinstance(params, Tensor) else list(params)
+    listed = listed_tensors(function, "params", params)
     if not listed:
         raise ValueError(f"{function}: params is empty")
     for i, p in enumerate(listed):
-        if not isinstance(p, Tensor):
-            raise TypeError(f"{function}: params must be tensors, got {type(p).__name__}")
         if not p.is_floating_point():
             raise TypeError(f"{function}: params must be real and floating, got {p.dtype}")
         if not p.requires_grad:
@@ -105,17 +137,25 @@ def evaluate(function: str, loss: Loss, params: list[Tensor]) -> Tensor:
 def check_scalar(function: str, loss: Tensor) -> None:
     if loss.numel() != 1:
         raise ValueError(f"{function}: loss must be a scalar, got shape {tuple(loss.shape)}")
+    if loss.is_complex():
+        raise TypeError(f"{function}: loss must be real, got {loss.dtype}")
 
 
 def checked_vectors(function: str, name: str, v: Any, params: Sequence[Tensor]) -> list[Tensor]:
-    listed = [v] if isinstance(v, Tensor) else list(v)
+    listed = listed_tensors(function, name, v)
     if len(listed) != len(params):
         raise ValueError(
             f"{function}: {name} has {len(listed)} tensors but params has {len(params)}"
         )
     for one, p in zip(listed, params, strict=True):
-        if not isinstance(one, Tensor):
-            raise TypeError(f"{function}: {name} must be tensors, got {type(one).__name__}")
+        if one.is_complex() or one.dtype is torch.bool:
+            raise TypeError(f"{function}: {name} must be real, got {one.dtype}")
+        if one.layout is not torch.strided:
+            raise TypeError(f"{function}: {name} must be dense, got layout {one.layout}")
+        if one.device != p.device:
+            raise ValueError(
+                f"{function}: {name} is on {one.device} but its parameter on {p.device}"
+            )
         if one.shape != p.shape:
             raise ValueError(
                 f"{function}: {name} has shape {tuple(one.shape)} for a parameter of shape "
@@ -141,10 +181,11 @@ def hvp(loss_or_closure: Loss, params: Any, v: Any, *, mode: str = "auto") -> An
         "forward_over_reverse": the gradient is differentiated along v; takes a function of the
         parameters. "native": tangents go through the graph of the loss itself, forward and
         back, and no second graph is made. What has no rule there is differentiated twice alone;
-        hooks on tensors do not run. "auto" is "native" for float32 and float64 on the CPU where
-        every node has a rule and tensors are large enough for it to be quicker, or torch has no
-        second derivative, as of fused attention, and there are neither hooks on the parameters
-        nor saved tensors that are packed, as of checkpoints; else "reverse".
+        hooks that change gradients are refused. "auto" is "native" for float32 and float64 on
+        the CPU where every node has a rule and tensors are large enough for it to be quicker,
+        or torch has no second derivative, as of fused attention, and there are neither
+        backward hooks of parameters, modules or nodes, nor hooks on other tensors that change
+        a gradient, nor saved tensors that are packed, as of checkpoints; else "reverse".
 
         Native products are exact to rounding: in float32, against double backward, they differ
         by 3e-7 (MLPs, a GPT) to 2e-6 (ResNet20) in norm, and in float64 by 1e-14. Their peak
@@ -181,6 +222,7 @@ def hvp(loss_or_closure: Loss, params: Any, v: Any, *, mode: str = "auto") -> An
     """
     if mode not in MODES:
         raise ValueError(f"hvp: mode must be one of {', '.join(MODES)}, got {mode!r}")
+    refuse_inference("hvp")
     listed = checked_params("hvp", params)
     vectors = checked_vectors("hvp", "v", v, listed)
     if mode == "forward_over_reverse":

@@ -215,6 +215,8 @@ def spectral_density(
     _settings.count(function, "steps", steps)
     _settings.count(function, "points", points, 2)
     hessian = Hessian(function, loss, params)
+    if not hessian.n:
+        raise ValueError(f"{function}: params has no elements")
     probes = Probes(hessian, n_probes, distribution, generator, None)
     count = min(steps, hessian.n)
     nodes = torch.zeros(probes.count, count, dtype=torch.float64)

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from .. import _hutchinson as ops
 from .. import _runtime
 from .._arguments import memory_error
+from .._tangents import HookError
 from ..reference import hutchinson as reference
 from . import _batch, _products, _settings, _shards, _state
 from ._batch import Batch, Each, Probes
@@ -207,7 +208,19 @@ class HutchinsonOptimizer(Optimizer, abc.ABC):
         if wanted:
             batch.z = self._chosen("probes", probes, index)
         if native is not None:
-            batch.grads, batch.hz = self._native(native, batch)
+            assert loss is not None
+            try:
+                batch.grads, batch.hz = self._native(native, batch)
+            except HookError:
+                if self._hvp == "native":
+                    raise
+                native = None
+                found = _products.gradients(name, loss, params, True)
+                grads = [
+                    torch.zeros_like(p) if g is None else g
+                    for p, g in zip(params, found, strict=True)
+                ]
+                batch.grads = [g.detach() for g in grads]
         if loss is not None:
             _shards.mean_over(self._process_group, batch.grads)
             self._check_finite("gradients", batch.grads, params)

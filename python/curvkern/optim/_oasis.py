@@ -91,7 +91,7 @@ class OASIS(_Preconditioned):
         B_k = \max(|D_k|, \alpha), \quad w_{k+1} = w_k - \eta_k B_k^{-1} g_k, \\
         \eta_k = \min\Bigl(\sqrt{1 + \theta_{k-1}}\, \eta_{k-1},\;
         \frac{\|w_k - w_{k-1}\|_{B_k}}{2 \|g_k - g_{k-1}\|_{B_k^{-1}}}\Bigr), \quad
-        \theta_k = \eta_k / \eta_{k-1} .
+        \theta_k = \eta_k / \eta_{k-1}, \quad \theta_0 = \infty .
 
     Parameters
     ----------

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import _hutchinson
-from .._tangents import Graph
+from .._tangents import Graph, HookError
 from ..reference import hutchinson as reference
 from . import _shards
 
@@ -63,6 +63,10 @@ def native_graph(name: str, loss: Tensor, params: Sequence[Tensor], mode: str) -
         if mode == "native":
             raise ValueError(f"{name}: mode 'native' takes parameters that are leaves")
         return None
+    if len(set(params)) < len(params):
+        if mode == "native":
+            raise ValueError(f"{name}: mode 'native' takes each parameter once")
+        return None
     graph = Graph(loss, params)
     if graph.is_complex():
         if mode == "native":
@@ -71,17 +75,18 @@ def native_graph(name: str, loss: Tensor, params: Sequence[Tensor], mode: str) -
             )
         return None
     if mode == "native":
+        if graph.is_hooked():
+            raise RuntimeError(
+                f"{name}: mode 'native' calls no hooks of parameters, modules or nodes; use "
+                "mode 'reverse'"
+            )
         return graph
     chosen = graph.is_large() and not graph.unknown() and graph.is_plain()
-    return graph if chosen else None
+    return graph if chosen and not graph.is_hooked() else None
 
 
 def _takes_native(tensor: Tensor) -> bool:
-    return (
-        tensor.device.type == "cpu"
-        and tensor.dtype in (torch.float32, torch.float64)
-        and not tensor._backward_hooks
-    )
+    return tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64)
 
 
 def native_products(
@@ -94,6 +99,8 @@ def native_products(
             found += graph.products(z, keep or len(probes) > 1)[1]
             if at + 1 == len(probes) and not keep:
                 graph.kept = None
+    except HookError as error:
+        raise HookError(f"{name}: {error}") from None
     except RuntimeError as error:
         if "second time" in str(error):
             raise _gone(name) from error
