@@ -348,7 +348,8 @@ class SparseWeightConv2d(nn.Module):
 def _checked_format(name: Any, block: tuple[int, int]) -> str:
     if not isinstance(name, str):
         raise TypeError(f"{NAME}: format must be a string, got {type(name).__name__}")
-    if name not in FORMATS and not _execution.is_variant(name):
+    variant = any(_execution.is_variant(name, cuda) for cuda in (False, True))
+    if name not in FORMATS and not variant:
         choices = ", ".join(FORMATS)
         raise ValueError(
             f"{NAME}: format must be one of {choices} or a variant like 'strip4', got {name!r}"

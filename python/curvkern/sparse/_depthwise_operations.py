@@ -9,9 +9,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .. import _sparseconv
 from ..reference import sparseconv as reference
-from . import _operands
+from . import _execution, _operands
 from ._operations import compiled, contiguous, define
 
 FIRST = "first_conv2d"
@@ -61,7 +60,7 @@ def _depthwise(
         return y
     settings = (stride, tuple(padding), dilation, activation)
     if compiled(x):
-        return _sparseconv.depthwise(x, weight, bias, *settings)
+        return _execution.kernels(x).depthwise(x, weight, bias, *settings)
     return reference.conv2d(x, weight, bias, *settings)
 
 
@@ -88,7 +87,9 @@ def _first(
     y = _first_fake(x, weight, bias, stride, padding, activation)
     x, weight, bias = contiguous(x, weight, bias)
     if compiled(x) and y.numel() and x.numel():
-        return _sparseconv.first_conv(x, weight, bias, stride, tuple(padding), activation)
+        return _execution.kernels(x).first_conv(
+            x, weight, bias, stride, tuple(padding), activation
+        )
     return reference.conv2d(x, weight, bias, stride, padding, 1, activation)
 
 
@@ -136,7 +137,7 @@ def _input_grad(
         return gx
     settings = (tuple(size), stride, tuple(padding), dilation)
     if compiled(gy):
-        return _sparseconv.depthwise_input_grad(gy, weight, *settings)
+        return _execution.kernels(gy).depthwise_input_grad(gy, weight, *settings)
     return reference.depthwise_input_grad(gy, weight, *settings)
 
 
@@ -173,7 +174,7 @@ def _weight_grad(
         return gw.zero_()
     settings = (tuple(kernel), stride, tuple(padding), dilation)
     if compiled(x):
-        return _sparseconv.depthwise_weight_grad(gy, x, *settings)
+        return _execution.kernels(x).depthwise_weight_grad(gy, x, *settings)
     return reference.depthwise_weight_grad(gy, x, *settings)
 
 
