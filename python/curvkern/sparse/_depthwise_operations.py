@@ -64,7 +64,7 @@ def _depthwise(
     return reference.conv2d(x, weight, bias, *settings)
 
 
-def _depthwise_fake(
+def check_depthwise(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -84,7 +84,7 @@ def _first(
     padding: Sequence[int],
     activation: str,
 ) -> Tensor:
-    y = _first_fake(x, weight, bias, stride, padding, activation)
+    y = check_first(x, weight, bias, stride, padding, activation)
     x, weight, bias = contiguous(x, weight, bias)
     if compiled(x) and y.numel() and x.numel():
         return _execution.kernels(x).first_conv(
@@ -93,7 +93,7 @@ def _first(
     return reference.conv2d(x, weight, bias, stride, padding, 1, activation)
 
 
-def _first_fake(
+def check_first(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -182,13 +182,13 @@ depthwise = define(
     f"{DEPTHWISE}(Tensor x, Tensor weight, Tensor? bias, int stride, int[] padding, "
     "int dilation, str activation) -> Tensor",
     _depthwise,
-    _depthwise_fake,
+    check_depthwise,
 )
 first = define(
     f"{FIRST}(Tensor x, Tensor weight, Tensor? bias, int stride, int[] padding, "
     "str activation) -> Tensor",
     _first,
-    _first_fake,
+    check_first,
 )
 define(
     f"{DEPTHWISE}_input_grad(Tensor gy, Tensor weight, int[] size, int stride, int[] padding, "

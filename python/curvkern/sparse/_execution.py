@@ -42,41 +42,56 @@ def run(entry: Entry, values: Tensor, operands: Operands, variant: str, frozen: 
     ``frozen``: the values are expected to be the same at the next call, so what is made of
     them is kept while they are unchanged.
     """
+    x, bias, residual, activation = operands
+    if frozen:
+        return bound(entry, values, operands, variant)(x, residual)
     if variant == TUNED:
         variant = choice(entry, values, operands)
     if variant == DENSE:
-        return dense(entry, values, operands, frozen)
-    x, bias, residual, activation = operands
-    module = kernels(x)
+        return product(dense(entry, values), x, bias, residual, activation)
     if not is_variant(variant, x.is_cuda):
         variant = AUTO  # a layer that was made for another device
-    if not frozen:
-        return module.conv1x1(
-            x, entry.pattern, values, bias, residual, activation, variant=variant
-        )
+    y: Tensor = kernels(x).conv1x1(
+        x, entry.pattern, values, bias, residual, activation, variant=variant
+    )
+    return y
+
+
+def bound(
+    entry: Entry, values: Tensor, operands: Operands, variant: str
+) -> Callable[[Tensor, Tensor | None], Tensor]:
+    """The product with values that do not change, of x and residual like these."""
+    x, bias, _, activation = operands
+    if variant == TUNED:
+        variant = choice(entry, values, operands)
+    if variant == DENSE:
+        weight = entry.made(values, DENSE, lambda: dense(entry, values))
+        return lambda x, residual: product(weight, x, bias, residual, activation)
+    module = kernels(x)
     packed = pack(entry, values, x, variant)
-    return module.conv1x1_packed(x, packed, bias, residual, activation)
+    return lambda x, residual: module.conv1x1_packed(x, packed, bias, residual, activation)
 
 
 def pack(entry: Entry, values: Tensor, x: Tensor, variant: str) -> Any:
     """The values for a variant, kept while they are unchanged."""
     module = kernels(x)
-    if variant == AUTO:
+    if not is_variant(variant, x.is_cuda):  # "auto", or a layer made for another device
         threads = torch.get_num_threads()
         names = module.variants(entry.pattern, x.dtype, x.shape[0], x.shape[2], threads)
         variant = names[0]
     return entry.made(values, variant, lambda: module.pack(entry.pattern, values, variant))
 
 
-def dense(entry: Entry, values: Tensor, operands: Operands, frozen: bool) -> Tensor:
-    """The same by torch's product of dense matrices."""
+def dense(entry: Entry, values: Tensor) -> Tensor:
+    """The whole matrix."""
     pattern = entry.pattern
+    return reference.to_dense(pattern.crow, pattern.col, values.detach(), pattern.shape)
 
-    def make() -> Tensor:
-        return reference.to_dense(pattern.crow, pattern.col, values.detach(), pattern.shape)
 
-    weight = entry.made(values, DENSE, make) if frozen else make()
-    x, bias, residual, activation = operands
+def product(
+    weight: Tensor, x: Tensor, bias: Tensor | None, residual: Tensor | None, activation: str
+) -> Tensor:
+    """The same by torch's product of dense matrices."""
     if x.shape[0] == 1 and residual is None and bias is not None:
         z = torch.addmm(bias[:, None], weight, x[0])[None]
     else:
