@@ -82,7 +82,7 @@ class Plans:
             return None
         shapes: list[Any] = []
         for t in inputs:
-            if t is None:
+            if t is None and shapes:
                 shapes.append(None)
             elif plain(t):
                 shapes += t.shape, t.dtype

@@ -121,7 +121,7 @@ class SparseWeightConv2d(nn.Module):
             mask = torch.ones(out_channels, in_channels, dtype=torch.bool, device=device)
         mask = _matrix("mask", mask, (self.out_channels, self.in_channels))
         dense = torch.empty(*mask.shape, device=device, dtype=dtype)
-        if dense.numel():
+        if dense.numel() and mask.any():  # else no random numbers are drawn
             nn.init.kaiming_uniform_(dense, a=math.sqrt(5))  # as torch.nn.Conv2d
         self._take(of_dense(NAME, dense, mask.to(dense.device), self.block))
         if bias:
