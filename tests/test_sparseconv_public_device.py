@@ -6,16 +6,13 @@ Truth: dense convolutions of torch, in float64.
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-sparse: Any = pytest.importorskip("curvkern.sparse")
-nn: Any = pytest.importorskip("curvkern.nn")
+from curvkern import nn, sparse
 
 devices = pytest.mark.parametrize(
     "device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from ..sparse import _arguments
+from .. import _sparseconv
+from .._arguments import memory_error
+from ..sparse import _arguments, _depthwise_operations
 from ..sparse._functions import conv2d_first, depthwise_conv2d
+from ._plans import Plans
 
 
 class _Filters(nn.Conv2d):
@@ -53,6 +58,38 @@ class _Filters(nn.Conv2d):
         )
         self._sides, self._step, self._spread = sides, step, spread
         self.activation = activation
+        self._plans = Plans()
+
+    def _settings(self) -> tuple[Any, ...]:
+        raise NotImplementedError
+
+    def _planned(
+        self, x: Tensor, check: Callable[..., Tensor], kernel: Callable[..., Tensor]
+    ) -> Tensor | None:
+        """The result, if no checks are needed that an earlier call has not passed."""
+        if self.training or torch.compiler.is_compiling():
+            return None
+        weight, bias = self._parameters.get("weight"), self._parameters.get("bias")
+        if weight is None or bias is not self.bias:
+            return None
+        settings = self._settings()
+
+        def make() -> Any:
+            try:
+                y = check(x, weight, bias, *settings)
+            except (TypeError, ValueError):
+                return None  # which is told in the words of the function
+            if x.numel() == 0 or y.numel() == 0:
+                return None
+            return lambda x: kernel(x, weight, bias, *settings)
+
+        call = self._plans.find((weight, bias), (x,), settings, make)
+        if call is None:
+            return None
+        try:
+            return call(x)
+        except RuntimeError as error:
+            raise memory_error(type(self).__name__, x.shape, error) from None
 
     @classmethod
     def _like(cls, conv: nn.Conv2d, activation: str, **sizes: Any) -> Any:
@@ -170,8 +207,16 @@ class DepthwiseConv2d(_Filters):
             dilation=tuple(conv.dilation),
         )
 
+    def _settings(self) -> tuple[Any, ...]:
+        return self._step, tuple(self._sides), self._spread, self.activation
+
     def forward(self, input: Tensor) -> Tensor:
         """act(convolution) of (B, C, H, W) or (C, H, W)."""
+        planned = self._planned(
+            input, _depthwise_operations.check_depthwise, _sparseconv.depthwise
+        )
+        if planned is not None:
+            return planned
         return depthwise_conv2d(
             input,
             self.weight,
@@ -225,8 +270,16 @@ class FirstConv2d(_Filters):
             conv, activation, in_channels=conv.in_channels, out_channels=conv.out_channels
         )
 
+    def _settings(self) -> tuple[Any, ...]:
+        return self._step, tuple(self._sides), self.activation
+
     def forward(self, input: Tensor) -> Tensor:
         """act(convolution) of (B, C, H, W) or (C, H, W)."""
+        planned = self._planned(
+            input, _depthwise_operations.check_first, _sparseconv.first_conv
+        )
+        if planned is not None:
+            return planned
         return conv2d_first(
             input,
             self.weight,

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._arguments import memory_error
 from ..reference import sparseconv as reference
-from ..sparse import _arguments, _execution, _gradients, _patterns
+from ..sparse import _arguments, _execution, _gradients, _operands, _patterns
 from ..sparse._weights import Parts, block_pair, of_dense
+from ._plans import Plans
 from ._states import cut_state, load_parts
 
 NAME = "SparseWeightConv2d"
@@ -100,6 +102,7 @@ class SparseWeightConv2d(nn.Module):
         dtype: Any = None,
     ) -> None:
         super().__init__()
+        self._plans = Plans()
         self.in_channels = _arguments.integer(NAME, "in_channels", in_channels, 0)
         self.out_channels = _arguments.integer(NAME, "out_channels", out_channels, 0)
         self.stride = _arguments.same(NAME, "stride", stride)
@@ -118,7 +121,7 @@ class SparseWeightConv2d(nn.Module):
             mask = torch.ones(out_channels, in_channels, dtype=torch.bool, device=device)
         mask = _matrix("mask", mask, (self.out_channels, self.in_channels))
         dense = torch.empty(*mask.shape, device=device, dtype=dtype)
-        if dense.numel():
+        if dense.numel() and mask.any():  # else no random numbers are drawn
             nn.init.kaiming_uniform_(dense, a=math.sqrt(5))  # as torch.nn.Conv2d
         self._take(of_dense(NAME, dense, mask.to(dense.device), self.block))
         if bias:
@@ -211,6 +214,10 @@ class SparseWeightConv2d(nn.Module):
 
         A residual of another shape or dtype is added as torch adds.
         """
+        if not self.training and not torch.compiler.is_compiling():
+            planned = self._planned(input, residual)
+            if planned is not None:
+                return planned
         x, batched = _arguments.image(NAME, input)
         if self.stride != 1:
             x = x[..., :: self.stride, :: self.stride]
@@ -232,6 +239,47 @@ class SparseWeightConv2d(nn.Module):
             assert residual is not None
             residual = residual.reshape(*size[:2], size[2] * size[3])
         return self._product(x, values, bias, residual, self.activation).reshape(expected)
+
+    def _planned(self, x: Tensor, residual: Tensor | None) -> Tensor | None:
+        """The result, if no checks are needed that an earlier call has not passed."""
+        values, bias = self._parameters.get("values"), self._parameters.get("bias")
+        crow, col = self._buffers.get("crow_indices"), self._buffers.get("col_indices")
+        if values is None or crow is None or col is None or bias is not self.bias:
+            return None
+
+        def make() -> Any:
+            if x.dim() != 4 or x.numel() == 0 or self.stride != 1:
+                return None
+            size = (x.shape[0], self.out_channels, *x.shape[2:])
+            if residual is not None and tuple(residual.shape) != size:
+                return None
+            flat = x.flatten(2), bias, None if residual is None else residual.flatten(2)
+            operands = (*flat, self.activation)
+            try:
+                _operands.conv1x1(
+                    NAME, flat[0], values, *flat[1:], crow, col, self.shape, self.activation
+                )
+            except (TypeError, ValueError):
+                return None  # which is told in the words of the checks
+            entry = _patterns.lookup(crow, col, values.shape[1:] or (1, 1), self.shape)
+            call = _execution.bound(entry, values, operands, self.format)
+            inner = flat[0].shape
+
+            def whole(x: Tensor, residual: Tensor | None) -> Tensor:
+                if residual is not None:
+                    residual = residual.view(inner[0], size[1], inner[2])
+                return call(x.view(inner), residual).view(size)
+
+            return whole
+
+        settings = (self.format, self.activation, self.stride)
+        call = self._plans.find((values, crow, col, bias), (x, residual), settings, make)
+        if call is None:
+            return None
+        try:
+            return call(x, residual)
+        except RuntimeError as error:
+            raise memory_error(NAME, x.shape, error) from None
 
     def _product(
         self,
@@ -348,7 +396,8 @@ class SparseWeightConv2d(nn.Module):
 def _checked_format(name: Any, block: tuple[int, int]) -> str:
     if not isinstance(name, str):
         raise TypeError(f"{NAME}: format must be a string, got {type(name).__name__}")
-    if name not in FORMATS and not _execution.is_variant(name):
+    variant = any(_execution.is_variant(name, cuda) for cuda in (False, True))
+    if name not in FORMATS and not variant:
         choices = ", ".join(FORMATS)
         raise ValueError(
             f"{NAME}: format must be one of {choices} or a variant like 'strip4', got {name!r}"

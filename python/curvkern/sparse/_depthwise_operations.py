@@ -9,9 +9,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .. import _sparseconv
 from ..reference import sparseconv as reference
-from . import _operands
+from . import _execution, _operands
 from ._operations import compiled, contiguous, define
 
 FIRST = "first_conv2d"
@@ -61,11 +60,11 @@ def _depthwise(
         return y
     settings = (stride, tuple(padding), dilation, activation)
     if compiled(x):
-        return _sparseconv.depthwise(x, weight, bias, *settings)
+        return _execution.kernels(x).depthwise(x, weight, bias, *settings)
     return reference.conv2d(x, weight, bias, *settings)
 
 
-def _depthwise_fake(
+def check_depthwise(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -85,14 +84,16 @@ def _first(
     padding: Sequence[int],
     activation: str,
 ) -> Tensor:
-    y = _first_fake(x, weight, bias, stride, padding, activation)
+    y = check_first(x, weight, bias, stride, padding, activation)
     x, weight, bias = contiguous(x, weight, bias)
     if compiled(x) and y.numel() and x.numel():
-        return _sparseconv.first_conv(x, weight, bias, stride, tuple(padding), activation)
+        return _execution.kernels(x).first_conv(
+            x, weight, bias, stride, tuple(padding), activation
+        )
     return reference.conv2d(x, weight, bias, stride, padding, 1, activation)
 
 
-def _first_fake(
+def check_first(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -136,7 +137,7 @@ def _input_grad(
         return gx
     settings = (tuple(size), stride, tuple(padding), dilation)
     if compiled(gy):
-        return _sparseconv.depthwise_input_grad(gy, weight, *settings)
+        return _execution.kernels(gy).depthwise_input_grad(gy, weight, *settings)
     return reference.depthwise_input_grad(gy, weight, *settings)
 
 
@@ -173,7 +174,7 @@ def _weight_grad(
         return gw.zero_()
     settings = (tuple(kernel), stride, tuple(padding), dilation)
     if compiled(x):
-        return _sparseconv.depthwise_weight_grad(gy, x, *settings)
+        return _execution.kernels(x).depthwise_weight_grad(gy, x, *settings)
     return reference.depthwise_weight_grad(gy, x, *settings)
 
 
@@ -181,13 +182,13 @@ depthwise = define(
     f"{DEPTHWISE}(Tensor x, Tensor weight, Tensor? bias, int stride, int[] padding, "
     "int dilation, str activation) -> Tensor",
     _depthwise,
-    _depthwise_fake,
+    check_depthwise,
 )
 first = define(
     f"{FIRST}(Tensor x, Tensor weight, Tensor? bias, int stride, int[] padding, "
     "str activation) -> Tensor",
     _first,
-    _first_fake,
+    check_first,
 )
 define(
     f"{DEPTHWISE}_input_grad(Tensor gy, Tensor weight, int[] size, int stride, int[] padding, "

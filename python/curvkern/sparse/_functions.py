@@ -63,6 +63,10 @@ def sparse_conv1x1(
     take ``torch.autograd.grad``, or let the values be the leaf. At its kinks the derivative of
     ReLU and ReLU6 is 0; at 0 that of SiLU and hardswish is 1/2.
 
+    On CUDA tensors the kernels use no tensor cores. Predicted, not measured: at 90 % zeros
+    they are up to 3 times as fast as dense float32 products with TF32 off, and slower than
+    dense TF32 or bfloat16; there take blocks of 4 x 1 from some 90 % zeros on, or dense.
+
     References
     ----------
     .. [1] E. Elsen, M. Dukhan, T. Gale, K. Simonyan, "Fast Sparse ConvNets", CVPR 2020.

@@ -42,7 +42,11 @@ def direct(*tensors: Tensor | None) -> bool:
     than a small layer. The name of the stack of modes is private: where it is missing, no.
     """
     try:
-        if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack():
+        if (
+            torch._C._len_torch_dispatch_stack()
+            or torch._C._len_torch_function_stack()
+            or torch._C._is_tracing()
+        ):
             return False
         torch._C._functorch.is_legacy_batchedtensor  # noqa: B018
     except AttributeError:

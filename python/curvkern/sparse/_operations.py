@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .. import _ops, _runtime, _sparseconv
+from .. import _ops, _runtime
 from .._arguments import memory_error
 from ..reference import sparseconv as reference
 from . import _execution, _operands
@@ -26,7 +26,7 @@ def contiguous(*tensors: Tensor | None) -> Any:
 
 def compiled(tensor: Tensor) -> bool:
     """Whether kernels are to be used."""
-    return _runtime.backend() == "native" and tensor.device.type == "cpu"
+    return _runtime.compiled(tensor.device)
 
 
 def define(
@@ -110,7 +110,7 @@ def _input_grad(
     gy, values = contiguous(gy, values)
     if not (compiled(gy) and gy.numel() and values.numel() and shape[1]):
         return reference.conv1x1_input_grad(gy, crow, col, values, shape)
-    return _sparseconv.conv1x1_input_grad(gy, entry.pattern, values)
+    return _execution.kernels(gy).conv1x1_input_grad(gy, entry.pattern, values)
 
 
 def _input_grad_fake(
@@ -169,7 +169,7 @@ def _sddmm(
     gy, x = contiguous(gy, x)
     if not (compiled(x) and gy.numel() and x.numel() and values.numel()):
         return reference.sddmm(gy, x, crow, col, block)
-    return _sparseconv.sddmm(gy, x, entry.pattern)
+    return _execution.kernels(x).sddmm(gy, x, entry.pattern)
 
 
 define(

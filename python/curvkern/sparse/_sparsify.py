@@ -305,7 +305,7 @@ def _race(conv: nn.Conv2d, new: nn.Module, chain: Chain, x: Tensor) -> tuple[flo
         return activated(chain.activation, z)
 
     new(*arguments)  # measures its variants
-    seconds = _execution.measure({"new": lambda: new(*arguments), "dense": dense})
+    seconds = _execution.measure({"new": lambda: new(*arguments), "dense": dense}, x.device)
     return seconds["new"], seconds["dense"]
 
 
