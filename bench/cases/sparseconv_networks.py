@@ -78,8 +78,8 @@ def _exported(model: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
 def _ready(make: Callable[[], Callable[[Tensor], Tensor]], x: Tensor) -> Callable[[], Tensor]:
     """A call that has run once; one that fails fails when it is called, too."""
     try:
+        made = make()
         with torch.inference_mode():
-            made = make()
             made(x)
     except Exception as error:  # that of a rival is told beside the results
         problem = error
