@@ -11,7 +11,7 @@ import torch
 from torch.nn.utils import prune
 from torch.testing import assert_close
 
-from curvkern import nn, sparse
+from curvkern import _sparseconv, nn, sparse
 from sparseconv_truth import NET, arrays, error
 
 ACTIVATIONS = {"relu6": torch.nn.ReLU6, "relu": torch.nn.ReLU, "silu": torch.nn.SiLU,
@@ -117,6 +117,20 @@ def test_choices_are_kept() -> None:
         assert module.timings() == times
         module.values.add_(1)  # what was packed is made anew
         assert_close(module(x), module.to_dense()(x))
+
+
+def test_what_is_made_in_inference_mode_is_kept_packed(monkeypatch: Any) -> None:
+    """Tensors made there have no versions; a module of such would be packed at every call."""
+    model = sparse.magnitude_prune_(torch.nn.Conv2d(16, 32, 1).eval(), 0.9)
+    x, made = torch.randn(1, 16, 4, 4), []
+    pack = _sparseconv.pack
+    monkeypatch.setattr(_sparseconv, "pack", lambda *args: made.append(0) or pack(*args))
+    with torch.inference_mode():
+        quick = sparse.sparsify(model, autotune=False)
+        assert_close(quick(x), model(x))
+        assert quick(x).is_inference()
+    assert not quick.values.is_inference()
+    assert len(made) == 1
 
 
 def test_module_and_its_states() -> None:

@@ -32,6 +32,8 @@ class _Settings:
     autotune: bool
 
 
+# Tensors made in inference mode have no versions: nothing packed from them could be kept.
+@torch.inference_mode(False)
 def sparsify(
     model: nn.Module,
     *,
