@@ -88,6 +88,7 @@ HOSTILE: dict[str, Callable[[Any, Any], object]] = {
     "no tensor": lambda s, _: _first(s).update({_tensor(s): 0.5}),
     "complex": lambda s, _: _first(s).update({_tensor(s): _first(s)[_tensor(s)] * 1j}),
     "sparse": lambda s, _: _first(s).update({_tensor(s): _first(s)[_tensor(s)].to_sparse()}),
+    "NaN": lambda s, _: _first(s)[_tensor(s)].fill_(math.nan),
     "unknown": lambda s, _: _first(s).update(momentum=torch.ones(4, 5)),
     "missing tensor": lambda s, _: _first(s).pop(_tensor(s)),
     "missing count": lambda s, _: _first(s).pop("refreshes"),

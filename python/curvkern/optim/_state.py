@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .. import _hutchinson
+from . import _shards
 
 COUNTS = ("step", "refreshes")  # of a parameter: steps, and those with new products
 
@@ -90,5 +91,7 @@ def _checked(name: str, key: str, value: Any, p: Tensor) -> Tensor:
         raise ValueError(
             f"{name}: {key} must be dense and real, got {value.dtype} of layout {value.layout}"
         )
+    if not _hutchinson.is_finite([_shards.local(value)]):
+        raise ValueError(f"{name}: {key} of state_dict must be finite")
     dtype = _hutchinson.state_dtype(p.dtype)
     return value.detach().to(device=p.device, dtype=dtype, copy=True)
