@@ -85,7 +85,7 @@ class Plans:
         for t in inputs:
             if t is None and shapes:
                 shapes.append(None)
-            elif plain(t):
+            elif t is not None and plain(t):
                 shapes += t.shape, t.dtype
             else:
                 return None
