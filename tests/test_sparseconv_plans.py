@@ -171,6 +171,17 @@ def test_derivatives_and_transforms_after_evaluation() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("format", ["auto", "dense"])
+def test_autocast_changes_nothing(format: str) -> None:
+    """R36: also where torch's own product is the quickest."""
+    for module in (sparse_module(format=format), nn.FirstConv2d(8, 4, 3).eval()):
+        expected = module(X), module(X)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = module(X), module(X)
+        assert_close(found, expected, rtol=0, atol=0)
+
+
+@torch.no_grad()
 def test_traces_have_no_constants() -> None:
     """``torch.jit.trace`` records the operation, not what it gave."""
     model = torch.nn.Sequential(

@@ -6,7 +6,7 @@ float32, float64 or bfloat16, contiguous, not empty.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -186,12 +186,13 @@ def sddmm(gy: Tensor, x: Tensor, pattern: Pattern) -> Tensor:
     return values
 
 
-_ACTIVATIONS: dict[str, Any] = {
+#: act(z), in the memory of z.
+IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda z: z,
-    "relu": F.relu,
-    "relu6": F.relu6,
-    "silu": F.silu,
-    "hardswish": F.hardswish,
+    "relu": torch.relu_,
+    "relu6": lambda z: F.relu6(z, inplace=True),
+    "silu": lambda z: F.silu(z, inplace=True),
+    "hardswish": lambda z: F.hardswish(z, inplace=True),
 }
 
 
@@ -225,8 +226,12 @@ def first_conv(
     activation: str,
 ) -> Tensor:
     """act(conv2d) of (B, C, H, W) by (N, C, kh, kw), padded by (left, right, top, bottom)."""
-    z = F.conv2d(F.pad(x, tuple(padding)), weight, bias, stride)
-    out: Tensor = _ACTIVATIONS[activation](z)
+    left, right, top, bottom = padding
+    if (left, top) == (right, bottom):
+        z = F.conv2d(x, weight, bias, stride, (top, left))
+    else:
+        z = F.conv2d(F.pad(x, tuple(padding)), weight, bias, stride)
+    out: Tensor = IN_PLACE[activation](z)
     return out
 
 

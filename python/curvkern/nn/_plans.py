@@ -32,6 +32,7 @@ def _modes() -> bool:
             torch._C._len_torch_dispatch_stack()
             or torch._C._len_torch_function_stack()
             or torch._C._is_tracing()
+            or torch.is_autocast_enabled("cpu")
             or _autograd._transform_active()
         )
     except AttributeError:
@@ -84,7 +85,7 @@ class Plans:
         for t in inputs:
             if t is None and shapes:
                 shapes.append(None)
-            elif plain(t):
+            elif t is not None and plain(t):
                 shapes += t.shape, t.dtype
             else:
                 return None

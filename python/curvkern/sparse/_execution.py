@@ -100,16 +100,7 @@ def product(
             z += bias[:, None]
         if residual is not None:
             z += residual
-    return _IN_PLACE[activation](z)
-
-
-_IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
-    "none": lambda z: z,
-    "relu": torch.relu_,
-    "relu6": lambda z: torch.nn.functional.relu6(z, inplace=True),
-    "silu": lambda z: torch.nn.functional.silu(z, inplace=True),
-    "hardswish": lambda z: torch.nn.functional.hardswish(z, inplace=True),
-}
+    return _sparseconv.IN_PLACE[activation](z)
 
 
 def choice(entry: Entry, values: Tensor, operands: Operands) -> str:

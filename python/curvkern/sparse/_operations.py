@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .. import _ops, _runtime
@@ -37,6 +38,9 @@ def define(
 
     def implementation(*arguments: Any) -> Tensor:
         try:
+            if torch.is_autocast_enabled(arguments[0].device.type):
+                with torch.autocast(arguments[0].device.type, enabled=False):
+                    return native(*arguments)
             return native(*arguments)
         except RuntimeError as error:
             raise memory_error(name, arguments[0].shape, error) from None
