@@ -177,6 +177,7 @@ def test_interrupted_steps(run_python: Any) -> None:
     run_python(
         ALL
         + """
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background has none
     for name in names:
         w, optimizer, step = start(name)
         sent = []

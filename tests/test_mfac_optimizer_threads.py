@@ -182,6 +182,7 @@ def test_interrupted_steps(run_python: Any) -> None:
     run_python(
         SCRIPT.format(d=1_000_000, m=8, in_backward=False)
         + """
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background has none
     sent = []
     def interrupt():
         time.sleep(0.3)

@@ -34,6 +34,7 @@ import matplotlib.pyplot as plt
 
 BATCH = 64
 EXAMPLES = 64  # gradients that the Fisher matrix is made of
+SETTLING = 40  # batches after which 1.5 % of an old average is left
 STAGES = (0.5, 0.7, 0.8, 0.85, 0.9)
 SHOWN = (0.8, 0.9)
 
@@ -62,6 +63,9 @@ class Task:
             optimizer.step()
             rates.step()
             after()
+        with torch.no_grad():  # the averages of BatchNorm lag behind weights that moved fast
+            for _ in range(SETTLING):
+                model(self.x[torch.randint(len(self.x), (BATCH,))])
         model.eval()
 
     @torch.no_grad()
