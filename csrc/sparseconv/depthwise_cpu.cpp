@@ -2,6 +2,7 @@
 // depthwise_kernels() has internal linkage.
 #include "sparseconv/activation.hpp"
 #include "sparseconv/depthwise.hpp"
+#include "sparseconv/depthwise_direct.hpp"
 
 namespace curvkern::sparseconv {
 namespace {
@@ -200,6 +201,12 @@ const DepthwiseKernels& depthwise_kernels() {
         fill<double>(k, 0);
         fill<float>(k, 1);
         fill<Brain>(k, 2);
+#if defined(__AVX512F__)
+        k.small[1][0][0] = direct<3, 1>;
+        k.small[1][0][1] = direct<3, 2>;
+        k.small[1][1][0] = direct<5, 1>;
+        k.small[1][1][1] = direct<5, 2>;
+#endif
         return k;
     }();
     return table;
