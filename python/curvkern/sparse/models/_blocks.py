@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from .. import _arguments
 
@@ -42,7 +42,27 @@ def checked(function: str, width: Any, num_classes: Any) -> tuple[float, int]:
     return float(width), _arguments.integer(function, "num_classes", num_classes, 1)
 
 
-def initialise(model: nn.Module) -> None:
+class Classifier(nn.Module):
+    """Features, their means over all pixels, and a linear layer."""
+
+    def __init__(
+        self, features: list[nn.Module], channels: int, num_classes: int, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.features = nn.Sequential(*features)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(channels, num_classes)
+        _initialise(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, num_classes) of images (B, 3, H, W)."""
+        pooled = self.pool(self.features(x)).flatten(1)
+        logits: Tensor = self.classifier(self.dropout(pooled))
+        return logits
+
+
+def _initialise(model: nn.Module) -> None:
     """He's normal weights for convolutions, small ones for the classifier."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):

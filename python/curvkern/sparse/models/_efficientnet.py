@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ._blocks import block, checked, initialise, rounded
+from ._blocks import Classifier, block, checked, rounded
 
 #: Expansion, output channels, repetitions, stride of the first, kernel.
 B0 = (
@@ -52,11 +52,10 @@ class MBConv(nn.Module):
         return x + y if self.residual else y
 
 
-class EfficientNet(nn.Module):
+class EfficientNet(Classifier):
     """Inverted residuals with squeeze and excitation; see :func:`efficientnet_b0`."""
 
     def __init__(self, width: float, num_classes: int) -> None:
-        super().__init__()
         channels = rounded(32 * width)
         layers = block(3, channels, 3, 2, activation=nn.SiLU)
         for expansion, out, count, stride, kernel in B0:
@@ -66,17 +65,7 @@ class EfficientNet(nn.Module):
                 channels = following
         last = rounded(1280 * width)
         layers += block(channels, last, activation=nn.SiLU)
-        self.features = nn.Sequential(*layers)
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.dropout = nn.Dropout(0.2)
-        self.classifier = nn.Linear(last, num_classes)
-        initialise(self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, num_classes) of images (B, 3, H, W)."""
-        pooled = self.pool(self.features(x)).flatten(1)
-        logits: Tensor = self.classifier(self.dropout(pooled))
-        return logits
+        super().__init__(layers, last, num_classes, 0.2)
 
 
 def efficientnet_b0(width: float = 1.0, num_classes: int = 1000) -> EfficientNet:

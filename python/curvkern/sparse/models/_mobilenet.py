@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ._blocks import block, checked, initialise, rounded
+from ._blocks import Classifier, block, checked, rounded
 
 #: Output channels and stride of the 13 pairs of a depthwise and a 1 x 1 convolution.
 V1 = (
@@ -19,11 +19,10 @@ V2 = (
 )
 
 
-class MobileNetV1(nn.Module):
+class MobileNetV1(Classifier):
     """Pairs of depthwise and 1 x 1 convolutions; see :func:`mobilenet_v1`."""
 
     def __init__(self, width: float, num_classes: int) -> None:
-        super().__init__()
         channels = rounded(32 * width)
         layers = block(3, channels, 3, 2)
         for out, stride in V1:
@@ -31,15 +30,7 @@ class MobileNetV1(nn.Module):
             layers += block(channels, channels, 3, stride, channels)
             layers += block(channels, following)
             channels = following
-        self.features = nn.Sequential(*layers)
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.classifier = nn.Linear(channels, num_classes)
-        initialise(self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, num_classes) of images (B, 3, H, W)."""
-        logits: Tensor = self.classifier(self.pool(self.features(x)).flatten(1))
-        return logits
+        super().__init__(layers, channels, num_classes)
 
 
 class InvertedResidual(nn.Module):
@@ -60,11 +51,10 @@ class InvertedResidual(nn.Module):
         return x + y if self.residual else y
 
 
-class MobileNetV2(nn.Module):
+class MobileNetV2(Classifier):
     """Inverted residuals; see :func:`mobilenet_v2`."""
 
     def __init__(self, width: float, num_classes: int) -> None:
-        super().__init__()
         channels = rounded(32 * width)
         layers = block(3, channels, 3, 2)
         for expansion, out, count, stride in V2:
@@ -75,17 +65,7 @@ class MobileNetV2(nn.Module):
                 channels = following
         last = rounded(1280 * max(1.0, width))
         layers += block(channels, last)
-        self.features = nn.Sequential(*layers)
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.dropout = nn.Dropout(0.2)
-        self.classifier = nn.Linear(last, num_classes)
-        initialise(self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, num_classes) of images (B, 3, H, W)."""
-        pooled = self.pool(self.features(x)).flatten(1)
-        logits: Tensor = self.classifier(self.dropout(pooled))
-        return logits
+        super().__init__(layers, last, num_classes, 0.2)
 
 
 def mobilenet_v1(width: float = 1.0, num_classes: int = 1000) -> MobileNetV1:
