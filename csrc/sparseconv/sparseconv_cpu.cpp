@@ -40,6 +40,13 @@ void pack(const void* x, std::int64_t stride, std::int64_t rows, std::int64_t co
     }
 }
 
+void expect_strip(const void* x, std::int64_t stride, std::int64_t rows, std::int64_t bytes) {
+    const char* from = static_cast<const char*>(x);
+    for (std::int64_t k = 0; k < rows; ++k, from += stride) {
+        for (std::int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i, 0, 2);
+    }
+}
+
 // V registers of z = W x to a row of the target; `last` lanes of the last of them.
 template <class S, int V>
 CURVKERN_HD void put(Register<S> (&z)[V], std::int64_t row, const Target& target,
@@ -82,12 +89,12 @@ CURVKERN_HD void expect(const Target& target, std::int64_t row, int rows) {
 }
 
 template <class T, int H, int V>
-void multiply(const Piece& piece, const void* packed, void* sums, std::int64_t pitch,
-              bool first, const Target* target) {
+void multiply(const Piece& piece, const void* x, std::int64_t stride, void* sums,
+              std::int64_t pitch, bool first, const Target* target) {
     using R = Register<T>;
     constexpr int width = lanes_of<T>;
     const std::int32_t* row = piece.row;
-    const std::uint16_t* offset = piece.offset;
+    const std::uint16_t* channel = piece.channel;
     const T* value = static_cast<const T*>(piece.value);
     const std::int64_t last = target == nullptr ? 0 : target->count - (V - 1) * width;
     for (const Run* run = piece.run; run != piece.run + piece.runs; ++run) {
@@ -102,15 +109,15 @@ void multiply(const Piece& piece, const void* packed, void* sums, std::int64_t p
                 CURVKERN_UNROLL
                 for (int v = 0; v < V; ++v) sum[h][v] = first ? R{} : at(kept, h * pitch)[v];
             }
-            for (std::int32_t n = run->entries; n > 0; --n, ++offset, value += H) {
-                const R* x = static_cast<const R*>(at(packed, *offset));
-                keep(x);
+            for (std::int32_t n = run->entries; n > 0; --n, ++channel, value += H) {
+                const R* from = static_cast<const R*>(at(x, *channel * stride));
+                keep(from);
                 R weight[H];
                 CURVKERN_UNROLL
                 for (int h = 0; h < H; ++h) weight[h] = spread(value + h);
                 CURVKERN_UNROLL
                 for (int v = 0; v < V; ++v) {
-                    const R pixels = x[v];
+                    const R pixels = from[v];
                     CURVKERN_UNROLL
                     for (int h = 0; h < H; ++h) sum[h][v] += weight[h] * pixels;
                 }
@@ -206,7 +213,7 @@ void correlate_strip(const Piece& piece, const void* packed, const void* g, std:
                      T* sum) {
     using R = Register<T>;
     const std::int32_t* row = piece.row;
-    const std::uint16_t* offset = piece.offset;
+    const std::uint16_t* channel = piece.channel;
     for (const Run* run = piece.run; run != piece.run + piece.runs; ++run) {
         for (std::int32_t i = 0; i < run->rows; ++i, ++row) {
             const R* from = static_cast<const R*>(at(g, std::int64_t{*row} * pitch));
@@ -214,19 +221,19 @@ void correlate_strip(const Piece& piece, const void* packed, const void* g, std:
             CURVKERN_UNROLL
             for (int v = 0; v < V; ++v) y[v] = from[v];
             std::int32_t n = run->entries;
-            for (; n >= 4; n -= 4, offset += 4, sum += 4) {
+            for (; n >= 4; n -= 4, channel += 4, sum += 4) {
                 R part[4];
                 CURVKERN_UNROLL
                 for (int j = 0; j < 4; ++j) {
-                    const R* x = static_cast<const R*>(at(packed, offset[j]));
+                    const R* x = static_cast<const R*>(at(packed, channel[j] * pitch));
                     part[j] = x[0] * y[0];
                     CURVKERN_UNROLL
                     for (int v = 1; v < V; ++v) part[j] += x[v] * y[v];
                 }
                 add_totals(part, sum);
             }
-            for (; n > 0; --n, ++offset, ++sum) {
-                const R* x = static_cast<const R*>(at(packed, *offset));
+            for (; n > 0; --n, ++channel, ++sum) {
+                const R* x = static_cast<const R*>(at(packed, *channel * pitch));
                 R part = x[0] * y[0];
                 CURVKERN_UNROLL
                 for (int v = 1; v < V; ++v) part += x[v] * y[v];
@@ -260,6 +267,7 @@ const Kernels& kernels() {
         k.pack[0] = pack<double>;
         k.pack[1] = pack<float>;
         k.pack[2] = pack<Brain>;
+        k.expect = expect_strip;
         fill<double, 1, most_vectors>(k.multiply[0][0]);
         fill<double, 2, most_vectors>(k.multiply[0][1]);
         fill<double, 4, most_vectors>(k.multiply[0][2]);
