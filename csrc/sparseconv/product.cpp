@@ -120,13 +120,7 @@ bool multiply(const Product& product, void* scratch, std::int64_t scratch_bytes,
     const bool direct = !strips.flat() && storage != Storage::bfloat16;
     const int tall = plan.height() == 4 ? 2 : plan.height() - 1;
 
-    // A result that does not fit into L2 would only push x out of it: 32 to 64 channels of
-    // 112 x 112 pixels took 196 us in place of 266.
     const std::int64_t row_bytes = product.pixels * element;
-    const bool streams = direct && product.batch * rows * row_bytes > (std::int64_t{1} << 21) &&
-                         row_bytes % widest_register == 0 &&
-                         reinterpret_cast<std::uintptr_t>(product.y) % widest_register == 0;
-
     const bool in_place = direct && fits_in_place(plan, row_bytes) &&
                           reinterpret_cast<std::uintptr_t>(product.x) % widest_register == 0;
 
@@ -143,11 +137,9 @@ bool multiply(const Product& product, void* scratch, std::int64_t scratch_bytes,
                           shifted(product.residual, start),
                           product.pixels,
                           some,
-                          product.activation,
-                          false};
+                          product.activation};
         };
-        Target whole = target_of(strip.image, strip.first, strip.count);
-        whole.streams = streams && strip.count % strips.lanes() == 0;
+        const Target whole = target_of(strip.image, strip.first, strip.count);
         for (std::int64_t chunk = 0; chunk < plan.chunks(); ++chunk) {
             const std::int64_t from = chunk * plan.channels();
             const std::int64_t channels = std::min(plan.channels(), columns - from);
@@ -170,7 +162,6 @@ bool multiply(const Product& product, void* scratch, std::int64_t scratch_bytes,
                        chunk == 0, ends ? &whole : nullptr);
             }
         }
-        if (whole.streams) kernels.fence();
         if (direct) return;
         strips.each(strip, [&](std::int64_t image, std::int64_t first, std::int64_t some,
                                std::int64_t lane) {

@@ -68,7 +68,6 @@ struct Target {
     const void* residual;  // or null
     std::int64_t row_size, count;
     Activation activation;
-    bool streams;  // whole registers at aligned addresses, not to be kept in caches
 };
 
 // What is compiled once per instruction set; arrays are indexed by storage.
@@ -89,8 +88,6 @@ struct Kernels {
     // sums to their target
     void (*finish[3])(const void* sums, std::int64_t pitch, std::int64_t rows,
                       const Target& target);
-    // what a target that streams owes other threads
-    void (*fence)();
     // to[i] = from[source[i]], widened
     void (*gather[3])(const void* from, const std::uint32_t* source, std::int64_t n, void* to);
     // to[source[i]] = from[i], rounded
