@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import mmap
 import signal
 from typing import Any
@@ -81,15 +82,10 @@ def misaligned(x: Tensor) -> Tensor:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("variant", ["strip1", "strip4", "strip7", "strip8x3"])
 def test_images_are_read_in_place_or_packed(variant: str, dtype: torch.dtype) -> None:
-    # The last two fall on each other in L1 where they lie, and are packed.
-    for channels, size, batch in [
-        (24, 56, 1),
-        (216, 28, 2),
-        (32, 112, 1),
-        (72, 64, 1),
-        (256, 32, 2),
-    ]:
-        case = Problem(columns=channels, batch=batch, pixels=size * size, dtype=dtype)
+    # The last two fall on each other in L1 where they lie; many rows are worth packing for.
+    sizes = [(24, 56, 1), (216, 28, 2), (32, 112, 1), (72, 64, 1), (256, 32, 2)]
+    for (channels, size, batch), rows in itertools.product(sizes, (8, 48)):
+        case = Problem(rows, channels, batch=batch, pixels=size * size, dtype=dtype)
         packed = _sparseconv.pack(case.pattern, case.values, variant)
         got = _sparseconv.conv1x1_packed(case.x, packed, case.bias)
         assert_near(got, case.product() + case.bias.double()[:, None])

@@ -43,6 +43,7 @@ class Plan {
     int vectors() const { return vectors_; }
     int height() const { return height_; }
     int parts() const { return parts_; }
+    std::int64_t entries() const { return static_cast<std::int64_t>(channel_.size()); }
     // Where the value at each place of the walk is stored.
     const std::vector<std::uint32_t>& source() const { return source_; }
     // `value` begins with that of the first place; element_bytes is the size of one.

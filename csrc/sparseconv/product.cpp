@@ -86,9 +86,11 @@ int vectors_of(const Strips& strips, const Strips::Strip& strip) {
     return static_cast<int>((strip.count + strips.lanes() - 1) / strips.lanes());
 }
 
-// Whether the registers of a strip in a chunk of channels stay in L1 where they lie in memory:
-// addresses 4 KiB apart share a set there, as those of images of 64 x 64 pixels do.
-bool fits_in_place(const Plan& plan, std::int64_t row_bytes) {
+// Whether the registers of a strip are read where they lie in memory. Packing pays where they
+// are used often, by more than four rows, and where they would not stay in L1: addresses 4 KiB
+// apart share a set there, as those of images of 64 x 64 pixels do.
+bool reads_in_place(const Plan& plan, std::int64_t row_bytes) {
+    if (plan.height() > 1 || plan.entries() > 4 * plan.columns()) return false;
     constexpr std::int64_t line = 64, sets = 64;
     if (row_bytes % line != 0) return false;
     const std::int64_t apart = std::gcd(row_bytes / line, sets), starts = sets / apart;
@@ -121,7 +123,7 @@ bool multiply(const Product& product, void* scratch, std::int64_t scratch_bytes,
     const int tall = plan.height() == 4 ? 2 : plan.height() - 1;
 
     const std::int64_t row_bytes = product.pixels * element;
-    const bool in_place = direct && fits_in_place(plan, row_bytes) &&
+    const bool in_place = direct && reads_in_place(plan, row_bytes) &&
                           reinterpret_cast<std::uintptr_t>(product.x) % widest_register == 0;
 
     // One strip and one part of the rows.

@@ -14,8 +14,8 @@
 // next
 //   channels. Within a chunk the order of rows is free: they are sorted by how many nonzeros
 //   they have there, so that the end of a row is never a mispredicted branch;
-// - rows of images that are aligned as they are, and do not fall on each other in L1, are read
-//   where they lie;
+// - rows of images that are aligned as they are, do not fall on each other in L1, and are used
+//   by few rows of W, are read where they lie;
 // - columns are 16-bit numbers, beside float32 or float64 weights: 6 bytes a nonzero;
 // - rows of a block of 2 or 4 rows that share their columns share loads and offsets.
 //
