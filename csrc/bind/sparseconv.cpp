@@ -151,7 +151,10 @@ void run_multiply(const Plan& plan, py::handle x, py::handle values, py::handle 
                     batch,
                     pixels,
                     storage_of(x_view),
-                    activation_of(op, activation)};
+                    activation_of(op, activation),
+                    pixels,
+                    pixels,
+                    pixels};
     require_values(value_view, op, plan, product.storage);
     if (bias_view) require_shape(*bias_view, op, "bias", {plan.rows()});
     if (residual_view) residual_view->require_same_shape(y_view);
@@ -227,7 +230,13 @@ Depthwise sizes_of(const TensorView& x, const TensorView& weight, const TensorVi
             left,
             top,
             storage_of(x),
-            activation_of(op, activation)};
+            activation_of(op, activation),
+            0,
+            x.shape(2) * x.shape(3),
+            0,
+            y.shape(2) * y.shape(3),
+            0,
+            y.shape(2)};
 }
 
 std::int64_t run_depthwise_scratch(py::handle x, py::handle weight, py::handle y,

@@ -134,20 +134,21 @@ CURVKERN_HD void for_bands(const Depthwise& d, const Bands& bands, std::int64_t 
     const std::int64_t taps = d.kernel_height * d.kernel_width;
     const std::int64_t plane = image * d.channels + filter / d.multiplier;
     const std::int64_t filters = d.channels * d.multiplier;
-    const S* x = static_cast<const S*>(d.x) + plane * d.height * d.width;
+    const S* x = static_cast<const S*>(d.x) + plane * d.x_plane - d.x_row * d.width;
     const S* weight = static_cast<const S*>(d.weight) + filter * taps;
-    S* y = static_cast<S*>(d.y) + (image * filters + filter) * d.out_height * d.out_width;
+    S* y = static_cast<S*>(d.y) + (image * filters + filter) * d.y_plane;
     auto* kept = static_cast<Wide<S>*>(buffer);
     for (std::int64_t i = 0; i < taps; ++i) static_cast<R*>(tap)[i] = spread(weight + i);
     const R bias = d.bias == nullptr ? R{} : spread(static_cast<const S*>(d.bias) + filter);
-    for (std::int64_t first = 0; first < d.out_height; first += bands.rows) {
-        const std::int64_t left = d.out_height - first;
+    for (std::int64_t first = d.begin; first < d.end; first += bands.rows) {
+        const std::int64_t left = d.end - first;
         const std::int64_t count = left < bands.rows ? left : bands.rows;
         const std::int64_t reach = (d.kernel_height - 1) * d.dilation + 1;
         for (std::int64_t i = 0; i < (count - 1) * d.stride + reach; ++i) {
             copy_row(d, bands, x, first * d.stride + i - d.top, kept + i * bands.row_size);
         }
-        rows(count, bias, static_cast<const R*>(tap), kept, y + first * d.out_width);
+        rows(count, bias, static_cast<const R*>(tap), kept,
+             y + (first - d.y_row) * d.out_width);
     }
 }
 

@@ -70,14 +70,14 @@ class Strips {
 
 // `channels` rows of a strip, from channel `from` of `of` on.
 void pack(const Strips& strips, const Strips::Strip& strip, const void* x, Storage storage,
-          std::int64_t pixels, std::int64_t of, std::int64_t from, std::int64_t channels,
+          std::int64_t plane, std::int64_t of, std::int64_t from, std::int64_t channels,
           std::int64_t pitch, char* packed) {
     if (strips.flat()) std::memset(packed, 0, static_cast<std::size_t>(channels * pitch));
     strips.each(strip, [&](std::int64_t image, std::int64_t first, std::int64_t some,
                            std::int64_t lane) {
-        const std::int64_t start = (image * of + from) * pixels + first;
-        table().pack[index(storage)](shifted(x, start * element_size(storage)), pixels,
-                                     channels, some, pitch, packed + lane * wide_size(storage));
+        const std::int64_t start = (image * of + from) * plane + first;
+        table().pack[index(storage)](shifted(x, start * element_size(storage)), plane, channels,
+                                     some, pitch, packed + lane * wide_size(storage));
     });
 }
 
@@ -97,6 +97,10 @@ std::int64_t product_scratch(const Plan& plan, std::int64_t batch, std::int64_t 
     return std::min<std::int64_t>(thread_count(), tasks) * task_scratch(plan) + 64;
 }
 
+std::int64_t serial_scratch(const Plan& plan) {
+    return task_scratch(plan) + 64;
+}
+
 bool multiply(const Product& product, void* scratch, std::int64_t scratch_bytes,
               InterruptCheck interrupted) {
     const Plan& plan = *product.plan;
@@ -110,9 +114,9 @@ bool multiply(const Product& product, void* scratch, std::int64_t scratch_bytes,
 
     // A result that does not fit into L2 would only push x out of it: 32 to 64 channels of
     // 112 x 112 pixels took 196 us in place of 266.
-    const std::int64_t row_bytes = product.pixels * element;
-    const bool streams = direct && product.batch * rows * row_bytes > (std::int64_t{1} << 21) &&
-                         row_bytes % widest_register == 0 &&
+    const std::int64_t bytes = product.batch * rows * product.pixels * element;
+    const bool streams = direct && bytes > (std::int64_t{1} << 21) &&
+                         product.y_plane * element % widest_register == 0 &&
                          reinterpret_cast<std::uintptr_t>(product.y) % widest_register == 0;
 
     // One strip and one part of the rows.
@@ -122,11 +126,13 @@ bool multiply(const Product& product, void* scratch, std::int64_t scratch_bytes,
         const auto kernel =
             kernels.multiply[wide_index(storage)][tall][vectors_of(strips, strip) - 1];
         const auto target_of = [&](std::int64_t image, std::int64_t first, std::int64_t some) {
-            const std::int64_t start = (image * rows * product.pixels + first) * element;
-            return Target{shifted(product.y, start),
+            const std::int64_t to = image * rows * product.y_plane + first;
+            const std::int64_t beside = image * rows * product.residual_plane + first;
+            return Target{shifted(product.y, to * element),
                           product.bias,
-                          shifted(product.residual, start),
-                          product.pixels,
+                          shifted(product.residual, beside * element),
+                          product.y_plane,
+                          product.residual_plane,
                           some,
                           product.activation,
                           false};
@@ -135,7 +141,7 @@ bool multiply(const Product& product, void* scratch, std::int64_t scratch_bytes,
         whole.streams = streams && strip.count % strips.lanes() == 0;
         for (std::int64_t chunk = 0; chunk < plan.chunks(); ++chunk) {
             const std::int64_t from = chunk * plan.channels();
-            pack(strips, strip, product.x, storage, product.pixels, columns, from,
+            pack(strips, strip, product.x, storage, product.x_plane, columns, from,
                  std::min(plan.channels(), columns - from), pitch, packed);
             const bool ends = direct && chunk + 1 == plan.chunks();
             for (std::int64_t part = first_part; part < last_part; ++part) {
@@ -155,6 +161,12 @@ bool multiply(const Product& product, void* scratch, std::int64_t scratch_bytes,
     const std::int64_t count = strips.count();
     const bool by_parts = direct && plan.parts() > 1 && count < 4 * thread_count();
     const std::int64_t tasks = by_parts ? count * plan.parts() : count;
+    if (product.serial) {
+        for (std::int64_t i = 0; i < count; ++i) {
+            run(aligned(scratch), strips.at(i), 0, plan.parts());
+        }
+        return true;
+    }
     const std::int64_t each = task_scratch(plan);
     Workers workers(aligned(scratch), std::max<std::int64_t>(1, (scratch_bytes - 64) / each),
                     each);
