@@ -144,6 +144,64 @@ def conv1x1_packed(
     return y
 
 
+#: A stage of a chain: its kind and what :class:`curvkern._cpu.ConvChain` takes for it.
+Stage = tuple[Any, ...]
+
+
+class Chain:
+    """Convolutions one after the other on contiguous images of one shape, as one call.
+
+    Each stage takes the result of an earlier one by its number; 0 is the image, i + 1 what
+    stage i computes.
+    """
+
+    def __init__(self, shape: Sequence[int], dtype: torch.dtype, stages: list[Stage]) -> None:
+        self._native = _native().ConvChain(
+            tuple(shape), dtype.itemsize, stages, torch.get_num_threads()
+        )
+        #: workspaces, of which a call takes one: several threads may call at once
+        self._free: list[Tensor] = []
+
+    @staticmethod
+    def pointwise(
+        input: int, residual: int | None, packed: Packed, bias: Tensor | None, activation: str
+    ) -> Stage:
+        """act(W x + bias + residual)"""
+        return "pointwise", input, residual, packed.plan, packed.values, bias, activation
+
+    @staticmethod
+    def depthwise(
+        input: int,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: int,
+        padding: Sequence[int],
+        dilation: int,
+        activation: str,
+    ) -> Stage:
+        """As :func:`depthwise`."""
+        return "depthwise", input, weight, bias, stride, dilation, tuple(padding), activation
+
+    def segments(self) -> list[tuple[int, int]]:
+        """By stage: the segment it runs in, and how many rows are a band of it, 0 for all."""
+        return self._native.segments()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The result of the last stage."""
+        _native()
+        y = x.new_empty(self._native.shape())
+        try:
+            workspace = self._free.pop()
+        except IndexError:
+            size = self._native.workspace()
+            workspace = torch.empty(size, dtype=torch.float32, device="cpu")
+        try:
+            self._native.run(x, workspace, y)
+        finally:
+            self._free.append(workspace)
+        return y
+
+
 def _auto(pattern: Pattern, x: Tensor, variant: str) -> tuple[int, int]:
     if variant == "auto":
         threads = _native().build_info()["threads"]
