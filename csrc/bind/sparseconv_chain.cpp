@@ -18,13 +18,13 @@ constexpr const char* op = "ConvChain";
 class Held {
   public:
     Held(std::array<std::int64_t, 4> shape, std::int64_t element, const py::list& stages,
-         int threads)
+         int threads, std::array<std::int64_t, 2> limits)
         : objects_(stages),
           storage_(element == 8   ? Storage::float64
                    : element == 4 ? Storage::float32
                                   : Storage::bfloat16),
           chain_(read(shape, stages), {shape[1], shape[2], shape[3]}, storage_, shape[0],
-                 threads) {}
+                 threads, {limits[0], limits[1]}) {}
 
     const Chain& chain() const { return chain_; }
 
@@ -188,8 +188,9 @@ void bind_sparseconv_chain(py::module_& module) {
     using py::arg;
     using sparseconv::chains::Held;
     py::class_<Held>(module, "ConvChain")
-        .def(py::init<std::array<std::int64_t, 4>, std::int64_t, const py::list&, int>(),
-             arg("shape"), arg("element"), arg("stages"), arg("threads"))
+        .def(py::init<std::array<std::int64_t, 4>, std::int64_t, const py::list&, int,
+                      std::array<std::int64_t, 2>>(),
+             arg("shape"), arg("element"), arg("stages"), arg("threads"), arg("limits"))
         .def("workspace", [](const Held& held) { return (held.chain().workspace() + 3) / 4; })
         .def("shape",
              [](const Held& held) {

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstdlib>
 #include <cstring>
 #include <thread>
 
@@ -10,11 +9,6 @@
 
 namespace curvkern::sparseconv {
 namespace {
-
-// A tensor between two stages is not kept as a whole where it takes more than this, and the
-// buffers of a band take no more than that.
-constexpr std::int64_t large_bytes = 1 << 20;
-constexpr std::int64_t band_budget = 1 << 20;
 
 std::int64_t whole_lines(std::int64_t bytes) {
     return (bytes + 63) / 64 * 64;
@@ -40,7 +34,7 @@ struct Chain::Poll {
 };
 
 Chain::Chain(std::vector<Stage> stages, Extent input, Storage storage, std::int64_t batch,
-             int threads)
+             int threads, Limits limits)
     : stages_(std::move(stages)),
       extent_{input},
       storage_(storage),
@@ -48,9 +42,7 @@ Chain::Chain(std::vector<Stage> stages, Extent input, Storage storage, std::int6
       lanes_(std::max<std::int64_t>(1, std::min<std::int64_t>(threads, batch))),
       threads_(lanes_ > 1 ? 1 : std::max(1, threads)) {
     for (const Stage& stage : stages_) extent_.push_back(stage.out);
-    const char* a = std::getenv("CHAIN_LARGE");
-    const char* b = std::getenv("CHAIN_BUDGET");
-    cut(a ? std::atoll(a) : large_bytes, b ? std::atoll(b) : band_budget);
+    cut(limits);
     place();
 }
 
@@ -95,7 +87,7 @@ std::int64_t Chain::capacity(const Segment& segment, std::int64_t rows,
     return bytes;
 }
 
-void Chain::cut(std::int64_t large, std::int64_t budget) {
+void Chain::cut(Limits limits) {
     std::vector<int> uses(extent_.size());
     for (const Stage& stage : stages_) {
         ++uses[static_cast<std::size_t>(stage.input)];
@@ -106,14 +98,14 @@ void Chain::cut(std::int64_t large, std::int64_t budget) {
     for (std::int64_t first = 0, last = 0; first < count; first = last) {
         last = first + 1;
         while (last < count && stages_[static_cast<std::size_t>(last)].input == last &&
-               uses[static_cast<std::size_t>(last)] == 1 && tensor_bytes(last) > large) {
+               uses[static_cast<std::size_t>(last)] == 1 && tensor_bytes(last) > limits.whole) {
             ++last;
         }
         Segment segment{first, last, 0};
         if (last - first > 1) {
             const std::int64_t height = extent_[static_cast<std::size_t>(last)].height;
             std::int64_t rows = 1;
-            while (rows < height && capacity(segment, rows + 1, held) <= budget) ++rows;
+            while (rows < height && capacity(segment, rows + 1, held) <= limits.band) ++rows;
             const std::int64_t bands = (height + rows - 1) / rows;
             segment.rows = (height + bands - 1) / bands;
         }

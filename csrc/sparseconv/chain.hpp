@@ -31,11 +31,17 @@ struct Stage {
     Extent out;
 };
 
+// In bytes: a tensor between two stages is not kept as a whole where it takes more than
+// `whole`; the buffers of a band take no more than `band`, unless one row does.
+struct Limits {
+    std::int64_t whole, band;
+};
+
 class Chain {
   public:
     // For `threads` on one image, or on an image each where a batch has several.
     Chain(std::vector<Stage> stages, Extent input, Storage storage, std::int64_t batch,
-          int threads);
+          int threads, Limits limits);
 
     Extent input() const { return extent_[0]; }
     Extent output() const { return extent_.back(); }
@@ -61,7 +67,7 @@ class Chain {
     };
     struct Poll;
 
-    void cut(std::int64_t large, std::int64_t budget);
+    void cut(Limits limits);
     void place();
     std::int64_t capacity(const Segment& segment, std::int64_t rows,
                           std::vector<std::int64_t>& held) const;

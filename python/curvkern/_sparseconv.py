@@ -155,9 +155,12 @@ class Chain:
     stage i computes.
     """
 
+    #: Bytes of a tensor that is kept as a whole, and of the buffers of a band.
+    limits = 1 << 20, 1 << 20
+
     def __init__(self, shape: Sequence[int], dtype: torch.dtype, stages: list[Stage]) -> None:
         self._native = _native().ConvChain(
-            tuple(shape), dtype.itemsize, stages, torch.get_num_threads()
+            tuple(shape), dtype.itemsize, stages, torch.get_num_threads(), self.limits
         )
         #: workspaces, of which a call takes one: several threads may call at once
         self._free: list[Tensor] = []

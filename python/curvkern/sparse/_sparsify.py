@@ -129,7 +129,7 @@ def sparsify(
     if graph is None or inplace:
         _silence(model, chains)
         return model
-    fused = _rewrite(graph, chains)
+    fused = _rewrite(model, graph, chains)
     fused |= _fusion.fuse(model, graph, losers, inputs if settings.autotune else {})
     if not fused:
         return model
@@ -337,7 +337,7 @@ def _silence(model: nn.Module, chains: Sequence[Chain]) -> None:
                 _put(model, name, nn.Identity())
 
 
-def _rewrite(graph: fx.Graph, chains: Sequence[Chain]) -> bool:
+def _rewrite(model: nn.Module, graph: fx.Graph, chains: Sequence[Chain]) -> bool:
     """Take out of the graph what is done by convolutions; whether there was something."""
     calls = {node.target: node for node in graph.nodes if node.op == "call_module"}
     for chain in chains:
@@ -351,4 +351,9 @@ def _rewrite(graph: fx.Graph, chains: Sequence[Chain]) -> bool:
         chain.nodes[-1].replace_all_uses_with(node)
         for dead in reversed(chain.nodes):
             graph.erase_node(dead)
+    called = {node.target for node in graph.nodes if node.op == "call_module"}
+    for chain in chains:
+        for name in (chain.bn, chain.act):
+            if chain.nodes and name is not None and name not in called:
+                _put(model, name, nn.Identity())
     return any(chain.nodes for chain in chains)
