@@ -8,6 +8,7 @@
 #include "bind/signals.hpp"
 #include "bind/tensor_view.hpp"
 #include "sparseconv/depthwise.hpp"
+#include "sparseconv/first.hpp"
 #include "sparseconv/product.hpp"
 
 namespace curvkern {
@@ -265,6 +266,77 @@ void run_depthwise(py::handle x, py::handle weight, py::handle bias, std::int64_
     if (!finished) throw py::error_already_set();
 }
 
+// Sizes alone, for the scratch; what is called has tensors as well.
+FirstConv first_of(const TensorView& x, const TensorView& weight, const TensorView& y,
+                   std::int64_t stride, std::int64_t left, std::int64_t top,
+                   const std::string& activation) {
+    constexpr const char* op = "first_conv2d";
+    if (x.ndim() != 4) refuse(op, "x must have 4 dimensions");
+    if (y.ndim() != 4) refuse(op, "y must have 4 dimensions");
+    if (weight.ndim() != 4) refuse(op, "weight must have 4 dimensions");
+    if (x.size() == 0 || weight.size() == 0 || y.size() == 0) {
+        refuse(op, "x, weight and y must not be empty");
+    }
+    const std::int64_t channels = x.shape(1), filters = weight.shape(0);
+    require_shape(weight, op, "weight", {filters, channels, weight.shape(2), weight.shape(3)});
+    require_shape(y, op, "y", {x.shape(0), filters, y.shape(2), y.shape(3)});
+    if (stride < 1) refuse(op, "stride must be at least 1");
+    if (left < 0 || top < 0) refuse(op, "padding must not be negative");
+    return {x.data(),
+            weight.data(),
+            nullptr,
+            y.data(),
+            x.shape(0),
+            channels,
+            filters,
+            x.shape(2),
+            x.shape(3),
+            y.shape(2),
+            y.shape(3),
+            weight.shape(2),
+            weight.shape(3),
+            stride,
+            left,
+            top,
+            storage_of(x),
+            activation_of(op, activation),
+            0,
+            x.shape(2) * x.shape(3),
+            0,
+            y.shape(2) * y.shape(3)};
+}
+
+std::int64_t run_first_scratch(py::handle x, py::handle weight, py::handle y,
+                               std::int64_t stride, std::int64_t left, std::int64_t top) {
+    constexpr const char* op = "first_conv2d";
+    const TensorView x_view = tensor(x, op, "x"), weight_view = tensor(weight, op, "weight"),
+                     y_view = tensor(y, op, "y");
+    return (first_scratch(first_of(x_view, weight_view, y_view, stride, left, top, "none")) +
+            3) /
+           4;
+}
+
+void run_first(py::handle x, py::handle weight, py::handle bias, std::int64_t stride,
+               std::int64_t left, std::int64_t top, const std::string& activation,
+               py::handle scratch, py::handle y) {
+    constexpr const char* op = "first_conv2d";
+    const TensorView x_view = tensor(x, op, "x"), weight_view = tensor(weight, op, "weight"),
+                     y_view = tensor(y, op, "y"), scratch_view = tensor(scratch, op, "scratch");
+    weight_view.require_same_dtype(x_view);
+    y_view.require_same_dtype(x_view);
+    FirstConv f = first_of(x_view, weight_view, y_view, stride, left, top, activation);
+    std::optional<TensorView> bias_view;
+    f.bias = optional(bias_view, bias, op, "bias", x_view);
+    if (bias_view) require_shape(*bias_view, op, "bias", {weight_view.shape(0)});
+    require_scratch(scratch_view, op, first_scratch(f));
+    bool finished;
+    {
+        const py::gil_scoped_release release;
+        finished = first_conv(f, scratch_view.data(), scratch_view.size() * 4, signalled);
+    }
+    if (!finished) throw py::error_already_set();
+}
+
 }  // namespace
 }  // namespace sparseconv
 
@@ -295,6 +367,11 @@ void bind_sparseconv(py::module_& module) {
     module.def("depthwise", sparseconv::run_depthwise, arg("x"), arg("weight"), arg("bias"),
                arg("stride"), arg("dilation"), arg("left"), arg("top"), arg("activation"),
                arg("scratch"), arg("y"));
+    module.def("first_scratch", sparseconv::run_first_scratch, arg("x"), arg("weight"),
+               arg("y"), arg("stride"), arg("left"), arg("top"));
+    module.def("first", sparseconv::run_first, arg("x"), arg("weight"), arg("bias"),
+               arg("stride"), arg("left"), arg("top"), arg("activation"), arg("scratch"),
+               arg("y"));
     module.def("check_sparse_pattern", sparseconv::check_pattern, arg("crow"), arg("col"),
                arg("rows"), arg("columns"), arg("block_rows"), arg("block_columns"));
 }

@@ -75,6 +75,20 @@ def depthwise(
     scratch: Tensor,
     y: Tensor,
 ) -> None: ...
+def first_scratch(
+    x: Tensor, weight: Tensor, y: Tensor, stride: int, left: int, top: int
+) -> int: ...
+def first(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int,
+    left: int,
+    top: int,
+    activation: str,
+    scratch: Tensor,
+    y: Tensor,
+) -> None: ...
 def check_sparse_pattern(
     crow: npt.NDArray[np.int64],
     col: npt.NDArray[np.int64],

@@ -186,6 +186,10 @@ def sddmm(gy: Tensor, x: Tensor, pattern: Pattern) -> Tensor:
     return values
 
 
+#: Channels of a first convolution up to which the compiled kernel is quicker than torch's, by
+#: instruction set.
+MOST_CHANNELS = {"v4": 8, "v3": 4}
+
 #: act(z), in the memory of z.
 IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda z: z,
@@ -194,6 +198,21 @@ IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": lambda z: F.silu(z, inplace=True),
     "hardswish": lambda z: F.hardswish(z, inplace=True),
 }
+
+
+def _output(
+    x: Tensor,
+    weight: Tensor,
+    stride: int,
+    padding: Sequence[int],
+    dilation: int = 1,
+) -> Tensor:
+    """Memory for what comes out of a convolution."""
+    left, right, top, bottom = padding
+    kh, kw = weight.shape[2:]
+    height = (x.shape[2] + top + bottom - dilation * (kh - 1) - 1) // stride + 1
+    width = (x.shape[3] + left + right - dilation * (kw - 1) - 1) // stride + 1
+    return x.new_empty(x.shape[0], weight.shape[0], height, width)
 
 
 def depthwise(
@@ -206,12 +225,8 @@ def depthwise(
     activation: str,
 ) -> Tensor:
     """act(conv2d) of (B, C, H, W) by (N, 1, kh, kw), padded by (left, right, top, bottom)."""
-    left, right, top, bottom = padding
-    kh, kw = weight.shape[2:]
-    height = (x.shape[2] + top + bottom - dilation * (kh - 1) - 1) // stride + 1
-    width = (x.shape[3] + left + right - dilation * (kw - 1) - 1) // stride + 1
-    y = x.new_empty(x.shape[0], weight.shape[0], height, width)
-    place = (stride, dilation, left, top)
+    y = _output(x, weight, stride, padding, dilation)
+    place = (stride, dilation, padding[0], padding[2])
     scratch = torch.empty(_native().depthwise_scratch(x, weight, y, *place))
     _native().depthwise(x, weight, bias, *place, activation, scratch, y)
     return y
@@ -225,7 +240,40 @@ def first_conv(
     padding: Sequence[int],
     activation: str,
 ) -> Tensor:
-    """act(conv2d) of (B, C, H, W) by (N, C, kh, kw), padded by (left, right, top, bottom)."""
+    """act(conv2d) of (B, C, H, W) by (N, C, kh, kw), padded by (left, right, top, bottom).
+
+    Where torch's own convolution is quicker, it computes.
+    """
+    if x.shape[1] > MOST_CHANNELS.get(_runtime.isa(), 0):
+        return first_by_torch(x, weight, bias, stride, padding, activation)
+    return first_native(x, weight, bias, stride, padding, activation)
+
+
+def first_native(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int,
+    padding: Sequence[int],
+    activation: str,
+) -> Tensor:
+    """The same by the compiled kernel, however many channels there are."""
+    y = _output(x, weight, stride, padding)
+    place = (stride, padding[0], padding[2])
+    scratch = torch.empty(_native().first_scratch(x, weight, y, *place))
+    _native().first(x, weight, bias, *place, activation, scratch, y)
+    return y
+
+
+def first_by_torch(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int,
+    padding: Sequence[int],
+    activation: str,
+) -> Tensor:
+    """The same by torch."""
     left, right, top, bottom = padding
     if (left, top) == (right, bottom):
         z = F.conv2d(x, weight, bias, stride, (top, left))
