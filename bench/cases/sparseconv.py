@@ -19,6 +19,7 @@ from curvkern._bench.case import OURS, Bar, Case, Contestants
 
 DENSE = "best dense"
 CSR = "torch CSR"
+REPEATS = 5  # of calls in a turn: a layer meets the weights and plans of its last call
 LAST = "conv2d channels_last"
 
 Layer = tuple[int, int, int]  # channels in and out, height of the image
@@ -175,6 +176,7 @@ def _pointwise(
         flops=2 * products * (100 - sparsity) / 100 / outputs,
         bars=() if bar is None else (Bar(DENSE, faster=bar),),
         elements=outputs,
+        repeats=REPEATS,
         quick=region == "MobileNetV1" and sparsity == 90 and height == 1,
     )
 
@@ -218,6 +220,7 @@ def _gradients(channels: int) -> Case:
         flops=6 * channels / 10,
         bars=(Bar("conv2d", faster=1.5),),
         elements=outputs,
+        repeats=REPEATS,
     )
 
 
@@ -270,6 +273,7 @@ def _depthwise(channels: int, size: int, stride: int, kernel: int) -> Case:
         flops=2 * kernel * kernel,
         bars=(),
         elements=outputs,
+        repeats=REPEATS,
     )
 
 

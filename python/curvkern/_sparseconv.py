@@ -135,12 +135,11 @@ def conv1x1_packed(
     residual: Tensor | None = None,
     activation: str = "none",
 ) -> Tensor:
-    """act(W x + bias + residual) for x of shape (B, K, P)."""
-    _native()
-    plan = packed.plan
-    y = x.new_empty(x.shape[0], packed.rows, x.shape[2])
-    scratch = torch.empty(plan.scratch(x.shape[0], x.shape[2], x.element_size()))
-    plan.multiply(x, packed.values, bias, residual, activation, scratch, y)
+    """act(W x + bias + residual) for x of shape (B, K, P) or (B, K, H, W)."""
+    torch.get_num_threads()  # as in _native
+    batch, _, *pixels = x.shape
+    y = x.new_empty((batch, packed.rows, *pixels))
+    packed.plan.multiply(x, packed.values, bias, residual, activation, y)
     return y
 
 
