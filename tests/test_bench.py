@@ -116,6 +116,34 @@ def test_bars_met_are_told():
     assert report.row(measured)[-1] == "2 met"
 
 
+def test_first_calls_of_turns_are_told_apart(written):
+    count = 0
+
+    def cold_at_first():
+        nonlocal count
+        count += 1
+        if count > 2 and (count - 2) % 4 == 1:  # two calls come before the first turn
+            time.sleep(0.02)
+        return torch.zeros(1)
+
+    def steady():
+        time.sleep(0.001)
+        return torch.zeros(1)
+
+    contestants = {OURS: cold_at_first, "sleep": steady}
+    bars = (Bar("sleep", faster=2),)
+    measured = runner.measure(case(contestants, bars=bars, repeats=3), TINY, LIMITS)
+    assert measured["ratio_to"]["sleep"] < 0.5
+    assert measured["first_ratio_to"]["sleep"] > 5
+    ours = measured["contestants"][OURS]
+    assert ours["first_ns"] > 10 * ours["median_ns"]
+    assert ours["rounds"] == 2
+    assert [bar["met"] for bar in measured["bars"]] == [True]
+    told = [line for line in report.remarks({**written, "cases": [measured]}) if "turn" in line]
+    assert len(told) == 1
+    assert "faster than sleep" in told[0]
+
+
 def test_of_several_rivals_the_quickest_counts():
     def sleeper(seconds):
         return lambda: time.sleep(seconds) or torch.zeros(1)

@@ -75,6 +75,12 @@ def chains(c: int) -> dict[str, list[Layer]]:
             (depthwise(4, 7, stride=4, padding=(6, 5, 6, 6)), 3, None),
             (pointwise(4, 5), 4, None),
         ],
+        "first": [
+            (nn.FirstConv2d(c, 9, 3, activation="relu6").eval(), 0, None),
+            (depthwise(9, padding=1, activation="relu"), 1, None),
+            (pointwise(9, 5), 2, None),
+            (nn.FirstConv2d(5, 4, (2, 3), stride=3, padding=(1, 2, 0, 3)).eval(), 3, None),
+        ],
         "pointwise": [
             (pointwise(c, 2 * c, "relu"), 0, None),
             (pointwise(2 * c, c), 1, 0),
@@ -84,7 +90,7 @@ def chains(c: int) -> dict[str, list[Layer]]:
 
 
 class Model(torch.nn.Module):
-    """Layers under a root, and the chain of them."""
+    """Layers under a root, and the chain of them; first convolutions by the compiled kernel."""
 
     def __init__(self, layers: list[Layer]) -> None:
         super().__init__()
@@ -114,7 +120,7 @@ def truth(model: Model, x: Tensor) -> Tensor:
         if isinstance(layer, nn.SparseWeightConv2d):
             z = layer.to_dense().double()(x)
         else:
-            assert isinstance(layer, nn.DepthwiseConv2d)
+            assert isinstance(layer, (nn.DepthwiseConv2d, nn.FirstConv2d))
             bias = None if layer.bias is None else layer.bias.double()
             padded = F.pad(x, layer._sides)
             weight, groups = layer.weight.double(), layer.groups
@@ -123,6 +129,12 @@ def truth(model: Model, x: Tensor) -> Tensor:
             z = z + values[step.residual]
         values.append(ACTIVATIONS[str(layer.activation)](z))
     return values[-1]
+
+
+@pytest.fixture(autouse=True)
+def _first_is_native(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On every instruction set, and for so many channels."""
+    monkeypatch.setattr(_sparseconv, "MOST_CHANNELS", dict.fromkeys(("v2", "v3", "v4"), 99))
 
 
 @pytest.mark.parametrize("limits", LIMITS, ids=str)

@@ -1,13 +1,16 @@
 // Products with sparse weights, and the order in which they walk them.
 #include <pybind11/numpy.h>
 
+#include <memory>
 #include <optional>
 #include <stdexcept>
+#include <utility>
 
 #include "bind/families.hpp"
 #include "bind/signals.hpp"
 #include "bind/tensor_view.hpp"
 #include "sparseconv/depthwise.hpp"
+#include "sparseconv/first.hpp"
 #include "sparseconv/product.hpp"
 
 namespace curvkern {
@@ -115,31 +118,61 @@ void run_gather(const Plan& plan, py::handle values, py::handle out) {
                                                        to.data());
 }
 
-std::int64_t scratch_size(const Plan& plan, std::int64_t batch, std::int64_t pixels,
-                          std::int64_t element) {
-    const Storage storage = element == 8   ? Storage::float64
-                            : element == 4 ? Storage::float32
-                                           : Storage::bfloat16;
-    return (product_scratch(plan, batch, pixels, storage) + 3) / 4;
-}
-
 void require_scratch(const TensorView& scratch, const char* op, std::int64_t bytes) {
     if (scratch.dtype() == Dtype::float32 && scratch.size() * 4 >= bytes) return;
     refuse(op,
            "scratch must be float32 and have " + std::to_string((bytes + 3) / 4) + " elements");
 }
 
+// Memory to work in that a thread keeps from call to call, unless it is much. A call within
+// the call, from a handler of signals, finds none kept and takes its own.
+class Scratch {
+  public:
+    explicit Scratch(std::int64_t bytes) : memory_(std::exchange(kept(), {})) {
+        if (memory_.bytes >= bytes) return;
+        memory_ = {};
+        memory_.data = std::make_unique_for_overwrite<char[]>(static_cast<std::size_t>(bytes));
+        memory_.bytes = bytes;
+    }
+    ~Scratch() {
+        constexpr std::int64_t most = std::int64_t{8} << 20;
+        if (memory_.bytes <= most) kept() = std::move(memory_);
+    }
+    Scratch(const Scratch&) = delete;
+    Scratch& operator=(const Scratch&) = delete;
+    void* data() const { return memory_.data.get(); }
+    std::int64_t bytes() const { return memory_.bytes; }
+
+  private:
+    struct Memory {
+        std::unique_ptr<char[]> data;
+        std::int64_t bytes = 0;
+    };
+    static Memory& kept() {
+        thread_local Memory memory;
+        return memory;
+    }
+    Memory memory_;
+};
+
+// Of images of one or of two dimensions, which count as one.
 void run_multiply(const Plan& plan, py::handle x, py::handle values, py::handle bias,
-                  py::handle residual, const std::string& activation, py::handle scratch,
-                  py::handle y) {
+                  py::handle residual, const std::string& activation, py::handle y) {
     constexpr const char* op = "sparse_conv1x1";
     const TensorView x_view = tensor(x, op, "x"), y_view = tensor(y, op, "y"),
-                     value_view = tensor(values, op, "values"),
-                     scratch_view = tensor(scratch, op, "scratch");
-    if (x_view.ndim() != 3) refuse(op, "x must have 3 dimensions");
-    const std::int64_t batch = x_view.shape(0), pixels = x_view.shape(2);
-    require_shape(x_view, op, "x", {batch, plan.columns(), pixels});
-    require_shape(y_view, op, "y", {batch, plan.rows(), pixels});
+                     value_view = tensor(values, op, "values");
+    if (x_view.ndim() != 3 && x_view.ndim() != 4) refuse(op, "x must have 3 or 4 dimensions");
+    const std::int64_t batch = x_view.shape(0), height = x_view.shape(2);
+    std::int64_t pixels = height;
+    if (x_view.ndim() == 3) {
+        require_shape(x_view, op, "x", {batch, plan.columns(), height});
+        require_shape(y_view, op, "y", {batch, plan.rows(), height});
+    } else {
+        const std::int64_t width = x_view.shape(3);
+        require_shape(x_view, op, "x", {batch, plan.columns(), height, width});
+        require_shape(y_view, op, "y", {batch, plan.rows(), height, width});
+        pixels *= width;
+    }
     y_view.require_same_dtype(x_view);
     std::optional<TensorView> bias_view, residual_view;
     Product product{&plan,
@@ -159,11 +192,11 @@ void run_multiply(const Plan& plan, py::handle x, py::handle values, py::handle 
     if (bias_view) require_shape(*bias_view, op, "bias", {plan.rows()});
     if (residual_view) residual_view->require_same_shape(y_view);
     if (y_view.size() == 0) return;
-    require_scratch(scratch_view, op, product_scratch(plan, batch, pixels, product.storage));
     bool finished;
     {
         const py::gil_scoped_release release;
-        finished = multiply(product, scratch_view.data(), scratch_view.size() * 4, signalled);
+        const Scratch scratch(product_scratch(plan, batch, pixels, product.storage));
+        finished = multiply(product, scratch.data(), scratch.bytes(), signalled);
     }
     if (!finished) throw py::error_already_set();
 }
@@ -274,6 +307,77 @@ void run_depthwise(py::handle x, py::handle weight, py::handle bias, std::int64_
     if (!finished) throw py::error_already_set();
 }
 
+// Sizes alone, for the scratch; what is called has tensors as well.
+FirstConv first_of(const TensorView& x, const TensorView& weight, const TensorView& y,
+                   std::int64_t stride, std::int64_t left, std::int64_t top,
+                   const std::string& activation) {
+    constexpr const char* op = "first_conv2d";
+    if (x.ndim() != 4) refuse(op, "x must have 4 dimensions");
+    if (y.ndim() != 4) refuse(op, "y must have 4 dimensions");
+    if (weight.ndim() != 4) refuse(op, "weight must have 4 dimensions");
+    if (x.size() == 0 || weight.size() == 0 || y.size() == 0) {
+        refuse(op, "x, weight and y must not be empty");
+    }
+    const std::int64_t channels = x.shape(1), filters = weight.shape(0);
+    require_shape(weight, op, "weight", {filters, channels, weight.shape(2), weight.shape(3)});
+    require_shape(y, op, "y", {x.shape(0), filters, y.shape(2), y.shape(3)});
+    if (stride < 1) refuse(op, "stride must be at least 1");
+    if (left < 0 || top < 0) refuse(op, "padding must not be negative");
+    return {x.data(),
+            weight.data(),
+            nullptr,
+            y.data(),
+            x.shape(0),
+            channels,
+            filters,
+            x.shape(2),
+            x.shape(3),
+            y.shape(2),
+            y.shape(3),
+            weight.shape(2),
+            weight.shape(3),
+            stride,
+            left,
+            top,
+            storage_of(x),
+            activation_of(op, activation),
+            0,
+            x.shape(2) * x.shape(3),
+            0,
+            y.shape(2) * y.shape(3)};
+}
+
+std::int64_t run_first_scratch(py::handle x, py::handle weight, py::handle y,
+                               std::int64_t stride, std::int64_t left, std::int64_t top) {
+    constexpr const char* op = "first_conv2d";
+    const TensorView x_view = tensor(x, op, "x"), weight_view = tensor(weight, op, "weight"),
+                     y_view = tensor(y, op, "y");
+    return (first_scratch(first_of(x_view, weight_view, y_view, stride, left, top, "none")) +
+            3) /
+           4;
+}
+
+void run_first(py::handle x, py::handle weight, py::handle bias, std::int64_t stride,
+               std::int64_t left, std::int64_t top, const std::string& activation,
+               py::handle scratch, py::handle y) {
+    constexpr const char* op = "first_conv2d";
+    const TensorView x_view = tensor(x, op, "x"), weight_view = tensor(weight, op, "weight"),
+                     y_view = tensor(y, op, "y"), scratch_view = tensor(scratch, op, "scratch");
+    weight_view.require_same_dtype(x_view);
+    y_view.require_same_dtype(x_view);
+    FirstConv f = first_of(x_view, weight_view, y_view, stride, left, top, activation);
+    std::optional<TensorView> bias_view;
+    f.bias = optional(bias_view, bias, op, "bias", x_view);
+    if (bias_view) require_shape(*bias_view, op, "bias", {weight_view.shape(0)});
+    require_scratch(scratch_view, op, first_scratch(f));
+    bool finished;
+    {
+        const py::gil_scoped_release release;
+        finished = first_conv(f, scratch_view.data(), scratch_view.size() * 4, signalled);
+    }
+    if (!finished) throw py::error_already_set();
+}
+
 }  // namespace
 }  // namespace sparseconv
 
@@ -285,7 +389,6 @@ void bind_sparseconv(py::module_& module) {
              arg("columns"), arg("block_rows"), arg("block_columns"), arg("transposed"),
              arg("by_blocks"), arg("vectors"), arg("parts"))
         .def("size", [](const Plan& plan) { return plan.source().size(); })
-        .def("scratch", sparseconv::scratch_size, arg("batch"), arg("pixels"), arg("element"))
         .def(
             "sddmm_scratch",
             [](const Plan& plan, std::int64_t element) {
@@ -296,7 +399,7 @@ void bind_sparseconv(py::module_& module) {
             arg("element"))
         .def("gather", sparseconv::run_gather, arg("values"), arg("out"))
         .def("multiply", sparseconv::run_multiply, arg("x"), arg("values"), arg("bias"),
-             arg("residual"), arg("activation"), arg("scratch"), arg("y"))
+             arg("residual"), arg("activation"), arg("y"))
         .def("sddmm", sparseconv::run_correlate, arg("g"), arg("x"), arg("scratch"),
              arg("values"));
     module.def("depthwise_scratch", sparseconv::run_depthwise_scratch, arg("x"), arg("weight"),
@@ -304,6 +407,11 @@ void bind_sparseconv(py::module_& module) {
     module.def("depthwise", sparseconv::run_depthwise, arg("x"), arg("weight"), arg("bias"),
                arg("stride"), arg("dilation"), arg("left"), arg("top"), arg("activation"),
                arg("scratch"), arg("y"));
+    module.def("first_scratch", sparseconv::run_first_scratch, arg("x"), arg("weight"),
+               arg("y"), arg("stride"), arg("left"), arg("top"));
+    module.def("first", sparseconv::run_first, arg("x"), arg("weight"), arg("bias"),
+               arg("stride"), arg("left"), arg("top"), arg("activation"), arg("scratch"),
+               arg("y"));
     module.def("check_sparse_pattern", sparseconv::check_pattern, arg("crow"), arg("col"),
                arg("rows"), arg("columns"), arg("block_rows"), arg("block_columns"));
 }

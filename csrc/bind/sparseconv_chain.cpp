@@ -109,7 +109,7 @@ class Held {
 
     Stage depthwise(const py::tuple& parts, const std::vector<Extent>& extents) const {
         Stage stage{};
-        stage.depthwise = true;
+        stage.kind = Stage::Kind::depthwise;
         stage.input = tensor(parts[1], extents.size());
         stage.residual = -1;
         const Extent& from = extents[static_cast<std::size_t>(stage.input)];
@@ -121,15 +121,6 @@ class Held {
         const auto stride = parts[4].cast<std::int64_t>(),
                    dilation = parts[5].cast<std::int64_t>();
         const auto padding = parts[6].cast<device::Padding>();
-        if (stride < 1 || dilation < 1) device::refuse_call(op, "strides must be positive");
-        const auto size = [&](std::int64_t n, std::int64_t before, std::int64_t after,
-                              std::int64_t taps) {
-            const std::int64_t room = n + before + after - dilation * (taps - 1) - 1;
-            if (before < 0 || after < 0 || room < 0) {
-                device::refuse_call(op, "a filter must fit into the image");
-            }
-            return room / stride + 1;
-        };
         Depthwise& d = stage.filters;
         d.weight = weight.data();
         d.bias = vector(parts[3], "bias", weight.shape(0));
@@ -140,16 +131,71 @@ class Held {
         d.width = from.width;
         d.kernel_height = weight.shape(2);
         d.kernel_width = weight.shape(3);
-        d.out_height = size(from.height, padding[2], padding[3], d.kernel_height);
-        d.out_width = size(from.width, padding[0], padding[1], d.kernel_width);
+        window(stage, from, weight, stride, dilation, padding);
+        d.out_height = stage.out.height;
+        d.out_width = stage.out.width;
         d.stride = stride;
         d.dilation = dilation;
         d.left = padding[0];
         d.top = padding[2];
         d.storage = storage_;
         d.activation = device::activation_of(op, parts[7].cast<std::string>());
-        stage.out = {weight.shape(0), d.out_height, d.out_width};
         return stage;
+    }
+
+    Stage first(const py::tuple& parts, const std::vector<Extent>& extents) const {
+        Stage stage{};
+        stage.kind = Stage::Kind::first;
+        stage.input = tensor(parts[1], extents.size());
+        stage.residual = -1;
+        const Extent& from = extents[static_cast<std::size_t>(stage.input)];
+        const TensorView weight(parts[2], op, "weight", dlpack::device_cpu, true);
+        if (weight.ndim() != 4 || weight.size() == 0 || weight.shape(1) != from.channels ||
+            device::storage_of(weight) != storage_) {
+            device::refuse_call(op, "weight must have filters of all channels");
+        }
+        const auto stride = parts[4].cast<std::int64_t>();
+        const auto padding = parts[5].cast<device::Padding>();
+        window(stage, from, weight, stride, 1, padding);
+        FirstConv& f = stage.first;
+        f.weight = weight.data();
+        f.bias = vector(parts[3], "bias", weight.shape(0));
+        f.images = 1;
+        f.channels = from.channels;
+        f.filters = weight.shape(0);
+        f.height = from.height;
+        f.width = from.width;
+        f.out_height = stage.out.height;
+        f.out_width = stage.out.width;
+        f.kernel_height = weight.shape(2);
+        f.kernel_width = weight.shape(3);
+        f.stride = stride;
+        f.left = padding[0];
+        f.top = padding[2];
+        f.storage = storage_;
+        f.activation = device::activation_of(op, parts[6].cast<std::string>());
+        return stage;
+    }
+
+    // What a stage computes, and which rows it takes for that.
+    static void window(Stage& stage, const Extent& from, const TensorView& weight,
+                       std::int64_t stride, std::int64_t dilation,
+                       const device::Padding& padding) {
+        if (stride < 1 || dilation < 1) device::refuse_call(op, "strides must be positive");
+        const auto size = [&](std::int64_t n, std::int64_t before, std::int64_t after,
+                              std::int64_t taps) {
+            const std::int64_t room = n + before + after - dilation * (taps - 1) - 1;
+            if (before < 0 || after < 0 || room < 0) {
+                device::refuse_call(op, "a filter must fit into the image");
+            }
+            return room / stride + 1;
+        };
+        stage.out = {weight.shape(0),
+                     size(from.height, padding[2], padding[3], weight.shape(2)),
+                     size(from.width, padding[0], padding[1], weight.shape(3))};
+        stage.reach = dilation * (weight.shape(2) - 1) + 1;
+        stage.step = stride;
+        stage.top = padding[2];
     }
 
     std::vector<Stage> read(const std::array<std::int64_t, 4>& shape,
@@ -166,9 +212,10 @@ class Held {
                 found.push_back(pointwise(parts, extents));
             } else if (kind == "depthwise") {
                 found.push_back(depthwise(parts, extents));
+            } else if (kind == "first") {
+                found.push_back(first(parts, extents));
             } else {
-                device::refuse_call(op,
-                                    "a stage is pointwise or depthwise, got '" + kind + "'");
+                device::refuse_call(op, "there is no stage '" + kind + "'");
             }
             extents.push_back(found.back().out);
         }

@@ -14,6 +14,18 @@ std::int64_t whole_lines(std::int64_t bytes) {
     return (bytes + 63) / 64 * 64;
 }
 
+// Of one thread.
+std::int64_t stage_scratch(const Stage& stage) {
+    switch (stage.kind) {
+        case Stage::Kind::pointwise:
+            return whole_lines(serial_scratch(*stage.product.plan));
+        case Stage::Kind::depthwise:
+            return plane_scratch(stage.filters);
+        default:
+            return first_buffer_bytes(stage.first);
+    }
+}
+
 }  // namespace
 
 // Signals are looked for by the thread that called, every 50 ms.
@@ -41,7 +53,13 @@ Chain::Chain(std::vector<Stage> stages, Extent input, Storage storage, std::int6
       batch_(batch),
       lanes_(std::max<std::int64_t>(1, std::min<std::int64_t>(threads, batch))),
       threads_(lanes_ > 1 ? 1 : std::max(1, threads)) {
-    for (const Stage& stage : stages_) extent_.push_back(stage.out);
+    for (const Stage& stage : stages_) {
+        extent_.push_back(stage.out);
+        packed_.emplace_back();
+        if (stage.kind != Stage::Kind::first) continue;
+        packed_.back().resize(static_cast<std::size_t>(first_packed_bytes(stage.first) + 64));
+        first_pack(stage.first, aligned(packed_.back().data()));
+    }
     cut(limits);
     place();
 }
@@ -57,15 +75,13 @@ std::int64_t Chain::tensor_bytes(std::int64_t tensor) const {
 // The first row of its input that a stage needs for a row of its output, and the end of those
 // that it needs for the rows before `end`.
 std::int64_t Chain::first_row(const Stage& stage, std::int64_t row) const {
-    if (!stage.depthwise) return row;
-    const Depthwise& d = stage.filters;
-    return std::clamp<std::int64_t>(row * d.stride - d.top, 0, d.height);
+    const std::int64_t height = extent_[static_cast<std::size_t>(stage.input)].height;
+    return std::clamp<std::int64_t>(row * stage.step - stage.top, 0, height);
 }
 std::int64_t Chain::end_row(const Stage& stage, std::int64_t end) const {
-    if (!stage.depthwise) return end;
-    const Depthwise& d = stage.filters;
-    const std::int64_t reach = (d.kernel_height - 1) * d.dilation + 1;
-    return std::clamp<std::int64_t>((end - 1) * d.stride - d.top + reach, 0, d.height);
+    const std::int64_t height = extent_[static_cast<std::size_t>(stage.input)].height;
+    return std::clamp<std::int64_t>((end - 1) * stage.step - stage.top + stage.reach, 0,
+                                    height);
 }
 
 // Bytes of the buffers of a segment whose bands have so many rows; `held`: how many of each
@@ -76,10 +92,7 @@ std::int64_t Chain::capacity(const Segment& segment, std::int64_t rows,
     held.assign(static_cast<std::size_t>(segment.last - segment.first), rows);
     for (std::int64_t i = segment.last - 1; i > segment.first; --i) {
         const Stage& stage = stages_[static_cast<std::size_t>(i)];
-        const Depthwise& d = stage.filters;
-        if (stage.depthwise) {
-            rows = (rows - 1) * d.stride + (d.kernel_height - 1) * d.dilation + 1;
-        }
+        rows = (rows - 1) * stage.step + stage.reach;
         rows = std::min(rows, extent_[static_cast<std::size_t>(i)].height);
         held[static_cast<std::size_t>(i - 1 - segment.first)] = rows;
         bytes += whole_lines(rows * row_bytes(i));
@@ -153,20 +166,19 @@ void Chain::place() {
             std::int64_t bytes = capacity(segment, segment.rows, rows), product = 0;
             for (std::int64_t i = segment.first; i < segment.last; ++i) {
                 const Stage& stage = stages_[static_cast<std::size_t>(i)];
-                if (stage.depthwise) {
-                    bytes += plane_scratch(stage.filters);
+                if (stage.kind == Stage::Kind::pointwise) {
+                    product = std::max(product, stage_scratch(stage));
                 } else {
-                    product =
-                        std::max(product, whole_lines(serial_scratch(*stage.product.plan)));
+                    bytes += stage_scratch(stage);
                 }
             }
             band_bytes_ = std::max(band_bytes_, bytes + product);
             continue;
         }
         const Stage& stage = stages_[static_cast<std::size_t>(segment.first)];
-        const std::int64_t each = stage.depthwise ? plane_scratch(stage.filters)
-                                                  : serial_scratch(*stage.product.plan);
-        scratch_bytes_ = std::max(scratch_bytes_, threads_ * whole_lines(each) + 64);
+        std::int64_t bytes = threads_ * stage_scratch(stage) + 64;
+        if (stage.kind == Stage::Kind::first) bytes += first_packed_bytes(stage.first);
+        scratch_bytes_ = std::max(scratch_bytes_, bytes);
     }
     scratch_bytes_ = whole_lines(scratch_bytes_);
     band_ = scratch_ + scratch_bytes_;
@@ -226,6 +238,17 @@ Depthwise Chain::depthwise(const Stage& stage, std::int64_t begin, std::int64_t 
     return d;
 }
 
+FirstConv Chain::first(const Stage& stage, const Rows& from, const Rows& to) const {
+    FirstConv f = stage.first;
+    f.x = from.data;
+    f.x_row = from.row;
+    f.x_plane = from.plane;
+    f.y = to.data;
+    f.y_row = to.row;
+    f.y_plane = to.plane;
+    return f;
+}
+
 bool Chain::run(const void* x, void* y, void* workspace, InterruptCheck interrupted) const {
     const std::int64_t element = element_size(storage_);
     const std::int64_t x_bytes = extent_[0].channels * extent_[0].height * extent_[0].width;
@@ -266,23 +289,28 @@ bool Chain::run_image(const void* x, void* y, char* lane, Poll& poll) const {
             });
             finished = all;
         } else {
-            const Stage& stage = stages_[static_cast<std::size_t>(segment.first)];
-            const Rows from = whole(stage.input, x, y, lane);
-            const Rows to = whole(segment.last, x, y, lane);
-            char* scratch = lane + scratch_;
-            if (stage.depthwise) {
-                finished =
-                    sparseconv::depthwise(depthwise(stage, 0, stage.out.height, from, to),
-                                          scratch, scratch_bytes_, poll.check());
-            } else {
-                Product p = product(stage, 0, stage.out.height, from,
-                                    whole(stage.residual, x, y, lane), to);
-                finished = multiply(p, scratch, scratch_bytes_, poll.check());
-            }
+            finished = run_whole(segment, x, y, lane, poll);
         }
         if (!finished || poll.stops()) return false;
     }
     return true;
+}
+
+bool Chain::run_whole(const Segment& segment, const void* x, void* y, char* lane,
+                      Poll& poll) const {
+    const Stage& stage = stages_[static_cast<std::size_t>(segment.first)];
+    const Rows from = whole(stage.input, x, y, lane), to = whole(segment.last, x, y, lane);
+    char* scratch = lane + scratch_;
+    if (stage.kind == Stage::Kind::depthwise) {
+        return sparseconv::depthwise(depthwise(stage, 0, stage.out.height, from, to), scratch,
+                                     scratch_bytes_, poll.check());
+    }
+    if (stage.kind == Stage::Kind::first) {
+        return first_conv(first(stage, from, to), scratch, scratch_bytes_, poll.check());
+    }
+    const Rows beside = whole(stage.residual, x, y, lane);
+    return multiply(product(stage, 0, stage.out.height, from, beside, to), scratch,
+                    scratch_bytes_, poll.check());
 }
 
 bool Chain::run_bands(const Segment& segment, std::int64_t begin, std::int64_t end,
@@ -306,10 +334,10 @@ bool Chain::run_bands(const Segment& segment, std::int64_t begin, std::int64_t e
         memory += whole_lines(e.channels * rows[i].plane * element);
     }
     for (std::size_t i = 0; i < count; ++i) {
-        if (!stage_of(i).depthwise) continue;
+        if (stage_of(i).kind == Stage::Kind::pointwise) continue;
         padded[i] = memory;
-        std::memset(memory, 0, static_cast<std::size_t>(plane_scratch(stage_of(i).filters)));
-        memory += plane_scratch(stage_of(i).filters);
+        std::memset(memory, 0, static_cast<std::size_t>(stage_scratch(stage_of(i))));
+        memory += stage_scratch(stage_of(i));
     }
     while (done[count - 1] < end) {
         until[count - 1] = std::min(done[count - 1] + segment.rows, end);
@@ -333,9 +361,19 @@ bool Chain::run_bands(const Segment& segment, std::int64_t begin, std::int64_t e
         for (std::size_t i = 0; i < count; ++i) {
             const Stage& stage = stage_of(i);
             if (until[i] <= done[i]) continue;
-            if (stage.depthwise) {
+            if (stage.kind == Stage::Kind::depthwise) {
                 const Depthwise d = depthwise(stage, done[i], until[i], rows[i], rows[i + 1]);
                 depthwise_planes(d, 0, stage.out.channels, padded[i]);
+            } else if (stage.kind == Stage::Kind::first) {
+                // as many rows at a time as its buffer holds
+                const FirstConv f = first(stage, rows[i], rows[i + 1]);
+                const char* weights =
+                    packed_[static_cast<std::size_t>(segment.first) + i].data();
+                char* packed = aligned(const_cast<char*>(weights));
+                const std::int64_t some = first_bands(f).rows;
+                for (std::int64_t row = done[i]; row < until[i]; row += some) {
+                    first_rows(f, packed, 0, row, std::min(row + some, until[i]), padded[i]);
+                }
             } else {
                 Product p = product(stage, done[i], until[i], rows[i],
                                     whole(stage.residual, x, y, lane), rows[i + 1]);

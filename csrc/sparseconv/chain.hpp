@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "sparseconv/depthwise.hpp"
+#include "sparseconv/first.hpp"
 #include "sparseconv/product.hpp"
 
 namespace curvkern::sparseconv {
@@ -24,11 +25,14 @@ struct Extent {
 
 // Numbers of tensors: 0 is what the chain is called with, i + 1 what stage i computes.
 struct Stage {
-    bool depthwise;
+    enum class Kind { pointwise, depthwise, first } kind;
     int input, residual;  // the latter -1 where nothing is added
     Product product;      // pointwise: plan, value, bias, activation
-    Depthwise filters;    // weight, bias, kernel, stride, dilation, left, top, activation
+    Depthwise filters;    // all but where x and y lie, and which rows
+    FirstConv first;
     Extent out;
+    // Row i of the result takes rows [i step - top, i step - top + reach) of the input.
+    std::int64_t reach = 1, step = 1, top = 0;
 };
 
 // In bytes: a tensor between two stages is not kept as a whole where it takes more than
@@ -80,12 +84,16 @@ class Chain {
                     const Rows& beside, const Rows& to) const;
     Depthwise depthwise(const Stage& stage, std::int64_t begin, std::int64_t end,
                         const Rows& from, const Rows& to) const;
+    FirstConv first(const Stage& stage, const Rows& from, const Rows& to) const;
+    bool run_whole(const Segment& segment, const void* x, void* y, char* lane,
+                   Poll& poll) const;
     bool run_image(const void* x, void* y, char* lane, Poll& poll) const;
     bool run_bands(const Segment& segment, std::int64_t begin, std::int64_t end, const void* x,
                    void* y, char* lane, char* memory, Poll& poll) const;
 
     std::vector<Stage> stages_;
-    std::vector<Extent> extent_;  // by tensor
+    std::vector<std::vector<char>> packed_;  // by stage, weights of first convolutions
+    std::vector<Extent> extent_;             // by tensor
     Storage storage_;
     std::int64_t batch_, lanes_, threads_;  // images at a time, and threads on each
     std::vector<Segment> segments_;

@@ -118,6 +118,7 @@ Plan::Plan(const Matrix& matrix, const Layout& layout)
     place_.push_back({static_cast<std::int64_t>(run_.size()),
                       static_cast<std::int64_t>(row_.size()), entries});
 
+    row_.resize(row_.size() + rows_ahead);  // any row, for those who look ahead
     offset_.resize(at(entries));
     source_.resize(at(entries * height_));
     const std::int64_t step = layout.transposed ? 1 : matrix.block_columns;

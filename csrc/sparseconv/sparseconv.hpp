@@ -31,6 +31,7 @@ namespace curvkern::sparseconv {
 inline constexpr int most_vectors = 8;                // registers in a strip
 inline constexpr std::int64_t chunk_bytes = 1 << 15;  // of activations that are worked on
 inline constexpr int widest_register = 64;
+inline constexpr int rows_ahead = 2;  // of the one that is worked on, which are prefetched
 
 enum class Storage { float64, float32, bfloat16 };
 enum class Activation { none, relu, relu6, silu, hardswish };
@@ -54,7 +55,7 @@ struct Run {
 struct Piece {
     const Run* run;
     std::int64_t runs;
-    const std::int32_t* row;
+    const std::int32_t* row;      // and rows_ahead more
     const std::uint16_t* offset;  // in bytes, into the packed channels
     const void* value;            // float64 or, for both other storages, float32
 };

@@ -75,6 +75,20 @@ def depthwise(
     scratch: Tensor,
     y: Tensor,
 ) -> None: ...
+def first_scratch(
+    x: Tensor, weight: Tensor, y: Tensor, stride: int, left: int, top: int
+) -> int: ...
+def first(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int,
+    left: int,
+    top: int,
+    activation: str,
+    scratch: Tensor,
+    y: Tensor,
+) -> None: ...
 def check_sparse_pattern(
     crow: npt.NDArray[np.int64],
     col: npt.NDArray[np.int64],
@@ -101,7 +115,6 @@ class SparsePlan:
         parts: int,
     ) -> None: ...
     def size(self) -> int: ...
-    def scratch(self, batch: int, pixels: int, element: int) -> int: ...
     def sddmm_scratch(self, element: int) -> int: ...
     def gather(self, values: Tensor, out: Tensor) -> None: ...
     def multiply(
@@ -111,7 +124,6 @@ class SparsePlan:
         bias: Tensor | None,
         residual: Tensor | None,
         activation: str,
-        scratch: Tensor,
         y: Tensor,
     ) -> None: ...
     def sddmm(self, g: Tensor, x: Tensor, scratch: Tensor, values: Tensor) -> None: ...

@@ -135,12 +135,11 @@ def conv1x1_packed(
     residual: Tensor | None = None,
     activation: str = "none",
 ) -> Tensor:
-    """act(W x + bias + residual) for x of shape (B, K, P)."""
-    _native()
-    plan = packed.plan
-    y = x.new_empty(x.shape[0], packed.rows, x.shape[2])
-    scratch = torch.empty(plan.scratch(x.shape[0], x.shape[2], x.element_size()))
-    plan.multiply(x, packed.values, bias, residual, activation, scratch, y)
+    """act(W x + bias + residual) for x of shape (B, K, P) or (B, K, H, W)."""
+    torch.get_num_threads()  # as in _native
+    batch, _, *pixels = x.shape
+    y = x.new_empty((batch, packed.rows, *pixels))
+    packed.plan.multiply(x, packed.values, bias, residual, activation, y)
     return y
 
 
@@ -184,6 +183,18 @@ class Chain:
     ) -> Stage:
         """As :func:`depthwise`."""
         return "depthwise", input, weight, bias, stride, dilation, tuple(padding), activation
+
+    @staticmethod
+    def first(
+        input: int,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: int,
+        padding: Sequence[int],
+        activation: str,
+    ) -> Stage:
+        """As :func:`first_native`."""
+        return "first", input, weight, bias, stride, tuple(padding), activation
 
     def segments(self) -> list[tuple[int, int]]:
         """By stage: the segment it runs in, and how many rows are a band of it, 0 for all."""
@@ -247,6 +258,10 @@ def sddmm(gy: Tensor, x: Tensor, pattern: Pattern) -> Tensor:
     return values
 
 
+#: Channels of a first convolution up to which the compiled kernel is quicker than torch's, by
+#: instruction set.
+MOST_CHANNELS = {"v4": 8, "v3": 4}
+
 #: act(z), in the memory of z.
 IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda z: z,
@@ -255,6 +270,33 @@ IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": lambda z: F.silu(z, inplace=True),
     "hardswish": lambda z: F.hardswish(z, inplace=True),
 }
+
+
+def _output(
+    x: Tensor,
+    weight: Tensor,
+    stride: int,
+    padding: Sequence[int],
+    dilation: int = 1,
+) -> Tensor:
+    """Memory for what comes out of a convolution."""
+    size = output_size(x.shape[2:], weight, stride, padding, dilation)
+    return x.new_empty(x.shape[0], weight.shape[0], *size)
+
+
+def output_size(
+    size: Sequence[int], weight: Tensor, stride: int, padding: Sequence[int], dilation: int = 1
+) -> tuple[int, int]:
+    """Height and width of what comes out of a convolution."""
+    left, right, top, bottom = padding
+    kh, kw = weight.shape[2:]
+    height = (size[0] + top + bottom - dilation * (kh - 1) - 1) // stride + 1
+    return height, (size[1] + left + right - dilation * (kw - 1) - 1) // stride + 1
+
+
+def first_is_native(channels: int) -> bool:
+    """Whether first convolutions of so many channels are computed by the compiled kernel."""
+    return channels <= MOST_CHANNELS.get(_runtime.isa(), 0)
 
 
 def depthwise(
@@ -267,12 +309,8 @@ def depthwise(
     activation: str,
 ) -> Tensor:
     """act(conv2d) of (B, C, H, W) by (N, 1, kh, kw), padded by (left, right, top, bottom)."""
-    left, right, top, bottom = padding
-    kh, kw = weight.shape[2:]
-    height = (x.shape[2] + top + bottom - dilation * (kh - 1) - 1) // stride + 1
-    width = (x.shape[3] + left + right - dilation * (kw - 1) - 1) // stride + 1
-    y = x.new_empty(x.shape[0], weight.shape[0], height, width)
-    place = (stride, dilation, left, top)
+    y = _output(x, weight, stride, padding, dilation)
+    place = (stride, dilation, padding[0], padding[2])
     scratch = torch.empty(_native().depthwise_scratch(x, weight, y, *place))
     _native().depthwise(x, weight, bias, *place, activation, scratch, y)
     return y
@@ -286,7 +324,40 @@ def first_conv(
     padding: Sequence[int],
     activation: str,
 ) -> Tensor:
-    """act(conv2d) of (B, C, H, W) by (N, C, kh, kw), padded by (left, right, top, bottom)."""
+    """act(conv2d) of (B, C, H, W) by (N, C, kh, kw), padded by (left, right, top, bottom).
+
+    Where torch's own convolution is quicker, it computes.
+    """
+    if not first_is_native(x.shape[1]):
+        return first_by_torch(x, weight, bias, stride, padding, activation)
+    return first_native(x, weight, bias, stride, padding, activation)
+
+
+def first_native(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int,
+    padding: Sequence[int],
+    activation: str,
+) -> Tensor:
+    """The same by the compiled kernel, however many channels there are."""
+    y = _output(x, weight, stride, padding)
+    place = (stride, padding[0], padding[2])
+    scratch = torch.empty(_native().first_scratch(x, weight, y, *place))
+    _native().first(x, weight, bias, *place, activation, scratch, y)
+    return y
+
+
+def first_by_torch(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int,
+    padding: Sequence[int],
+    activation: str,
+) -> Tensor:
+    """The same by torch."""
     left, right, top, bottom = padding
     if (left, top) == (right, bottom):
         z = F.conv2d(x, weight, bias, stride, (top, left))

@@ -70,6 +70,10 @@ class Case:
         The size of the full run.
     quick
         Whether ``--quick`` includes it.
+    repeats
+        Calls of a turn that are timed, after a first one that is told apart from them; 0: a
+        turn is one call. For what a program calls again and again, with its operands as warm
+        in the caches as they then are.
     memory
         Whether the peak of resident memory is measured, too.
     needs
@@ -94,6 +98,7 @@ class Case:
     bars: tuple[Bar, ...] = field(default=())
     elements: int = 2**18
     quick: bool = False
+    repeats: int = 0
     memory: bool = False
     needs: tuple[str, ...] = ()
     rivals: tuple[tuple[str, str], ...] = ()

@@ -131,6 +131,12 @@ def remarks(results: dict) -> list[str]:
         told = ", ".join(f"{name} {n}" for name, n in counts.items() if n is not None)
         if told:
             lines.append(f"{_name(case)}: iterations: {told}")
+        first = case.get("first_ratio_to")
+        if first and case["bars"]:
+            told = ", ".join(
+                f"{_speedup(1 / ratio)} faster than {name}" for name, ratio in first.items()
+            )
+            lines.append(f"{_name(case)}: in the first call of a turn {told}")
         for rival, error in case["errors"].items():
             lines.append(f"{_name(case)}: {rival} failed: {error}")
         for contestant, measured in case["contestants"].items():

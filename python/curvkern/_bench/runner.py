@@ -1,7 +1,9 @@
 """Times the contestants of a case in interleaved rounds within one process.
 
-A round calls every contestant once, starting with another one each time, so that a slow spell
-of the machine hits all of them; ratios are taken within a round, then their median.
+In a round every contestant has its turn, starting with another one each time, so that a slow
+spell of the machine hits all of them; ratios are taken within a round, then their median. A
+turn is one call, or, where a case has ``repeats``, one and then so many more: the median of
+these counts, and the first call, for which the others have emptied the caches, is told too.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -47,18 +49,14 @@ def measure(case: Case, settings: Settings, limits: dict[str, float]) -> dict:
         if OURS not in contestants:
             raise RuntimeError(f"bench: {case.name}: curvkern failed: {errors.get(OURS)}")
         with threads(1):  # once more, for the libraries that the first calls have loaded
-            times = _interleave(contestants, warm, settings)
+            times, first = _interleave(contestants, warm, settings, case.repeats)
             peaks = {n: peak_MiB(call) for n, call in contestants.items() if case.memory}
     per_element = {
         name: {rnd: seconds / elements * 1e9 for rnd, seconds in rounds.items()}
         for name, rounds in times.items()
     }
     ours = per_element[OURS]
-    ratios = {
-        name: statistics.median(ours[r] / theirs[r] for r in theirs if r in ours)
-        for name, theirs in per_element.items()
-        if name != OURS
-    }
+    ratios, first_ratios = _ratios(times), _ratios(first)
     median_ns = statistics.median(ours.values())
     least, bound = floor_ns(case.bytes, case.flops, case.dtype, limits)
     return {
@@ -74,6 +72,9 @@ def measure(case: Case, settings: Settings, limits: dict[str, float]) -> dict:
             name: {
                 "median_ns": statistics.median(rounds.values()),
                 "min_ns": min(rounds.values()),
+                "first_ns": statistics.median(first[name].values()) / elements * 1e9
+                if case.repeats
+                else None,
                 "rounds": len(rounds),
                 "finite": finite[name],
                 "peak_MiB": peaks.get(name),
@@ -82,11 +83,23 @@ def measure(case: Case, settings: Settings, limits: dict[str, float]) -> dict:
             for name, rounds in per_element.items()
         },
         "errors": errors,
+        "repeats": case.repeats,
         "ratio_to": ratios,  # our time / theirs
+        "first_ratio_to": first_ratios if case.repeats else None,  # in first calls of turns
         "all_threads": _all_threads(contestants, elements, median_ns),
         "limit": {"ns": least, "bound": bound, "share": least / median_ns},
         "bars": [_judged(bar, ratios) for bar in case.bars if bar.quickest(ratios)],
         "note": case.note,
+    }
+
+
+def _ratios(times: dict[str, dict[int, float]]) -> dict[str, float]:
+    """Our time over that of each of the others: of a round, then the median."""
+    ours = times[OURS]
+    return {
+        name: statistics.median(ours[r] / theirs[r] for r in theirs if r in ours)
+        for name, theirs in times.items()
+        if name != OURS
     }
 
 
@@ -126,12 +139,16 @@ def _warm_up(contestants: Contestants, slow: float) -> tuple[dict, dict, dict, d
 
 
 def _interleave(
-    contestants: Contestants, warm: dict[str, float], settings: Settings
-) -> dict[str, dict[int, float]]:
-    """Seconds by contestant and round; one that takes long sits out the later rounds."""
+    contestants: Contestants, warm: dict[str, float], settings: Settings, repeats: int
+) -> tuple[dict[str, dict[int, float]], dict[str, dict[int, float]]]:
+    """Seconds by contestant and round, and those of the first call of each turn.
+
+    A contestant that takes long sits out the later rounds.
+    """
     names = list(contestants)
     times: dict[str, dict[int, float]] = {name: {} for name in names}
-    share = settings.budget / settings.min_rounds / len(names)
+    first_times: dict[str, dict[int, float]] = {name: {} for name in names}
+    share = settings.budget / settings.min_rounds / len(names) / (1 + repeats)
     quick_names = [name for name in names if warm[name] <= share or name == OURS]
     not_slow = [name for name in names if warm[name] <= settings.slow or name == OURS]
     start = time.perf_counter()
@@ -143,11 +160,17 @@ def _interleave(
             playing = playing if rnd else names
             first = rnd % len(playing)
             for name in (*playing[first:], *playing[:first]):
-                call = contestants[name]
-                before = time.perf_counter()
-                call()
-                times[name][rnd] = time.perf_counter() - before
-    return times
+                turn = [_timed(contestants[name]) for _ in range(1 + repeats)]
+                first_times[name][rnd] = turn[0]
+                times[name][rnd] = statistics.median(turn[1:] or turn)
+    return times, first_times
+
+
+def _timed(call: Callable[[], object]) -> float:
+    """Seconds of a call."""
+    before = time.perf_counter()
+    call()
+    return time.perf_counter() - before
 
 
 def _all_threads(contestants: Contestants, elements: int, one_thread_ns: float) -> dict | None:
@@ -155,13 +178,10 @@ def _all_threads(contestants: Contestants, elements: int, one_thread_ns: float) 
     count = torch.get_num_threads()
     if count == 1:
         return None
-    call, times = contestants[OURS], []
+    call = contestants[OURS]
     call()
     with _no_garbage_collection():
-        for _ in range(7):
-            before = time.perf_counter()
-            call()
-            times.append(time.perf_counter() - before)
+        times = [_timed(call) for _ in range(7)]
     ns = statistics.median(times) / elements * 1e9
     return {"threads": count, "median_ns": ns, "speedup": one_thread_ns / ns}
 

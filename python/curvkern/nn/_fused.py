@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .. import _runtime, _sparseconv
 from .._arguments import memory_error
 from ..sparse import _execution, _patterns
-from ._depthwise import DepthwiseConv2d
+from ._depthwise import DepthwiseConv2d, FirstConv2d
 from ._plans import CAPACITY, _modes, plain, threads
 from ._sparse_weight import SparseWeightConv2d
 
@@ -212,23 +212,19 @@ class FusedConvs(nn.Module):
                         step.input, step.residual, packed, member.bias, member.activation
                     )
                 )
-            elif isinstance(member, DepthwiseConv2d):
-                stride, padding, dilation, activation = member._settings()
-                left, right, top, bottom = padding
-                kh, kw = member.weight.shape[2:]
-                height = (height + top + bottom - dilation * (kh - 1) - 1) // stride + 1
-                width = (width + left + right - dilation * (kw - 1) - 1) // stride + 1
-                stages.append(
-                    _sparseconv.Chain.depthwise(
-                        step.input,
-                        member.weight,
-                        member.bias,
-                        stride,
-                        padding,
-                        dilation,
-                        activation,
-                    )
+            elif isinstance(member, (DepthwiseConv2d, FirstConv2d)):
+                stride, padding, *rest = member._settings()
+                filters = step.input, member.weight, member.bias, stride, padding, *rest
+                if isinstance(member, DepthwiseConv2d):
+                    stages.append(_sparseconv.Chain.depthwise(*filters))
+                elif _sparseconv.first_is_native(member.in_channels):
+                    stages.append(_sparseconv.Chain.first(*filters))
+                else:
+                    return None
+                size = _sparseconv.output_size(
+                    (height, width), member.weight, *filters[3:5], *rest[:-1]
                 )
+                height, width = size
             else:
                 return None
             sizes.append((height, width))

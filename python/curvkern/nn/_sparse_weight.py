@@ -262,15 +262,7 @@ class SparseWeightConv2d(nn.Module):
             except (TypeError, ValueError):
                 return None  # which is told in the words of the checks
             entry = _patterns.lookup(crow, col, values.shape[1:] or (1, 1), self.shape)
-            call = _execution.bound(entry, values, operands, self.format)
-            inner = flat[0].shape
-
-            def whole(x: Tensor, residual: Tensor | None) -> Tensor:
-                if residual is not None:
-                    residual = residual.view(inner[0], size[1], inner[2])
-                return call(x.view(inner), residual).view(size)
-
-            return whole
+            return _execution.bound(entry, values, operands, self.format)
 
         settings = (self.format, self.activation, self.stride)
         call = self._plans.find((values, crow, col, bias), (x, residual), settings, make)

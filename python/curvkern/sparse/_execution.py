@@ -23,6 +23,7 @@ AUTO = "auto"
 ROUNDS, SECONDS = 5, 0.01
 
 Operands = tuple[Tensor, "Tensor | None", "Tensor | None", str]
+Call = Callable[[Tensor, "Tensor | None"], Tensor]
 
 
 def kernels(tensor: Tensor) -> Any:
@@ -57,19 +58,37 @@ def run(entry: Entry, values: Tensor, operands: Operands, variant: str, frozen: 
     return y
 
 
-def bound(
-    entry: Entry, values: Tensor, operands: Operands, variant: str
-) -> Callable[[Tensor, Tensor | None], Tensor]:
-    """The product with values that do not change, of x and residual like these."""
+def bound(entry: Entry, values: Tensor, operands: Operands, variant: str) -> Call:
+    """The product with values that do not change, of x and residual like these.
+
+    It takes (B, K, H, W) as well as (B, K, P).
+    """
     x, bias, _, activation = operands
     if variant == TUNED:
         variant = choice(entry, values, operands)
     if variant == DENSE:
         weight = entry.made(values, DENSE, lambda: dense(entry, values))
-        return lambda x, residual: product(weight, x, bias, residual, activation)
+        return _of_pixels(lambda x, residual: product(weight, x, bias, residual, activation))
     module = kernels(x)
     packed = pack(entry, values, x, variant)
-    return lambda x, residual: module.conv1x1_packed(x, packed, bias, residual, activation)
+
+    def call(x: Tensor, residual: Tensor | None) -> Tensor:
+        y: Tensor = module.conv1x1_packed(x, packed, bias, residual, activation)
+        return y
+
+    return _of_pixels(call) if x.is_cuda else call
+
+
+def _of_pixels(call: Call) -> Call:
+    """A call that takes (B, K, P), for images too."""
+
+    def images(x: Tensor, residual: Tensor | None) -> Tensor:
+        if x.dim() == 3:
+            return call(x, residual)
+        y = call(x.flatten(2), None if residual is None else residual.flatten(2))
+        return y.unflatten(2, x.shape[2:])
+
+    return images
 
 
 def pack(entry: Entry, values: Tensor, x: Tensor, variant: str) -> Any:

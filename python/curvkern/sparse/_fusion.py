@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from ..nn._depthwise import DepthwiseConv2d
+from .. import _sparseconv
+from ..nn._depthwise import DepthwiseConv2d, FirstConv2d
 from ..nn._fused import FusedConvs, Step
 from ..nn._sparse_weight import SparseWeightConv2d
 from . import _chains, _execution
@@ -78,6 +79,8 @@ def _fusible(model: nn.Module, node: fx.Node, calls: Counter[fx.node.Target]) ->
         return False
     if type(module) is SparseWeightConv2d:
         return module.stride == 1 and module.format != "dense"
+    if type(module) is FirstConv2d:
+        return _sparseconv.first_is_native(module.in_channels)
     return type(module) is DepthwiseConv2d
 
 
