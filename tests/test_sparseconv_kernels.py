@@ -238,6 +238,61 @@ def test_depthwise(
             assert_close(again, first, rtol=0, atol=0)
 
 
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
+@pytest.mark.parametrize(("kernel", "stride", "padding", "dilation", "multiplier"), DEPTHWISE)
+@pytest.mark.parametrize("dtype", BARS, ids=str)
+def test_depthwise_gradients(
+    kernel: tuple[int, int],
+    stride: int,
+    padding: tuple[int, ...],
+    dilation: int,
+    multiplier: int,
+    dtype: torch.dtype,
+    thread_counts: Any,
+) -> None:
+    """Against derivatives of the dense formula, and the same bits for any number of threads."""
+    settings = (stride, padding, dilation)
+    for size, batch in (((7, 7), 5), ((14, 15), 2), ((9, 33), 1), ((112, 112), 2), ((5, 4), 3)):
+        x, _kept = guarded(torch.randn(batch, 3, *size).to(dtype))
+        weight, _also = guarded(torch.randn(3 * multiplier, 1, *kernel).to(dtype))
+        wide = [t.double().requires_grad_() for t in (x, weight)]
+        z = F.conv2d(F.pad(wide[0], padding), wide[1], None, stride, 0, dilation, 3)
+        gy, _too = guarded(torch.randn(z.shape).to(dtype))
+        expected = torch.autograd.grad(z, wide, gy.double())
+        first = None
+        for threads in (1, 2, 3):
+            thread_counts(threads)
+            gx = _sparseconv.depthwise_input_grad(gy, weight, size, *settings, 3)
+            gw = _sparseconv.depthwise_weight_grad(gy, x, kernel, *settings)
+            first = (gx, gw) if first is None else first
+            assert_close((gx, gw), first, rtol=0, atol=0)
+        assert_near(gx, expected[0])
+        assert_near(gw, expected[1])
+
+
+def test_depthwise_weight_gradient_keeps_its_digits() -> None:
+    """Sums over 1e5 pixels, to 1e-6 of the largest."""
+    x, gy = (torch.randn(8, 4, 112, 112) for _ in range(2))
+    gw = _sparseconv.depthwise_weight_grad(gy, x, (3, 3), 1, (1, 1, 1, 1), 1)
+    truth = _sparseconv.depthwise_weight_grad(
+        gy.double(), x.double(), (3, 3), 1, (1, 1, 1, 1), 1
+    )
+    dense = torch.nn.grad.conv2d_weight(x.double(), (4, 1, 3, 3), gy.double(), 1, 1, 1, 4)
+    assert (truth - dense).abs().max() <= 1e-12 * dense.abs().max()
+    assert (gw - dense).abs().max() <= 1e-6 * dense.abs().max()
+
+
+@pytest.mark.parametrize("size", [(9, 17), (8, 8)])
+def test_infinite_pixels_stay_with_their_taps(size: tuple[int, int]) -> None:
+    """A weight that never meets an infinite pixel has a finite gradient."""
+    x = torch.randn(1, 1, *size)
+    x[..., -1] = torch.inf
+    gy = torch.rand(1, 1, size[0] - 2, size[1] - 2) + 1
+    gw = _sparseconv.depthwise_weight_grad(gy, x, (3, 3), 1, (0, 0, 0, 0), 1)
+    assert gw[..., :2].isfinite().all()
+    assert (gw[..., 2] == torch.inf).all()
+
+
 FIRST = [  # channels, filters, kernel, stride, padding (left, right, top, bottom)
     (3, 32, (3, 3), 2, (1, 1, 1, 1)),
     (3, 13, (3, 3), 2, (0, 1, 0, 1)),

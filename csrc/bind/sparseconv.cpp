@@ -10,6 +10,7 @@
 #include "bind/signals.hpp"
 #include "bind/tensor_view.hpp"
 #include "sparseconv/depthwise.hpp"
+#include "sparseconv/depthwise_gradients.hpp"
 #include "sparseconv/first.hpp"
 #include "sparseconv/product.hpp"
 
@@ -307,6 +308,29 @@ void run_depthwise(py::handle x, py::handle weight, py::handle bias, std::int64_
     if (!finished) throw py::error_already_set();
 }
 
+// `in` writes x, else weight: gradients for y, that of the output.
+template <bool in>
+void run_depthwise_grad(py::handle x, py::handle weight, py::handle y, std::int64_t stride,
+                        std::int64_t dilation, std::int64_t left, std::int64_t top) {
+    constexpr const char* op =
+        in ? "depthwise_conv2d_input_grad" : "depthwise_conv2d_weight_grad";
+    const TensorView x_view = tensor(x, op, "x"), weight_view = tensor(weight, op, "weight"),
+                     y_view = tensor(y, op, "y");
+    weight_view.require_same_dtype(x_view);
+    y_view.require_same_dtype(x_view);
+    const Depthwise d =
+        sizes_of(x_view, weight_view, y_view, stride, dilation, left, top, "none");
+    const std::int64_t bytes = in ? depthwise_input_scratch(d) : depthwise_weight_scratch(d);
+    const std::unique_ptr<char[]> scratch(new char[static_cast<std::size_t>(bytes)]);
+    bool finished;
+    {
+        const py::gil_scoped_release release;
+        finished = (in ? depthwise_input_grad : depthwise_weight_grad)(d, scratch.get(), bytes,
+                                                                       signalled);
+    }
+    if (!finished) throw py::error_already_set();
+}
+
 // Sizes alone, for the scratch; what is called has tensors as well.
 FirstConv first_of(const TensorView& x, const TensorView& weight, const TensorView& y,
                    std::int64_t stride, std::int64_t left, std::int64_t top,
@@ -407,6 +431,12 @@ void bind_sparseconv(py::module_& module) {
     module.def("depthwise", sparseconv::run_depthwise, arg("x"), arg("weight"), arg("bias"),
                arg("stride"), arg("dilation"), arg("left"), arg("top"), arg("activation"),
                arg("scratch"), arg("y"));
+    module.def("depthwise_input_grad", sparseconv::run_depthwise_grad<true>, arg("x"),
+               arg("weight"), arg("y"), arg("stride"), arg("dilation"), arg("left"),
+               arg("top"));
+    module.def("depthwise_weight_grad", sparseconv::run_depthwise_grad<false>, arg("x"),
+               arg("weight"), arg("y"), arg("stride"), arg("dilation"), arg("left"),
+               arg("top"));
     module.def("first_scratch", sparseconv::run_first_scratch, arg("x"), arg("weight"),
                arg("y"), arg("stride"), arg("left"), arg("top"));
     module.def("first", sparseconv::run_first, arg("x"), arg("weight"), arg("bias"),

@@ -2,8 +2,8 @@
 // depthwise_kernels() has internal linkage.
 #include "sparseconv/activation.hpp"
 #include "sparseconv/depthwise.hpp"
+#include "sparseconv/depthwise_bands.hpp"
 #include "sparseconv/depthwise_direct.hpp"
-#include "sparseconv/padded_rows.hpp"
 
 namespace curvkern::sparseconv {
 namespace {
@@ -57,38 +57,29 @@ CURVKERN_HD void any_row(const Depthwise& d, const Bands& bands, Register<S> bia
     });
 }
 
+// rows(count, bias, taps, buffer, first row of the output) for each band of a plane.
 template <class S, class Rows>
-CURVKERN_HD void for_bands(const Depthwise& d, const Bands& bands, std::int64_t image,
-                           std::int64_t filter, void* tap, void* buffer, Rows rows) {
+CURVKERN_HD void filter_bands(const Depthwise& d, const Bands& bands, std::int64_t image,
+                              std::int64_t filter, void* tap, void* buffer, Rows rows) {
     using R = Register<S>;
     const std::int64_t taps = d.kernel_height * d.kernel_width;
-    const std::int64_t plane = image * d.channels + filter / d.multiplier;
     const std::int64_t filters = d.channels * d.multiplier;
-    const S* x = static_cast<const S*>(d.x) + plane * d.x_plane - d.x_row * d.width;
     const S* weight = static_cast<const S*>(d.weight) + filter * taps;
     S* y = static_cast<S*>(d.y) + (image * filters + filter) * d.y_plane;
-    auto* kept = static_cast<Wide<S>*>(buffer);
     for (std::int64_t i = 0; i < taps; ++i) static_cast<R*>(tap)[i] = spread(weight + i);
     const R bias = d.bias == nullptr ? R{} : spread(static_cast<const S*>(d.bias) + filter);
-    const PaddedRow shape{d.width, d.left, d.stride, bands.columns};
-    for (std::int64_t first = d.begin; first < d.end; first += bands.rows) {
-        const std::int64_t left = d.end - first;
-        const std::int64_t count = left < bands.rows ? left : bands.rows;
-        const std::int64_t reach = (d.kernel_height - 1) * d.dilation + 1;
-        for (std::int64_t i = 0; i < (count - 1) * d.stride + reach; ++i) {
-            const std::int64_t row = first * d.stride + i - d.top;
-            const S* from = row >= 0 && row < d.height ? x + row * d.width : nullptr;
-            copy_row(shape, from, kept + i * bands.row_size);
-        }
-        rows(count, bias, static_cast<const R*>(tap), kept,
-             y + (first - d.y_row) * d.out_width);
-    }
+    auto* kept = static_cast<Wide<S>*>(buffer);
+    for_bands<S>(d, bands, image * d.channels + filter / d.multiplier, kept,
+                 [&](std::int64_t first, std::int64_t count) {
+                     rows(count, bias, static_cast<const R*>(tap), kept,
+                          y + (first - d.y_row) * d.out_width);
+                 });
 }
 
 template <class S, int K, int T>
 void small(const Depthwise& d, const Bands& bands, std::int64_t image, std::int64_t filter,
            void* tap, void* buffer) {
-    for_bands<S>(
+    filter_bands<S>(
         d, bands, image, filter, tap, buffer,
         [&](std::int64_t count, Register<S> bias, const Register<S>* taps, const Wide<S>* kept,
             S* y) {
@@ -107,14 +98,15 @@ void small(const Depthwise& d, const Bands& bands, std::int64_t image, std::int6
 template <class S>
 void any(const Depthwise& d, const Bands& bands, std::int64_t image, std::int64_t filter,
          void* tap, void* buffer) {
-    for_bands<S>(d, bands, image, filter, tap, buffer,
-                 [&](std::int64_t count, Register<S> bias, const Register<S>* taps,
-                     const Wide<S>* kept, S* y) {
-                     for (std::int64_t i = 0; i < count; ++i) {
-                         any_row<S>(d, bands, bias, taps, kept + i * d.stride * bands.row_size,
-                                    y + i * d.out_width);
-                     }
-                 });
+    filter_bands<S>(d, bands, image, filter, tap, buffer,
+                    [&](std::int64_t count, Register<S> bias, const Register<S>* taps,
+                        const Wide<S>* kept, S* y) {
+                        for (std::int64_t i = 0; i < count; ++i) {
+                            any_row<S>(d, bands, bias, taps,
+                                       kept + i * d.stride * bands.row_size,
+                                       y + i * d.out_width);
+                        }
+                    });
 }
 
 template <class S>

@@ -75,6 +75,24 @@ def depthwise(
     scratch: Tensor,
     y: Tensor,
 ) -> None: ...
+def depthwise_input_grad(
+    x: Tensor,
+    weight: Tensor,
+    y: Tensor,
+    stride: int,
+    dilation: int,
+    left: int,
+    top: int,
+) -> None: ...
+def depthwise_weight_grad(
+    x: Tensor,
+    weight: Tensor,
+    y: Tensor,
+    stride: int,
+    dilation: int,
+    left: int,
+    top: int,
+) -> None: ...
 def first_scratch(
     x: Tensor, weight: Tensor, y: Tensor, stride: int, left: int, top: int
 ) -> int: ...

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.grad import conv2d_input, conv2d_weight
 
 from . import _runtime
 
@@ -374,12 +373,13 @@ def depthwise_input_grad(
     stride: int,
     padding: Sequence[int],
     dilation: int,
+    channels: int | None = None,
 ) -> Tensor:
-    """The gradient of a depthwise convolution of images of a size in them."""
-    left, right, top, bottom = padding
-    padded = (*gy.shape[:2], size[0] + top + bottom, size[1] + left + right)
-    gx = conv2d_input(padded, weight, gy, stride, 0, dilation, gy.shape[1])
-    return gx[..., top : top + size[0], left : left + size[1]].contiguous()
+    """The gradient of a depthwise convolution in its images, of a size and so many channels."""
+    gx = gy.new_empty(gy.shape[0], channels or gy.shape[1], *size)
+    place = (stride, dilation, padding[0], padding[2])
+    _native().depthwise_input_grad(gx, weight, gy, *place)
+    return gx
 
 
 def depthwise_weight_grad(
@@ -391,6 +391,6 @@ def depthwise_weight_grad(
     dilation: int,
 ) -> Tensor:
     """The gradient of a depthwise convolution in its weights, (C, 1, kh, kw)."""
-    shape = (x.shape[1], 1, *kernel)
-    padded = F.pad(x, tuple(padding))
-    return conv2d_weight(padded, shape, gy, stride, 0, dilation, x.shape[1])
+    gw = gy.new_empty(gy.shape[1], 1, *kernel)
+    _native().depthwise_weight_grad(x, gw, gy, stride, dilation, padding[0], padding[2])
+    return gw
