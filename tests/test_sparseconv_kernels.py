@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import signal
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,64 @@ class Problem:
 def assert_near(got: Tensor, expected: Tensor) -> None:
     error = (got.double() - expected).abs().max()
     assert error <= BARS[got.dtype] * expected.abs().max()
+
+
+def misaligned(x: Tensor) -> Tensor:
+    """The same numbers at addresses of which no register begins at one."""
+    moved = torch.empty(x.numel() + 1, dtype=x.dtype)[1:].view(x.shape)
+    return moved.copy_(x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("variant", ["strip1", "strip4", "strip7", "strip8x3"])
+def test_images_are_read_in_place_or_packed(variant: str, dtype: torch.dtype) -> None:
+    # The last two fall on each other in L1 where they lie, and are packed.
+    for channels, size, batch in [
+        (24, 56, 1),
+        (216, 28, 2),
+        (32, 112, 1),
+        (72, 64, 1),
+        (256, 32, 2),
+    ]:
+        case = Problem(columns=channels, batch=batch, pixels=size * size, dtype=dtype)
+        packed = _sparseconv.pack(case.pattern, case.values, variant)
+        got = _sparseconv.conv1x1_packed(case.x, packed, case.bias)
+        assert_near(got, case.product() + case.bias.double()[:, None])
+        again = _sparseconv.conv1x1_packed(misaligned(case.x), packed, case.bias)
+        assert torch.equal(got, again)
+
+
+def test_images_need_not_be_flattened() -> None:
+    case = Problem(batch=2, pixels=196)
+    packed = _sparseconv.pack(case.pattern, case.values, "strip4")
+    flat = _sparseconv.conv1x1_packed(case.x, packed, case.bias, case.residual, "relu")
+    x, residual = (t.unflatten(2, (7, 28)) for t in (case.x, case.residual))
+    got = _sparseconv.conv1x1_packed(x, packed, case.bias, residual, "relu")
+    assert got.shape == (2, 48, 7, 28)
+    assert torch.equal(got.flatten(2), flat)
+    with pytest.raises(ValueError, match="x must have 3 or 4 dimensions"):
+        _sparseconv.conv1x1_packed(x[0, 0], packed)
+
+
+def test_a_call_within_a_call_has_its_own_memory() -> None:
+    """A handler of signals runs where a long product looks for them."""
+    case = Problem(rows=512, columns=512, batch=24, pixels=56 * 56, density=0.3)
+    packed = _sparseconv.pack(case.pattern, case.values, "strip7")
+    expected = _sparseconv.conv1x1_packed(case.x, packed)
+    inner, found = case.x[:1].clone(), []
+    before = signal.signal(
+        signal.SIGALRM,
+        lambda *_: found.append(_sparseconv.conv1x1_packed(inner, packed)),
+    )
+    signal.setitimer(signal.ITIMER_REAL, 0.02)
+    try:
+        got = _sparseconv.conv1x1_packed(case.x, packed)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert torch.equal(got, expected)
+    assert len(found) == 1
+    assert torch.equal(found[0], expected[:1])
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

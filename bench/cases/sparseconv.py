@@ -2,7 +2,8 @@
 
 Batch 1 and images of 224 x 224. "best dense" takes, for each layer, the quickest of conv2d of
 contiguous and of channels_last tensors and of mm, which setup finds out; which of our variants
-a layer takes is decided there, too. Beside it stands torch's product of a CSR matrix (MKL).
+a layer takes is decided at its first call on so many threads. Beside it stands torch's product
+of a CSR matrix (MKL).
 """
 
 from __future__ import annotations
@@ -110,6 +111,28 @@ def _stored(dense: Tensor, mask: Tensor) -> tuple[_sparseconv.Pattern, Tensor]:
     return _sparseconv.Pattern.validated(crow, col, (height, 1), shape), values
 
 
+class _Tuned:
+    """Our product in the quickest variant for as many threads as torch now uses."""
+
+    def __init__(self, pattern: _sparseconv.Pattern, values: Tensor, x: Tensor) -> None:
+        self.pattern, self.values, self.x = pattern, values, x
+        self.chosen: dict[int, _sparseconv.Packed] = {}
+
+    def __call__(self) -> Tensor:
+        threads = torch.get_num_threads()
+        if threads not in self.chosen:
+            self.chosen[threads] = self._choose(threads)
+        return _sparseconv.conv1x1_packed(self.x, self.chosen[threads])
+
+    def _choose(self, threads: int) -> _sparseconv.Packed:
+        pixels = self.x.shape[2] * self.x.shape[3]
+        names = _sparseconv.variants(self.pattern, self.x.dtype, 1, pixels, threads)
+        ways = [_sparseconv.pack(self.pattern, self.values, name) for name in names]
+        return min(
+            ways, key=lambda way: _seconds(lambda: _sparseconv.conv1x1_packed(self.x, way))
+        )
+
+
 def _layer(layer: Layer, sparsity: int, height: int) -> dict[str, Callable[[], Tensor]]:
     channels, outputs, size = layer
     dense, mask = _matrix(outputs, channels, sparsity, height)
@@ -123,15 +146,9 @@ def _layer(layer: Layer, sparsity: int, height: int) -> dict[str, Callable[[], T
         lambda: torch.mm(dense, flat[0]),
     ]
     pattern, values = _stored(dense, mask)
-    names = _sparseconv.variants(pattern, x.dtype, 1, size * size, torch.get_num_threads())
-    packed = [_sparseconv.pack(pattern, values, name) for name in names]
-    ours: list[Callable[[], Tensor]] = [
-        lambda p=p: _sparseconv.conv1x1_packed(flat, p)  # type: ignore[misc]
-        for p in packed
-    ]
     csr = dense.to_sparse_csr()
     return {
-        OURS: min(ours, key=_seconds),
+        OURS: _Tuned(pattern, values, x),
         DENSE: min(ways, key=_seconds),
         CSR: lambda: csr @ flat[0],
     }

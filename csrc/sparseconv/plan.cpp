@@ -1,5 +1,7 @@
 #include "sparseconv/plan.hpp"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <limits>
 #include <numeric>
@@ -42,17 +44,36 @@ int height_of(std::int64_t block_rows) {
     return block_rows % 4 == 0 ? 4 : block_rows % 2 == 0 ? 2 : 1;
 }
 
+// How many channels are packed at a time: as few times as L1 allows, and each time about as
+// many. The rest of L1 is for the streams of weights and sums.
+std::int64_t channels_of(std::int64_t columns, std::int64_t pitch) {
+    const std::int64_t most = working_bytes() / pitch;
+    const std::int64_t chunks = std::max<std::int64_t>(1, (columns + most - 1) / most);
+    return std::max<std::int64_t>(1, (columns + chunks - 1) / chunks);
+}
+
 std::string range(std::int64_t end) {
     return "[0, " + std::to_string(end) + ")";
 }
 
 }  // namespace
 
+std::int64_t working_bytes() {
+    static const std::int64_t bytes = [] {
+        std::int64_t cache = 0;
+#if defined(_SC_LEVEL1_DCACHE_SIZE)
+        cache = sysconf(_SC_LEVEL1_DCACHE_SIZE);
+#endif
+        return cache >= (std::int64_t{48} << 10) ? chunk_bytes : std::int64_t{32} << 10;
+    }();
+    return bytes;
+}
+
 Plan::Plan(const Matrix& matrix, const Layout& layout)
     : rows_(layout.transposed ? matrix.columns : matrix.rows),
       columns_(layout.transposed ? matrix.rows : matrix.columns),
       pitch_(std::int64_t{layout.vectors} * table().register_bytes),
-      channels_(chunk_bytes / pitch_),
+      channels_(channels_of(columns_, pitch_)),
       chunks_(std::max<std::int64_t>(1, (columns_ + channels_ - 1) / channels_)),
       vectors_(layout.vectors),
       height_(layout.by_blocks
@@ -119,18 +140,18 @@ Plan::Plan(const Matrix& matrix, const Layout& layout)
                       static_cast<std::int64_t>(row_.size()), entries});
 
     row_.resize(row_.size() + rows_ahead);  // any row, for those who look ahead
-    offset_.resize(at(entries));
+    channel_.resize(at(entries));
     source_.resize(at(entries * height_));
     const std::int64_t step = layout.transposed ? 1 : matrix.block_columns;
-    for_entries(
-        matrix, layout.transposed, height_,
-        [&](std::int64_t line, std::int64_t column, std::int64_t value) {
-            const std::int64_t entry = begin[cell(line, column)]++;
-            offset_[at(entry)] = static_cast<std::uint16_t>(column % channels_ * pitch_);
-            for (std::int64_t h = 0; h < height_; ++h) {
-                source_[at(entry * height_ + h)] = static_cast<std::uint32_t>(value + h * step);
-            }
-        });
+    for_entries(matrix, layout.transposed, height_,
+                [&](std::int64_t line, std::int64_t column, std::int64_t value) {
+                    const std::int64_t entry = begin[cell(line, column)]++;
+                    channel_[at(entry)] = static_cast<std::uint16_t>(column % channels_);
+                    for (std::int64_t h = 0; h < height_; ++h) {
+                        source_[at(entry * height_ + h)] =
+                            static_cast<std::uint32_t>(value + h * step);
+                    }
+                });
 }
 
 Piece Plan::piece(std::int64_t part, std::int64_t chunk, const void* value,
@@ -138,7 +159,7 @@ Piece Plan::piece(std::int64_t part, std::int64_t chunk, const void* value,
     const Place& from = place(part, chunk);
     const Place& to = (&from)[1];
     return {run_.data() + from.run, to.run - from.run, row_.data() + from.row,
-            offset_.data() + from.entry,
+            channel_.data() + from.entry,
             static_cast<const char*>(value) + from.entry * height_ * element_bytes};
 }
 

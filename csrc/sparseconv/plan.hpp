@@ -27,6 +27,9 @@ struct Layout {
     int parts;        // of rows, of about as many nonzeros each, for threads to share
 };
 
+// Of L1, for activations: at most chunk_bytes.
+std::int64_t working_bytes();
+
 class Plan {
   public:
     // Throws std::length_error where there are 2^32 values or more.
@@ -59,7 +62,7 @@ class Plan {
     int vectors_, height_, parts_;
     std::vector<Run> run_;
     std::vector<std::int32_t> row_;
-    std::vector<std::uint16_t> offset_;
+    std::vector<std::uint16_t> channel_;
     std::vector<std::uint32_t> source_;
     std::vector<Place> place_;  // where each piece begins, and the end
 };

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 
 #include "sparseconv/workers.hpp"
 
@@ -85,6 +86,17 @@ int vectors_of(const Strips& strips, const Strips::Strip& strip) {
     return static_cast<int>((strip.count + strips.lanes() - 1) / strips.lanes());
 }
 
+// Whether the registers of a strip in a chunk of channels stay in L1 where they lie in memory:
+// addresses 4 KiB apart share a set there, as those of images of 64 x 64 pixels do.
+bool fits_in_place(const Plan& plan, std::int64_t row_bytes) {
+    constexpr std::int64_t line = 64, sets = 64;
+    if (row_bytes % line != 0) return false;
+    const std::int64_t apart = std::gcd(row_bytes / line, sets), starts = sets / apart;
+    const std::int64_t at_a_start = (plan.channels() + starts - 1) / starts;
+    const std::int64_t overlapping = (plan.pitch() + apart * line - 1) / (apart * line);
+    return at_a_start * overlapping * sets * line <= working_bytes();
+}
+
 std::int64_t task_scratch(const Plan& plan) {
     return chunk_bytes + plan.rows() * plan.pitch();
 }
@@ -112,12 +124,9 @@ bool multiply(const Product& product, void* scratch, std::int64_t scratch_bytes,
     const bool direct = !strips.flat() && storage != Storage::bfloat16;
     const int tall = plan.height() == 4 ? 2 : plan.height() - 1;
 
-    // A result that does not fit into L2 would only push x out of it: 32 to 64 channels of
-    // 112 x 112 pixels took 196 us in place of 266.
-    const std::int64_t bytes = product.batch * rows * product.pixels * element;
-    const bool streams = direct && bytes > (std::int64_t{1} << 21) &&
-                         product.y_plane * element % widest_register == 0 &&
-                         reinterpret_cast<std::uintptr_t>(product.y) % widest_register == 0;
+    const std::int64_t row_bytes = product.x_plane * element;
+    const bool in_place = direct && fits_in_place(plan, row_bytes) &&
+                          reinterpret_cast<std::uintptr_t>(product.x) % widest_register == 0;
 
     // One strip and one part of the rows.
     const auto run = [&](char* memory, const Strips::Strip& strip, std::int64_t first_part,
@@ -134,22 +143,31 @@ bool multiply(const Product& product, void* scratch, std::int64_t scratch_bytes,
                           product.y_plane,
                           product.residual_plane,
                           some,
-                          product.activation,
-                          false};
+                          product.activation};
         };
-        Target whole = target_of(strip.image, strip.first, strip.count);
-        whole.streams = streams && strip.count % strips.lanes() == 0;
+        const Target whole = target_of(strip.image, strip.first, strip.count);
         for (std::int64_t chunk = 0; chunk < plan.chunks(); ++chunk) {
             const std::int64_t from = chunk * plan.channels();
-            pack(strips, strip, product.x, storage, product.x_plane, columns, from,
-                 std::min(plan.channels(), columns - from), pitch, packed);
+            const std::int64_t channels = std::min(plan.channels(), columns - from);
+            const void* x = packed;
+            std::int64_t stride = pitch;
+            if (in_place) {
+                const std::int64_t start =
+                    ((strip.image * columns + from) * product.x_plane + strip.first) * element;
+                x = shifted(product.x, start);
+                stride = row_bytes;
+                const std::int64_t bytes = strip.count * element;  // the next strip follows
+                kernels.expect(shifted(x, bytes), stride, channels, bytes);
+            } else {
+                pack(strips, strip, product.x, storage, product.x_plane, columns, from,
+                     channels, pitch, packed);
+            }
             const bool ends = direct && chunk + 1 == plan.chunks();
             for (std::int64_t part = first_part; part < last_part; ++part) {
-                kernel(plan.piece(part, chunk, product.value, wide), packed, sums, pitch,
+                kernel(plan.piece(part, chunk, product.value, wide), x, stride, sums, pitch,
                        chunk == 0, ends ? &whole : nullptr);
             }
         }
-        if (whole.streams) kernels.fence();
         if (direct) return;
         strips.each(strip, [&](std::int64_t image, std::int64_t first, std::int64_t some,
                                std::int64_t lane) {

@@ -14,8 +14,9 @@
 // next
 //   channels. Within a chunk the order of rows is free: they are sorted by how many nonzeros
 //   they have there, so that the end of a row is never a mispredicted branch;
-// - columns are 16-bit offsets into the buffer, beside float32 or float64 weights: 6 bytes a
-// nonzero;
+// - rows of images that are aligned as they are, and do not fall on each other in L1, are read
+//   where they lie;
+// - columns are 16-bit numbers, beside float32 or float64 weights: 6 bytes a nonzero;
 // - rows of a block of 2 or 4 rows that share their columns share loads and offsets.
 //
 // Every output is summed over its nonzeros by columns, one after the other, whatever the
@@ -28,8 +29,8 @@
 
 namespace curvkern::sparseconv {
 
-inline constexpr int most_vectors = 8;                // registers in a strip
-inline constexpr std::int64_t chunk_bytes = 1 << 15;  // of activations that are worked on
+inline constexpr int most_vectors = 8;                 // registers in a strip
+inline constexpr std::int64_t chunk_bytes = 40 << 10;  // of activations at a time
 inline constexpr int widest_register = 64;
 inline constexpr int rows_ahead = 2;  // of the one that is worked on, which are prefetched
 
@@ -55,9 +56,9 @@ struct Run {
 struct Piece {
     const Run* run;
     std::int64_t runs;
-    const std::int32_t* row;      // and rows_ahead more
-    const std::uint16_t* offset;  // in bytes, into the packed channels
-    const void* value;            // float64 or, for both other storages, float32
+    const std::int32_t* row;       // and rows_ahead more
+    const std::uint16_t* channel;  // of those that are worked on
+    const void* value;             // float64 or, for both other storages, float32
 };
 
 // Where a strip of pixels goes. Rows are so many elements apart, of `out` and of `residual`.
@@ -67,7 +68,6 @@ struct Target {
     const void* residual;  // or null
     std::int64_t row_size, residual_row_size, count;
     Activation activation;
-    bool streams;  // whole registers at aligned addresses, not to be kept in caches
 };
 
 // What is compiled once per instruction set; arrays are indexed by storage.
@@ -77,15 +77,17 @@ struct Kernels {
     // apart, and zeros up to a whole register
     void (*pack[3])(const void* x, std::int64_t stride, std::int64_t rows, std::int64_t count,
                     std::int64_t pitch, void* packed);
-    // sums (+)= W x, or, with a target, the result. Indexed by float64 and float32, the height
+    // that many bytes of each of `rows` rows will soon be read
+    void (*expect)(const void* x, std::int64_t stride, std::int64_t rows, std::int64_t bytes);
+    // sums (+)= W x, or, with a target, the result; whole registers of x at aligned addresses,
+    // channels `stride` bytes apart. Indexed by float64 and float32, the height
     // (1, 2 or 4) and the number of registers less one.
-    void (*multiply[2][3][most_vectors])(const Piece& piece, const void* packed, void* sums,
-                                         std::int64_t pitch, bool first, const Target* target);
+    void (*multiply[2][3][most_vectors])(const Piece& piece, const void* x, std::int64_t stride,
+                                         void* sums, std::int64_t pitch, bool first,
+                                         const Target* target);
     // sums to their target
     void (*finish[3])(const void* sums, std::int64_t pitch, std::int64_t rows,
                       const Target& target);
-    // what a target that streams owes other threads
-    void (*fence)();
     // to[i] = from[source[i]], widened
     void (*gather[3])(const void* from, const std::uint32_t* source, std::int64_t n, void* to);
     // to[source[i]] = from[i], rounded

@@ -54,20 +54,6 @@ CURVKERN_HD VectorFloat spread(const Brain* x) {
     return VectorFloat{} + widened(*x);
 }
 
-// Past the caches, to an aligned address.
-template <class S, class R>
-CURVKERN_HD void stream(S* to, R y) {
-#if defined(__AVX512F__)
-    _mm512_stream_ps(reinterpret_cast<float*>(to), (__m512)y);
-#elif defined(__AVX2__)
-    _mm256_stream_ps(reinterpret_cast<float*>(to), (__m256)y);
-#elif defined(__x86_64__)
-    _mm_stream_ps(reinterpret_cast<float*>(to), (__m128)y);
-#else
-    *reinterpret_cast<R*>(to) = y;
-#endif
-}
-
 template <class S>
 CURVKERN_HD S narrowed(Wide<S> x) {
     S y;
