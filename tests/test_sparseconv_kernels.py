@@ -293,6 +293,137 @@ def test_depthwise(
             assert_close(again, first, rtol=0, atol=0)
 
 
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
+@pytest.mark.parametrize(("kernel", "stride", "padding", "dilation", "multiplier"), DEPTHWISE)
+@pytest.mark.parametrize("dtype", BARS, ids=str)
+def test_depthwise_gradients(
+    kernel: tuple[int, int],
+    stride: int,
+    padding: tuple[int, ...],
+    dilation: int,
+    multiplier: int,
+    dtype: torch.dtype,
+    thread_counts: Any,
+) -> None:
+    """Against derivatives of the dense formula, and the same bits for any number of threads."""
+    settings = (stride, padding, dilation)
+    for size, batch in (((7, 7), 5), ((14, 15), 2), ((9, 33), 1), ((112, 112), 2), ((5, 4), 3)):
+        x, _kept = guarded(torch.randn(batch, 3, *size).to(dtype))
+        weight, _also = guarded(torch.randn(3 * multiplier, 1, *kernel).to(dtype))
+        wide = [t.double().requires_grad_() for t in (x, weight)]
+        z = F.conv2d(F.pad(wide[0], padding), wide[1], None, stride, 0, dilation, 3)
+        gy, _too = guarded(torch.randn(z.shape).to(dtype))
+        expected = torch.autograd.grad(z, wide, gy.double())
+        first = None
+        for threads in (1, 2, 3):
+            thread_counts(threads)
+            gx = _sparseconv.depthwise_input_grad(gy, weight, size, *settings, 3)
+            gw = _sparseconv.depthwise_weight_grad(gy, x, kernel, *settings)
+            first = (gx, gw) if first is None else first
+            assert_close((gx, gw), first, rtol=0, atol=0)
+        assert_near(gx, expected[0])
+        assert_near(gw, expected[1])
+
+
+def test_depthwise_weight_gradient_keeps_its_digits() -> None:
+    """Sums over 1e5 pixels, to 1e-6 of the largest."""
+    x, gy = (torch.randn(8, 4, 112, 112) for _ in range(2))
+    gw = _sparseconv.depthwise_weight_grad(gy, x, (3, 3), 1, (1, 1, 1, 1), 1)
+    truth = _sparseconv.depthwise_weight_grad(
+        gy.double(), x.double(), (3, 3), 1, (1, 1, 1, 1), 1
+    )
+    dense = torch.nn.grad.conv2d_weight(x.double(), (4, 1, 3, 3), gy.double(), 1, 1, 1, 4)
+    assert (truth - dense).abs().max() <= 1e-12 * dense.abs().max()
+    assert (gw - dense).abs().max() <= 1e-6 * dense.abs().max()
+
+
+@pytest.mark.parametrize("size", [(9, 17), (8, 8)])
+def test_infinite_pixels_stay_with_their_taps(size: tuple[int, int]) -> None:
+    """A weight that never meets an infinite pixel has a finite gradient."""
+    x = torch.randn(1, 1, *size)
+    x[..., -1] = torch.inf
+    gy = torch.rand(1, 1, size[0] - 2, size[1] - 2) + 1
+    gw = _sparseconv.depthwise_weight_grad(gy, x, (3, 3), 1, (0, 0, 0, 0), 1)
+    assert gw[..., :2].isfinite().all()
+    assert (gw[..., 2] == torch.inf).all()
+
+
+FIRST = [  # channels, filters, kernel, stride, padding (left, right, top, bottom)
+    (3, 32, (3, 3), 2, (1, 1, 1, 1)),
+    (3, 13, (3, 3), 2, (0, 1, 0, 1)),
+    (3, 9, (7, 7), 2, (3, 3, 3, 3)),
+    (1, 16, (3, 3), 1, (1, 1, 1, 1)),
+    (4, 7, (5, 5), 1, (2, 2, 2, 2)),
+    (2, 3, (2, 7), 3, (4, 0, 2, 5)),
+    (17, 5, (1, 1), 1, (0, 0, 0, 0)),
+    (1, 1, (3, 3), 4, (0, 9, 9, 0)),
+]
+
+
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
+@pytest.mark.parametrize(("channels", "filters", "kernel", "stride", "padding"), FIRST)
+@pytest.mark.parametrize("dtype", BARS, ids=str)
+def test_first(
+    channels: int,
+    filters: int,
+    kernel: tuple[int, int],
+    stride: int,
+    padding: tuple[int, ...],
+    dtype: torch.dtype,
+    thread_counts: Any,
+) -> None:
+    for size, activation in (
+        ((8, 8), "none"), ((28, 15), "relu"), ((9, 133), "relu6"),
+        ((224, 96), "silu"), ((6, 7), "hardswish"),
+    ):  # fmt: skip
+        x, _kept = guarded(torch.randn(2, channels, *size).to(dtype))
+        weight, _also = guarded(torch.randn(filters, channels, *kernel).to(dtype))
+        for bias in (None, torch.randn(filters).to(dtype)):
+            wide = None if bias is None else bias.double()
+            z = F.conv2d(F.pad(x.double(), padding), weight.double(), wide, stride)
+            thread_counts(1)
+            once = _sparseconv.first_native(x, weight, bias, stride, padding, activation)
+            assert_near(once, ACTIVATIONS[activation](z))
+            # By its own rows alone, up to the bits.
+            part = _sparseconv.first_native(
+                x[:1].contiguous(), weight[:1].contiguous(),
+                None if bias is None else bias[:1], stride, padding, activation,
+            )  # fmt: skip
+            assert_close(part, once[:1, :1], rtol=0, atol=0)
+            for threads in (2, 3):
+                thread_counts(threads)
+                again = _sparseconv.first_native(x, weight, bias, stride, padding, activation)
+                assert_close(again, once, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_first_by_bands(stride: int) -> None:
+    """Rows of an image that is cut where they end are those of the whole, bit for bit."""
+    x, weight = torch.randn(1, 3, 65, 40), torch.randn(8, 3, 3, 3)
+    whole = _sparseconv.first_native(x, weight, None, stride, (1, 1, 1, 1), "relu")
+    cut = 2 * stride * 5
+    above = x[:, :, : cut + 3 - stride].contiguous()
+    below = x[:, :, cut - 1 :].contiguous()
+    rows = cut // stride
+    for part, padding, expected in (
+        (above, (1, 1, 1, 0), whole[:, :, :rows]),
+        (below, (1, 1, 0, 1), whole[:, :, rows:]),
+    ):
+        y = _sparseconv.first_native(part, weight, None, stride, padding, "relu")
+        length = min(y.shape[2], expected.shape[2])
+        assert length >= rows - 1
+        assert_close(y[:, :, :length], expected[:, :, :length], rtol=0, atol=0)
+
+
+def test_first_takes_the_quicker_way() -> None:
+    """Few channels by the compiled kernel, many by torch: both are the convolution."""
+    for channels in (3, 24):
+        x, weight = torch.randn(1, channels, 20, 20), torch.randn(8, channels, 3, 3)
+        y = _sparseconv.first_conv(x, weight, None, 2, (1, 0, 1, 0), "relu6")
+        padded = F.pad(x.double(), (1, 0, 1, 0))
+        assert_near(y, F.relu6(F.conv2d(padded, weight.double(), None, 2)))
+
+
 CORRUPT = {
     "crow must begin with 0": ([1, 2, 4], [0, 2, 0, 1]),
     "crow must not decrease": ([0, 5, 4], [0, 1, 2, 3]),

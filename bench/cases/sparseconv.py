@@ -54,10 +54,17 @@ DEPTHWISE = [
     (512, 14, 1, 3),
     (672, 14, 1, 5),
 ]
+#: First convolutions: channels, filters, height, stride and kernel.
+FIRST = [
+    (3, 32, 224, 2, 3),
+    (3, 64, 224, 2, 7),
+    (3, 32, 32, 1, 3),
+    (1, 16, 28, 1, 3),
+]
 
 
 def cases() -> list[Case]:
-    """Networks at several sparsities, each shape of the first, gradients, depthwise."""
+    """Networks at several sparsities, each shape of the first, gradients, depthwise, first."""
     bars = {70: 1.6, 80: 2.0, 90: 3.5, 95: 4.5}
     shapes = [{layer: 1} for layer in NETWORKS["MobileNetV1"]]
     return [
@@ -68,6 +75,7 @@ def cases() -> list[Case]:
         *(_pointwise(_name(*shape), shape, 90, 1) for shape in shapes),
         *(_gradients(channels) for channels in (256, 512)),
         *(_depthwise(*sizes) for sizes in DEPTHWISE),
+        *(_first(*sizes) for sizes in FIRST),
     ]
 
 
@@ -233,6 +241,20 @@ def _gradients(channels: int) -> Case:
     )
 
 
+def _by_torch(
+    image: Tensor, weight: Tensor, bias: Tensor, stride: int, groups: int
+) -> Callable[[], Tensor]:
+    """torch's convolution with an activation in place."""
+    pad = weight.shape[2] // 2
+
+    def call() -> Tensor:
+        with torch.inference_mode():
+            y = F.conv2d(image, weight, bias, stride, pad, 1, groups)
+            return F.relu6(y, inplace=True)
+
+    return call
+
+
 def _depthwise(channels: int, size: int, stride: int, kernel: int) -> Case:
     def setup(n: int) -> Contestants:
         del n
@@ -250,12 +272,7 @@ def _depthwise(channels: int, size: int, stride: int, kernel: int) -> Case:
                 return _sparseconv.depthwise(x, weight, bias, stride, padding, 1, "relu6")
 
         def plain(image: Tensor) -> Callable[[], Tensor]:
-            def call() -> Tensor:
-                with torch.inference_mode():
-                    y = F.conv2d(image, weight, bias, stride, pad, 1, channels)
-                    return F.relu6(y, inplace=True)
-
-            return call
+            return _by_torch(image, weight, bias, stride, channels)
 
         return {OURS: ours, "conv2d": plain(x), LAST: plain(last)}
 
@@ -274,4 +291,41 @@ def _depthwise(channels: int, size: int, stride: int, kernel: int) -> Case:
         bars=(),
         elements=outputs,
         repeats=REPEATS,
+    )
+
+
+def _first(channels: int, filters: int, size: int, stride: int, kernel: int) -> Case:
+    def setup(n: int) -> Contestants:
+        del n
+        torch.manual_seed(0)
+        x = torch.randn(1, channels, size, size)
+        weight, bias = torch.randn(filters, channels, kernel, kernel), torch.randn(filters)
+        last = x.contiguous(memory_format=torch.channels_last)
+        kernel_last = weight.contiguous(memory_format=torch.channels_last)
+
+        def ours() -> Tensor:
+            with torch.inference_mode():
+                padding = (kernel // 2,) * 4
+                return _sparseconv.first_conv(x, weight, bias, stride, padding, "relu6")
+
+        return {
+            OURS: ours,
+            "conv2d": _by_torch(x, weight, bias, stride, 1),
+            LAST: _by_torch(last, kernel_last, bias, stride, 1),
+        }
+
+    outputs = filters * (size // stride) ** 2
+    return Case(
+        family="sparseconv",
+        op="first",
+        region=f"{channels}-{filters} at {size}",
+        mode=f"{kernel}x{kernel}, stride {stride}",
+        dtype="float32",
+        where="dense, with bias and relu6",
+        setup=setup,
+        yardstick="conv2d",
+        bytes=4 + 4 * channels * size * size / outputs,
+        flops=2 * channels * kernel * kernel,
+        bars=(),
+        elements=outputs,
     )

@@ -11,6 +11,7 @@ void bind_hutchinson(pybind11::module_& module);
 void bind_tangents(pybind11::module_& module);
 void bind_mfac(pybind11::module_& module);
 void bind_sparseconv(pybind11::module_& module);
+void bind_sparseconv_chain(pybind11::module_& module);
 void bind_sparsemax(pybind11::module_& module);
 void bind_sinkhorn_newton(pybind11::module_& module);
 void bind_bessel_cuda(pybind11::module_& module);

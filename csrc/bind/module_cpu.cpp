@@ -64,6 +64,7 @@ PYBIND11_MODULE(_cpu, module) {
     curvkern::bind_tangents(module);
     curvkern::bind_mfac(module);
     curvkern::bind_sparseconv(module);
+    curvkern::bind_sparseconv_chain(module);
     curvkern::bind_sparsemax(module);
     curvkern::bind_sinkhorn(module);
     curvkern::bind_sinkhorn_newton(module);

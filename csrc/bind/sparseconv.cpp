@@ -10,6 +10,8 @@
 #include "bind/signals.hpp"
 #include "bind/tensor_view.hpp"
 #include "sparseconv/depthwise.hpp"
+#include "sparseconv/depthwise_gradients.hpp"
+#include "sparseconv/first.hpp"
 #include "sparseconv/product.hpp"
 
 namespace curvkern {
@@ -183,7 +185,10 @@ void run_multiply(const Plan& plan, py::handle x, py::handle values, py::handle 
                     batch,
                     pixels,
                     storage_of(x_view),
-                    activation_of(op, activation)};
+                    activation_of(op, activation),
+                    pixels,
+                    pixels,
+                    pixels};
     require_values(value_view, op, plan, product.storage);
     if (bias_view) require_shape(*bias_view, op, "bias", {plan.rows()});
     if (residual_view) residual_view->require_same_shape(y_view);
@@ -259,7 +264,13 @@ Depthwise sizes_of(const TensorView& x, const TensorView& weight, const TensorVi
             left,
             top,
             storage_of(x),
-            activation_of(op, activation)};
+            activation_of(op, activation),
+            0,
+            x.shape(2) * x.shape(3),
+            0,
+            y.shape(2) * y.shape(3),
+            0,
+            y.shape(2)};
 }
 
 std::int64_t run_depthwise_scratch(py::handle x, py::handle weight, py::handle y,
@@ -297,6 +308,100 @@ void run_depthwise(py::handle x, py::handle weight, py::handle bias, std::int64_
     if (!finished) throw py::error_already_set();
 }
 
+// `in` writes x, else weight: gradients for y, that of the output.
+template <bool in>
+void run_depthwise_grad(py::handle x, py::handle weight, py::handle y, std::int64_t stride,
+                        std::int64_t dilation, std::int64_t left, std::int64_t top) {
+    constexpr const char* op =
+        in ? "depthwise_conv2d_input_grad" : "depthwise_conv2d_weight_grad";
+    const TensorView x_view = tensor(x, op, "x"), weight_view = tensor(weight, op, "weight"),
+                     y_view = tensor(y, op, "y");
+    weight_view.require_same_dtype(x_view);
+    y_view.require_same_dtype(x_view);
+    const Depthwise d =
+        sizes_of(x_view, weight_view, y_view, stride, dilation, left, top, "none");
+    const std::int64_t bytes = in ? depthwise_input_scratch(d) : depthwise_weight_scratch(d);
+    const std::unique_ptr<char[]> scratch(new char[static_cast<std::size_t>(bytes)]);
+    bool finished;
+    {
+        const py::gil_scoped_release release;
+        finished = (in ? depthwise_input_grad : depthwise_weight_grad)(d, scratch.get(), bytes,
+                                                                       signalled);
+    }
+    if (!finished) throw py::error_already_set();
+}
+
+// Sizes alone, for the scratch; what is called has tensors as well.
+FirstConv first_of(const TensorView& x, const TensorView& weight, const TensorView& y,
+                   std::int64_t stride, std::int64_t left, std::int64_t top,
+                   const std::string& activation) {
+    constexpr const char* op = "first_conv2d";
+    if (x.ndim() != 4) refuse(op, "x must have 4 dimensions");
+    if (y.ndim() != 4) refuse(op, "y must have 4 dimensions");
+    if (weight.ndim() != 4) refuse(op, "weight must have 4 dimensions");
+    if (x.size() == 0 || weight.size() == 0 || y.size() == 0) {
+        refuse(op, "x, weight and y must not be empty");
+    }
+    const std::int64_t channels = x.shape(1), filters = weight.shape(0);
+    require_shape(weight, op, "weight", {filters, channels, weight.shape(2), weight.shape(3)});
+    require_shape(y, op, "y", {x.shape(0), filters, y.shape(2), y.shape(3)});
+    if (stride < 1) refuse(op, "stride must be at least 1");
+    if (left < 0 || top < 0) refuse(op, "padding must not be negative");
+    return {x.data(),
+            weight.data(),
+            nullptr,
+            y.data(),
+            x.shape(0),
+            channels,
+            filters,
+            x.shape(2),
+            x.shape(3),
+            y.shape(2),
+            y.shape(3),
+            weight.shape(2),
+            weight.shape(3),
+            stride,
+            left,
+            top,
+            storage_of(x),
+            activation_of(op, activation),
+            0,
+            x.shape(2) * x.shape(3),
+            0,
+            y.shape(2) * y.shape(3)};
+}
+
+std::int64_t run_first_scratch(py::handle x, py::handle weight, py::handle y,
+                               std::int64_t stride, std::int64_t left, std::int64_t top) {
+    constexpr const char* op = "first_conv2d";
+    const TensorView x_view = tensor(x, op, "x"), weight_view = tensor(weight, op, "weight"),
+                     y_view = tensor(y, op, "y");
+    return (first_scratch(first_of(x_view, weight_view, y_view, stride, left, top, "none")) +
+            3) /
+           4;
+}
+
+void run_first(py::handle x, py::handle weight, py::handle bias, std::int64_t stride,
+               std::int64_t left, std::int64_t top, const std::string& activation,
+               py::handle scratch, py::handle y) {
+    constexpr const char* op = "first_conv2d";
+    const TensorView x_view = tensor(x, op, "x"), weight_view = tensor(weight, op, "weight"),
+                     y_view = tensor(y, op, "y"), scratch_view = tensor(scratch, op, "scratch");
+    weight_view.require_same_dtype(x_view);
+    y_view.require_same_dtype(x_view);
+    FirstConv f = first_of(x_view, weight_view, y_view, stride, left, top, activation);
+    std::optional<TensorView> bias_view;
+    f.bias = optional(bias_view, bias, op, "bias", x_view);
+    if (bias_view) require_shape(*bias_view, op, "bias", {weight_view.shape(0)});
+    require_scratch(scratch_view, op, first_scratch(f));
+    bool finished;
+    {
+        const py::gil_scoped_release release;
+        finished = first_conv(f, scratch_view.data(), scratch_view.size() * 4, signalled);
+    }
+    if (!finished) throw py::error_already_set();
+}
+
 }  // namespace
 }  // namespace sparseconv
 
@@ -326,6 +431,17 @@ void bind_sparseconv(py::module_& module) {
     module.def("depthwise", sparseconv::run_depthwise, arg("x"), arg("weight"), arg("bias"),
                arg("stride"), arg("dilation"), arg("left"), arg("top"), arg("activation"),
                arg("scratch"), arg("y"));
+    module.def("depthwise_input_grad", sparseconv::run_depthwise_grad<true>, arg("x"),
+               arg("weight"), arg("y"), arg("stride"), arg("dilation"), arg("left"),
+               arg("top"));
+    module.def("depthwise_weight_grad", sparseconv::run_depthwise_grad<false>, arg("x"),
+               arg("weight"), arg("y"), arg("stride"), arg("dilation"), arg("left"),
+               arg("top"));
+    module.def("first_scratch", sparseconv::run_first_scratch, arg("x"), arg("weight"),
+               arg("y"), arg("stride"), arg("left"), arg("top"));
+    module.def("first", sparseconv::run_first, arg("x"), arg("weight"), arg("bias"),
+               arg("stride"), arg("left"), arg("top"), arg("activation"), arg("scratch"),
+               arg("y"));
     module.def("check_sparse_pattern", sparseconv::check_pattern, arg("crow"), arg("col"),
                arg("rows"), arg("columns"), arg("block_rows"), arg("block_columns"));
 }

@@ -1,18 +1,13 @@
 // Elements of tensors as the threads of a GPU read and write them, and their signs.
 #pragma once
 
-#include <cstdint>
-
 #include "core/block.hpp"
+#include "core/element.hpp"
 #include "core/rng.hpp"
 #include "hutchinson/hutchinson.hpp"
 
 namespace curvkern::hutchinson::device {
 CURVKERN_PER_ISA {
-
-struct Brain {  // bfloat16: the upper half of a float32
-    std::uint16_t bits;
-};
 
 template <class S>
 struct StateOf {
@@ -24,28 +19,6 @@ struct StateOf<double> {
 };
 template <class S>
 using State = typename StateOf<S>::Type;
-
-CURVKERN_HD double one(double x) {
-    return x;
-}
-CURVKERN_HD float one(float x) {
-    return x;
-}
-CURVKERN_HD float one(Brain x) {
-    return __builtin_bit_cast(float, std::uint32_t{x.bits} << 16);
-}
-CURVKERN_HD void round_to(double x, double* to) {
-    *to = x;
-}
-CURVKERN_HD void round_to(float x, float* to) {
-    *to = x;
-}
-// To nearest, ties to even, as torch rounds; NaN stays one.
-CURVKERN_HD void round_to(float x, Brain* to) {
-    const std::uint32_t word = __builtin_bit_cast(std::uint32_t, x);
-    const std::uint32_t rounded = (word + 0x7fff + (word >> 16 & 1)) >> 16;
-    to->bits = static_cast<std::uint16_t>(x == x ? rounded : 0x7fc0);
-}
 
 // W elements, which one load brings.
 template <class S, int W>
@@ -68,11 +41,11 @@ CURVKERN_HD Numbers<State<S>, W> load(const S* from, int count) {
     if (count >= W) {
         const auto pack = *reinterpret_cast<const Pack<S, W>*>(from);
         CURVKERN_IN_REGISTERS
-        for (int j = 0; j < W; ++j) y[j] = one(pack.value[j]);
+        for (int j = 0; j < W; ++j) y[j] = widened(pack.value[j]);
     } else {
         CURVKERN_IN_REGISTERS
         for (int j = 0; j < W; ++j) {
-            if (j < count) y[j] = one(from[j]);
+            if (j < count) y[j] = widened(from[j]);
         }
     }
     return y;

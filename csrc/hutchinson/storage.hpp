@@ -2,14 +2,11 @@
 // and bfloat16. Included by sources that are compiled once per instruction set.
 #pragma once
 
+#include "core/element.hpp"
 #include "core/simd.hpp"
 
 namespace curvkern::hutchinson {
 CURVKERN_PER_ISA {
-
-struct Brain {  // bfloat16: the upper half of a float32
-    std::uint16_t bits;
-};
 
 template <class S>
 struct Computed {  // of a storage: registers, and the state's elements

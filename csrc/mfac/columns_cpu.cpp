@@ -162,7 +162,8 @@ void pack_rows(const void* const* row, std::int64_t count, std::int64_t size, do
         }
         for (; k < size; ++k) {
             for (std::int64_t r = first; r < first + width; ++r) {
-                to[k * columns + r] = r < count ? one(static_cast<const S*>(row[r]) + k) : 0.0;
+                to[k * columns + r] =
+                    r < count ? widened(static_cast<const S*>(row[r])[k]) : 0.0;
             }
         }
     }
@@ -185,7 +186,7 @@ void pack_columns(const void* const* row, std::int64_t count, std::int64_t size,
         }
         if (j == size) continue;
         for (int at = 0; at < columns; ++at) {
-            target[at] = j + at < size ? one(source + j + at) : 0.0;
+            target[at] = j + at < size ? widened(source[j + at]) : 0.0;
         }
     }
 }

@@ -94,7 +94,7 @@ struct CombineRows {
                     if (begin + column(thread, u, 0) >= window.d) continue;
                     CURVKERN_IN_REGISTERS
                     for (int e = 0; e < size; ++e) {
-                        const double y = one(&g[u][r].value[e]);
+                        const double y = widened(g[u][r].value[e]);
                         CURVKERN_IN_REGISTERS
                         for (int k = 0; k < K; ++k) {
                             double& sum = sums[k * numbers + u * size + e];

@@ -80,7 +80,7 @@ struct MultiplyRows {
             if (r < incoming.k) {
                 S stored;
                 round_to(element(incoming, window.d, r, j + c), &stored);
-                x = one(&stored);
+                x = widened(stored);
                 if (writes && k == 0) {
                     static_cast<S*>(window.data)[window.slot[into] * window.stride + j + c] =
                         stored;
@@ -132,7 +132,7 @@ struct MultiplyRows {
         CURVKERN_IN_REGISTERS
         for (int r = 0; r < rows_at_once; ++r) {
             CURVKERN_IN_REGISTERS
-            for (int t = 0; t < together; ++t) y[r][t] = one(&g[r].value[e + t]);
+            for (int t = 0; t < together; ++t) y[r][t] = widened(g[r].value[e + t]);
         }
         CURVKERN_IN_REGISTERS
         for (int k = 0; k < K; ++k) {

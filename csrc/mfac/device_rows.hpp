@@ -20,7 +20,7 @@
 #include <cstdint>
 
 #include "core/block.hpp"
-#include "mfac/element.hpp"
+#include "core/element.hpp"
 #include "mfac/mfac.hpp"
 
 namespace curvkern::mfac::device {

@@ -33,7 +33,7 @@ struct Spread {
 template <class S>
 V load_part(const S* p, std::int64_t size) {
     double part[width] = {};
-    for (std::int64_t j = 0; j < size; ++j) part[j] = one(p + j);
+    for (std::int64_t j = 0; j < size; ++j) part[j] = widened(p[j]);
     return load(part);
 }
 
@@ -116,14 +116,14 @@ void add(const void* const* row, std::int64_t size, const double* coefficient, d
         store(sum + j, y);
     }
     for (; j < size; ++j) {
-        for (int i = 0; i < rows; ++i) sum[j] += coefficient[i] * one(now.row[i] + j);
+        for (int i = 0; i < rows; ++i) sum[j] += coefficient[i] * widened(now.row[i][j]);
     }
 }
 
 template <class S>
 void widen(const void* from, double* to, std::int64_t size) {
     const S* source = static_cast<const S*>(from);
-    for (std::int64_t j = 0; j < size; ++j) to[j] = one(source + j);
+    for (std::int64_t j = 0; j < size; ++j) to[j] = widened(source[j]);
 }
 
 template <class S>

@@ -2,8 +2,8 @@
 // Included by sources that are compiled once per instruction set.
 #pragma once
 
+#include "core/element.hpp"
 #include "core/simd.hpp"
-#include "mfac/element.hpp"
 #include "mfac/mfac.hpp"
 
 namespace curvkern::mfac {

@@ -14,11 +14,6 @@ constexpr std::int64_t chunk_products = 1 << 18;  // a few microseconds
 std::int64_t tap_bytes(const Depthwise& d) {
     return d.kernel_height * d.kernel_width * widest_register;
 }
-std::int64_t plane_scratch(const Depthwise& d) {
-    const Bands bands = bands_of(d);
-    const std::int64_t buffer = bands.buffered_rows * bands.row_size * wide_size(d.storage);
-    return tap_bytes(d) + (buffer + 63) / 64 * 64;
-}
 std::int64_t planes(const Depthwise& d) {
     return d.images * d.channels * d.multiplier;
 }
@@ -54,6 +49,22 @@ Bands bands_of(const Depthwise& d) {
     return bands;
 }
 
+std::int64_t plane_scratch(const Depthwise& d) {
+    const Bands bands = bands_of(d);
+    const std::int64_t buffer = bands.buffered_rows * bands.row_size * wide_size(d.storage);
+    return tap_bytes(d) + (buffer + 63) / 64 * 64;
+}
+
+void depthwise_planes(const Depthwise& d, std::int64_t first, std::int64_t last, void* memory) {
+    const Bands bands = bands_of(d);
+    const PlaneKernel kernel = kernel_of(d);
+    const std::int64_t filters = d.channels * d.multiplier;
+    char* const buffer = static_cast<char*>(memory) + tap_bytes(d);
+    for (std::int64_t i = first; i < last; ++i) {
+        kernel(d, bands, i / filters, i % filters, memory, buffer);
+    }
+}
+
 std::int64_t depthwise_scratch(const Depthwise& d) {
     const std::int64_t chunks = (planes(d) + planes_at_once(d) - 1) / planes_at_once(d);
     return std::min<std::int64_t>(thread_count(), chunks) * plane_scratch(d) + 64;
@@ -61,21 +72,17 @@ std::int64_t depthwise_scratch(const Depthwise& d) {
 
 bool depthwise(const Depthwise& d, void* scratch, std::int64_t scratch_bytes,
                InterruptCheck interrupted) {
-    const Bands bands = bands_of(d);
-    const PlaneKernel kernel = kernel_of(d);
-    const std::int64_t each = plane_scratch(d), filters = d.channels * d.multiplier;
+    const std::int64_t each = plane_scratch(d);
     Workers workers(aligned(scratch), std::max<std::int64_t>(1, (scratch_bytes - 64) / each),
                     each);
-    return parallel_chunks(
-        planes(d), planes_at_once(d), interrupted, [&](std::int64_t begin, std::int64_t end) {
-            const Workers::Turn turn(workers);
-            char* memory = turn.scratch();
-            // Padding, which no plane writes to.
-            std::memset(memory, 0, static_cast<std::size_t>(each));
-            for (std::int64_t i = begin; i < end; ++i) {
-                kernel(d, bands, i / filters, i % filters, memory, memory + tap_bytes(d));
-            }
-        });
+    return parallel_chunks(planes(d), planes_at_once(d), interrupted,
+                           [&](std::int64_t begin, std::int64_t end) {
+                               const Workers::Turn turn(workers);
+                               char* memory = turn.scratch();
+                               // Padding, which no plane writes to.
+                               std::memset(memory, 0, static_cast<std::size_t>(each));
+                               depthwise_planes(d, begin, end, memory);
+                           });
 }
 
 }  // namespace curvkern::sparseconv

@@ -23,6 +23,10 @@ struct Depthwise {
     std::int64_t kernel_height, kernel_width, stride, dilation, left, top;
     Storage storage;
     Activation activation;
+    // x begins with row x_row of the image, y with row y_row of the output; channels are so
+    // many elements apart, images as many times that as they have channels. Rows [begin, end)
+    // of the output are computed, from rows of the image that x must hold.
+    std::int64_t x_row, x_plane, y_row, y_plane, begin, end;
 };
 
 // How a plane is cut into bands; in elements of the buffer.
@@ -48,6 +52,11 @@ struct DepthwiseKernels {
     }
 CURVKERN_FOR_EACH_ISA(CURVKERN_DECLARE)
 #undef CURVKERN_DECLARE
+
+// Planes [first, last) of all images, by the calling thread. `memory` is aligned, and zero
+// before the first call; afterwards it is ready for others of the same sizes.
+std::int64_t plane_scratch(const Depthwise& d);
+void depthwise_planes(const Depthwise& d, std::int64_t first, std::int64_t last, void* memory);
 
 std::int64_t depthwise_scratch(const Depthwise& d);
 bool depthwise(const Depthwise& d, void* scratch, std::int64_t scratch_bytes,

@@ -107,16 +107,16 @@ void direct(const Depthwise& d, const Bands&, std::int64_t image, std::int64_t f
             void*) {
     const std::int64_t plane = image * d.channels + filter / d.multiplier;
     const std::int64_t filters = d.channels * d.multiplier;
-    const float* x = static_cast<const float*>(d.x) + plane * d.height * d.width;
+    const float* x = static_cast<const float*>(d.x) + plane * d.x_plane - d.x_row * d.width;
     const float* weight = static_cast<const float*>(d.weight) + filter * K * K;
-    float* y =
-        static_cast<float*>(d.y) + (image * filters + filter) * d.out_height * d.out_width;
+    float* y = static_cast<float*>(d.y) + (image * filters + filter) * d.y_plane -
+               d.y_row * d.out_width;
     const VectorFloat bias =
         d.bias == nullptr ? VectorFloat{} : spread(static_cast<const float*>(d.bias) + filter);
-    std::int64_t row = 0;
-    for (; row + 7 <= d.out_height; row += 7) direct_rows<K, T, 7>(d, x, weight, bias, row, y);
-    for (; row + 3 <= d.out_height; row += 3) direct_rows<K, T, 3>(d, x, weight, bias, row, y);
-    for (; row < d.out_height; ++row) direct_rows<K, T, 1>(d, x, weight, bias, row, y);
+    std::int64_t row = d.begin;
+    for (; row + 7 <= d.end; row += 7) direct_rows<K, T, 7>(d, x, weight, bias, row, y);
+    for (; row + 3 <= d.end; row += 3) direct_rows<K, T, 3>(d, x, weight, bias, row, y);
+    for (; row < d.end; ++row) direct_rows<K, T, 1>(d, x, weight, bias, row, y);
 }
 
 }  // namespace isa

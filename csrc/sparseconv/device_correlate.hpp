@@ -113,8 +113,8 @@ struct Correlate {
             for (int s = 0; s < Rows * columns; ++s) {
                 CURVKERN_IN_REGISTERS
                 for (int i = 0; i < N; ++i) {
-                    z[s] =
-                        widen(g[s / columns].value[i]) * widen(h[s % columns].value[i]) + z[s];
+                    z[s] = widened(g[s / columns].value[i]) * widened(h[s % columns].value[i]) +
+                           z[s];
                 }
             }
         }
@@ -130,7 +130,7 @@ struct Correlate {
         if (plan.parts > 1) {
             c.workspace[task.part * c.matrix.count * size + to] = total;
         } else {
-            round_to(total, static_cast<S*>(c.values)[to]);
+            round_to(total, static_cast<S*>(c.values) + to);
         }
     }
 };

@@ -23,7 +23,7 @@ inline constexpr int rows_down = 4;  // of a thread
 template <class S>
 CURVKERN_HD Sum<S> pixel(const S* plane, const Window& w, std::int64_t y, std::int64_t x) {
     const bool is_inside = y >= 0 && y < w.height && x >= 0 && x < w.width;
-    return is_inside ? widen(plane[y * w.width + x]) : Sum<S>(0);
+    return is_inside ? widened(plane[y * w.width + x]) : Sum<S>(0);
 }
 
 // Square filters of K x K with this stride, K = 0 any; `flipped` ones turned by half a turn.
@@ -58,7 +58,7 @@ struct Depthwise {
                 static_cast<const S*>(c.weight) + filter * w.kernel_height * w.kernel_width, i,
                 j, z);
             const auto* bias = static_cast<const S*>(c.bias);
-            const A offset = bias == nullptr ? A(0) : widen(bias[filter]);
+            const A offset = bias == nullptr ? A(0) : widened(bias[filter]);
             S* out = static_cast<S*>(c.out) + (plane * w.out_height + i) * w.out_width + j;
             CURVKERN_IN_REGISTERS
             for (int r = 0; r < rows_down; ++r) {
@@ -76,7 +76,8 @@ struct Depthwise {
         if constexpr (K > 0) {
             A tap[K * K];
             CURVKERN_IN_REGISTERS
-            for (int t = 0; t < K * K; ++t) tap[t] = widen(weight[flipped ? K * K - 1 - t : t]);
+            for (int t = 0; t < K * K; ++t)
+                tap[t] = widened(weight[flipped ? K * K - 1 - t : t]);
             CURVKERN_IN_REGISTERS
             for (int q = 0; q < (rows_down - 1) * Stride + K; ++q) {
                 CURVKERN_IN_REGISTERS
@@ -95,7 +96,7 @@ struct Depthwise {
             for (std::int64_t u = 0; u < w.kernel_height; ++u) {
                 for (std::int64_t v = 0; v < w.kernel_width; ++v) {
                     const std::int64_t t = u * w.kernel_width + v;
-                    const A tap = widen(weight[flipped ? taps - 1 - t : t]);
+                    const A tap = widened(weight[flipped ? taps - 1 - t : t]);
                     const std::int64_t x = j * w.stride + v * w.dilation - w.left;
                     CURVKERN_IN_REGISTERS
                     for (int r = 0; r < rows_down; ++r) {
@@ -138,11 +139,12 @@ struct DepthwiseBack {
                     const std::int64_t j =
                         output(of_column.rest + w.left - v * w.dilation, w.out_width);
                     if (j < 0) continue;
-                    z = widen(weight[u * w.kernel_width + v]) * widen(gy[i * w.out_width + j]) +
+                    z = widened(weight[u * w.kernel_width + v]) *
+                            widened(gy[i * w.out_width + j]) +
                         z;
                 }
             }
-            round_to(z, static_cast<S*>(c.gx)[at]);
+            round_to(z, static_cast<S*>(c.gx) + at);
         });
     }
 

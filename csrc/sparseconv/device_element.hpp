@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "core/block.hpp"
+#include "core/element.hpp"
 #include "core/math.hpp"
 #include "sparseconv/device.hpp"
 
@@ -35,10 +36,6 @@ CURVKERN_HD Quotient divide(std::int64_t a, std::int64_t b) {
     return {a / b, a % b};
 }
 
-struct Half {  // bfloat16: the upper half of a float32
-    std::uint16_t bits;
-};
-
 // What sums of an element are in.
 template <class S>
 struct Summed {
@@ -50,35 +47,6 @@ struct Summed<double> {
 };
 template <class S>
 using Sum = typename Summed<S>::Type;
-
-CURVKERN_HD double widen(double x) {
-    return x;
-}
-CURVKERN_HD float widen(float x) {
-    return x;
-}
-CURVKERN_HD float widen(Half x) {
-    return __builtin_bit_cast(float, std::uint32_t{x.bits} << 16);
-}
-
-CURVKERN_HD void round_to(double x, double& target) {
-    target = x;
-}
-CURVKERN_HD void round_to(double x, float& target) {
-    target = static_cast<float>(x);
-}
-CURVKERN_HD void round_to(float x, float& target) {
-    target = x;
-}
-// To nearest, ties to even. Adding to a NaN could make it a zero.
-CURVKERN_HD void round_to(float x, Half& target) {
-    const std::uint32_t word = __builtin_bit_cast(std::uint32_t, x);
-    const std::uint32_t rounded = (word + 0x7fff + (word >> 16 & 1)) >> 16;
-    target.bits = static_cast<std::uint16_t>(x == x ? rounded : 0x7fc0);
-}
-CURVKERN_HD void round_to(double x, Half& target) {
-    round_to(static_cast<float>(x), target);
-}
 
 // N elements that one load brings, or two where they are 32 bytes.
 template <class T, int N>
@@ -125,8 +93,8 @@ CURVKERN_HD void finish(const A* z, A bias, const S* residual, S* out, Activatio
     CURVKERN_IN_REGISTERS
     for (int e = 0; e < N; ++e) {
         A sum = z[e] + bias;
-        if (residual != nullptr) sum += widen(r.value[e]);
-        round_to(activate(sum, activation), y.value[e]);
+        if (residual != nullptr) sum += widened(r.value[e]);
+        round_to(activate(sum, activation), &y.value[e]);
     }
     *reinterpret_cast<Pack<S, N>*>(out) = y;
 }
@@ -148,7 +116,7 @@ void with_storage(Storage storage, Run run) {
         case Storage::float32:
             return run.template operator()<float>();
         case Storage::bfloat16:
-            return run.template operator()<Half>();
+            return run.template operator()<Brain>();
     }
 }
 
@@ -166,7 +134,7 @@ struct AddParts {
             if (q >= outputs) return;
             double total = 0;
             for (std::int64_t p = 0; p < parts; ++p) total += partial[p * outputs + q];
-            round_to(total, out[q]);
+            round_to(total, out + q);
         });
     }
 };

@@ -51,7 +51,7 @@ struct First {
                     const int f = q / count, t = q % count;
                     const S* from = static_cast<const S*>(c.weight) + begin + t;
                     weights[t * filters + f] =
-                        filter + f < c.filters ? widen(from[(filter + f) * all]) : A(0);
+                        filter + f < c.filters ? widened(from[(filter + f) * all]) : A(0);
                 }
             });
             block.each([&](int thread) {
@@ -69,7 +69,7 @@ struct First {
                 if (of >= c.filters) continue;
                 const std::int64_t to =
                     ((at.image * c.filters + of) * w.out_height + at.i) * w.out_width + at.j;
-                finish<1>(&sums(thread).value[f], bias == nullptr ? A(0) : widen(bias[of]),
+                finish<1>(&sums(thread).value[f], bias == nullptr ? A(0) : widened(bias[of]),
                           static_cast<const S*>(nullptr), static_cast<S*>(c.out) + to,
                           c.activation);
             }

@@ -90,7 +90,7 @@ struct MultiplyRows {
             const std::int64_t to = (at.image * p.matrix.rows + row) * p.pixels + at.pixel;
             const auto* bias = static_cast<const S*>(p.bias);
             const auto* residual = static_cast<const S*>(p.residual);
-            finish<N>(z.value, bias == nullptr ? A(0) : widen(bias[row]),
+            finish<N>(z.value, bias == nullptr ? A(0) : widened(bias[row]),
                       residual == nullptr ? nullptr : residual + to,
                       static_cast<S*>(p.out) + to, p.activation);
         });
@@ -145,9 +145,9 @@ struct MultiplyRows {
     }
 
     CURVKERN_HD static void multiply(S value, const Pack<S, N>& g, Sums<A, N>& z) {
-        const A w = widen(value);
+        const A w = widened(value);
         CURVKERN_IN_REGISTERS
-        for (int e = 0; e < N; ++e) z[e] = w * widen(g.value[e]) + z[e];
+        for (int e = 0; e < N; ++e) z[e] = w * widened(g.value[e]) + z[e];
     }
 };
 
@@ -193,7 +193,7 @@ struct MultiplyBlocks {
                 const std::int64_t of_out = row * p.matrix.height + from + q;
                 const std::int64_t to =
                     (at.image * p.matrix.rows * p.matrix.height + of_out) * p.pixels + at.pixel;
-                finish<N>(z[q].value, bias == nullptr ? A(0) : widen(bias[of_out]),
+                finish<N>(z[q].value, bias == nullptr ? A(0) : widened(bias[of_out]),
                           residual == nullptr ? nullptr : residual + to,
                           static_cast<S*>(p.out) + to, p.activation);
             }
@@ -241,9 +241,9 @@ struct MultiplyBlocks {
     }
 
     CURVKERN_HD static void multiply(S value, const Pack<S, N>& g, Sums<A, N>& z) {
-        const A w = widen(value);
+        const A w = widened(value);
         CURVKERN_IN_REGISTERS
-        for (int e = 0; e < N; ++e) z[e] = w * widen(g.value[e]) + z[e];
+        for (int e = 0; e < N; ++e) z[e] = w * widened(g.value[e]) + z[e];
     }
 };
 

@@ -77,7 +77,7 @@ struct DepthwiseWeights {
             const std::int64_t plane = of_row.value * g.channels + channel;
             const std::int64_t i = of_row.rest, j = of_column.rest;
             const S* x = static_cast<const S*>(g.x) + plane * w.height * w.width;
-            const A y = widen(
+            const A y = widened(
                 static_cast<const S*>(g.gy)[(plane * w.out_height + i) * w.out_width + j]);
             CURVKERN_IN_REGISTERS
             for (int t = 0; t < taps; ++t) {

@@ -71,14 +71,14 @@ class Strips {
 
 // `channels` rows of a strip, from channel `from` of `of` on.
 void pack(const Strips& strips, const Strips::Strip& strip, const void* x, Storage storage,
-          std::int64_t pixels, std::int64_t of, std::int64_t from, std::int64_t channels,
+          std::int64_t plane, std::int64_t of, std::int64_t from, std::int64_t channels,
           std::int64_t pitch, char* packed) {
     if (strips.flat()) std::memset(packed, 0, static_cast<std::size_t>(channels * pitch));
     strips.each(strip, [&](std::int64_t image, std::int64_t first, std::int64_t some,
                            std::int64_t lane) {
-        const std::int64_t start = (image * of + from) * pixels + first;
-        table().pack[index(storage)](shifted(x, start * element_size(storage)), pixels,
-                                     channels, some, pitch, packed + lane * wide_size(storage));
+        const std::int64_t start = (image * of + from) * plane + first;
+        table().pack[index(storage)](shifted(x, start * element_size(storage)), plane, channels,
+                                     some, pitch, packed + lane * wide_size(storage));
     });
 }
 
@@ -111,6 +111,10 @@ std::int64_t product_scratch(const Plan& plan, std::int64_t batch, std::int64_t 
     return std::min<std::int64_t>(thread_count(), tasks) * task_scratch(plan) + 64;
 }
 
+std::int64_t serial_scratch(const Plan& plan) {
+    return task_scratch(plan) + 64;
+}
+
 bool multiply(const Product& product, void* scratch, std::int64_t scratch_bytes,
               InterruptCheck interrupted) {
     const Plan& plan = *product.plan;
@@ -122,7 +126,7 @@ bool multiply(const Product& product, void* scratch, std::int64_t scratch_bytes,
     const bool direct = !strips.flat() && storage != Storage::bfloat16;
     const int tall = plan.height() == 4 ? 2 : plan.height() - 1;
 
-    const std::int64_t row_bytes = product.pixels * element;
+    const std::int64_t row_bytes = product.x_plane * element;
     const bool in_place = direct && reads_in_place(plan, row_bytes) &&
                           reinterpret_cast<std::uintptr_t>(product.x) % widest_register == 0;
 
@@ -133,11 +137,13 @@ bool multiply(const Product& product, void* scratch, std::int64_t scratch_bytes,
         const auto kernel =
             kernels.multiply[wide_index(storage)][tall][vectors_of(strips, strip) - 1];
         const auto target_of = [&](std::int64_t image, std::int64_t first, std::int64_t some) {
-            const std::int64_t start = (image * rows * product.pixels + first) * element;
-            return Target{shifted(product.y, start),
+            const std::int64_t to = image * rows * product.y_plane + first;
+            const std::int64_t beside = image * rows * product.residual_plane + first;
+            return Target{shifted(product.y, to * element),
                           product.bias,
-                          shifted(product.residual, start),
-                          product.pixels,
+                          shifted(product.residual, beside * element),
+                          product.y_plane,
+                          product.residual_plane,
                           some,
                           product.activation};
         };
@@ -149,14 +155,14 @@ bool multiply(const Product& product, void* scratch, std::int64_t scratch_bytes,
             std::int64_t stride = pitch;
             if (in_place) {
                 const std::int64_t start =
-                    ((strip.image * columns + from) * product.pixels + strip.first) * element;
+                    ((strip.image * columns + from) * product.x_plane + strip.first) * element;
                 x = shifted(product.x, start);
                 stride = row_bytes;
                 const std::int64_t bytes = strip.count * element;  // the next strip follows
                 kernels.expect(shifted(x, bytes), stride, channels, bytes);
             } else {
-                pack(strips, strip, product.x, storage, product.pixels, columns, from, channels,
-                     pitch, packed);
+                pack(strips, strip, product.x, storage, product.x_plane, columns, from,
+                     channels, pitch, packed);
             }
             const bool ends = direct && chunk + 1 == plan.chunks();
             for (std::int64_t part = first_part; part < last_part; ++part) {
@@ -175,6 +181,12 @@ bool multiply(const Product& product, void* scratch, std::int64_t scratch_bytes,
     const std::int64_t count = strips.count();
     const bool by_parts = direct && plan.parts() > 1 && count < 4 * thread_count();
     const std::int64_t tasks = by_parts ? count * plan.parts() : count;
+    if (product.serial) {
+        for (std::int64_t i = 0; i < count; ++i) {
+            run(aligned(scratch), strips.at(i), 0, plan.parts());
+        }
+        return true;
+    }
     const std::int64_t each = task_scratch(plan);
     Workers workers(aligned(scratch), std::max<std::int64_t>(1, (scratch_bytes - 64) / each),
                     each);

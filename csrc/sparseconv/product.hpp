@@ -15,11 +15,15 @@ struct Product {
     std::int64_t batch, pixels;
     Storage storage;
     Activation activation;
+    // Channels are so many elements apart, images as many times that as they have channels.
+    std::int64_t x_plane, y_plane, residual_plane;
+    bool serial = false;  // on the calling thread alone
 };
 
 // Bytes that a product on so many threads works in.
 std::int64_t product_scratch(const Plan& plan, std::int64_t batch, std::int64_t pixels,
                              Storage storage);
+std::int64_t serial_scratch(const Plan& plan);
 // False when interrupted.
 bool multiply(const Product& product, void* scratch, std::int64_t scratch_bytes,
               InterruptCheck interrupted);

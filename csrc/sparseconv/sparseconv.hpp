@@ -61,12 +61,12 @@ struct Piece {
     const void* value;             // float64 or, for both other storages, float32
 };
 
-// Where a strip of pixels goes. Rows of `out` and `residual` are row_size elements apart.
+// Where a strip of pixels goes. Rows are so many elements apart, of `out` and of `residual`.
 struct Target {
     void* out;
     const void* bias;      // an element a row, or null
     const void* residual;  // or null
-    std::int64_t row_size, count;
+    std::int64_t row_size, residual_row_size, count;
     Activation activation;
 };
 

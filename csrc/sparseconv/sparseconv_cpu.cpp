@@ -53,20 +53,20 @@ CURVKERN_HD void put(Register<S> (&z)[V], std::int64_t row, const Target& target
                      std::int64_t last) {
     using R = Register<S>;
     constexpr int width = lanes_of<S>;
-    const std::int64_t start = row * target.row_size;
     if (target.bias != nullptr) {
         const R bias = spread(static_cast<const S*>(target.bias) + row);
         CURVKERN_UNROLL
         for (int v = 0; v < V; ++v) z[v] += bias;
     }
     if (target.residual != nullptr) {
-        const S* residual = static_cast<const S*>(target.residual) + start;
+        const S* residual =
+            static_cast<const S*>(target.residual) + row * target.residual_row_size;
         CURVKERN_UNROLL
         for (int v = 0; v < V - 1; ++v) z[v] += load(residual + v * width);
         z[V - 1] += load(residual + (V - 1) * width, last);
     }
     if (target.activation != Activation::none) activate(z, target.activation);
-    S* out = static_cast<S*>(target.out) + start;
+    S* out = static_cast<S*>(target.out) + row * target.row_size;
     CURVKERN_UNROLL
     for (int v = 0; v < V - 1; ++v) store(out + v * width, z[v]);
     store(out + (V - 1) * width, z[V - 1], last);

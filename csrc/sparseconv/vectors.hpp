@@ -9,8 +9,6 @@
 namespace curvkern::sparseconv {
 CURVKERN_PER_ISA {
 
-using hutchinson::Brain;
-
 template <class S>
 struct Computed {
     using R = VectorFloat;
@@ -27,16 +25,6 @@ template <class S>
 using Wide = typename Computed<S>::T;
 template <class S>
 inline constexpr int lanes_of = Lanes<Register<S>>::width;
-
-CURVKERN_HD float widened(float x) {
-    return x;
-}
-CURVKERN_HD double widened(double x) {
-    return x;
-}
-CURVKERN_HD float widened(Brain x) {
-    return __builtin_bit_cast(float, static_cast<std::uint32_t>(x.bits) << 16);
-}
 
 // x in all lanes, as one load: GCC adds to a zero where R{} + x is written, as that turns -0 to
 // 0.

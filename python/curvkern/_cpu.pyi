@@ -75,6 +75,38 @@ def depthwise(
     scratch: Tensor,
     y: Tensor,
 ) -> None: ...
+def depthwise_input_grad(
+    x: Tensor,
+    weight: Tensor,
+    y: Tensor,
+    stride: int,
+    dilation: int,
+    left: int,
+    top: int,
+) -> None: ...
+def depthwise_weight_grad(
+    x: Tensor,
+    weight: Tensor,
+    y: Tensor,
+    stride: int,
+    dilation: int,
+    left: int,
+    top: int,
+) -> None: ...
+def first_scratch(
+    x: Tensor, weight: Tensor, y: Tensor, stride: int, left: int, top: int
+) -> int: ...
+def first(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int,
+    left: int,
+    top: int,
+    activation: str,
+    scratch: Tensor,
+    y: Tensor,
+) -> None: ...
 def check_sparse_pattern(
     crow: npt.NDArray[np.int64],
     col: npt.NDArray[np.int64],
@@ -113,6 +145,22 @@ class SparsePlan:
         y: Tensor,
     ) -> None: ...
     def sddmm(self, g: Tensor, x: Tensor, scratch: Tensor, values: Tensor) -> None: ...
+
+class ConvChain:
+    """Convolutions one after the other, on images of one shape."""
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        element: int,
+        stages: list[Any],
+        threads: int,
+        limits: Sequence[int],
+    ) -> None: ...
+    def workspace(self) -> int: ...
+    def shape(self) -> list[int]: ...
+    def segments(self) -> list[tuple[int, int]]: ...
+    def run(self, x: Tensor, workspace: Tensor, y: Tensor) -> None: ...
 
 def sinkhorn_workspace(
     kind: str, narrow: bool, batch: int, n: int, m: int, dims: int, count: int

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.grad import conv2d_input, conv2d_weight
 
 from . import _runtime
 
@@ -145,6 +144,79 @@ def conv1x1_packed(
     return y
 
 
+#: A stage of a chain: its kind and what :class:`curvkern._cpu.ConvChain` takes for it.
+Stage = tuple[Any, ...]
+
+
+class Chain:
+    """Convolutions one after the other on contiguous images of one shape, as one call.
+
+    Each stage takes the result of an earlier one by its number; 0 is the image, i + 1 what
+    stage i computes.
+    """
+
+    #: Bytes of a tensor that is kept as a whole, and of the buffers of a band.
+    limits = 1 << 20, 1 << 20
+
+    def __init__(self, shape: Sequence[int], dtype: torch.dtype, stages: list[Stage]) -> None:
+        self._native = _native().ConvChain(
+            tuple(shape), dtype.itemsize, stages, torch.get_num_threads(), self.limits
+        )
+        #: workspaces, of which a call takes one: several threads may call at once
+        self._free: list[Tensor] = []
+
+    @staticmethod
+    def pointwise(
+        input: int, residual: int | None, packed: Packed, bias: Tensor | None, activation: str
+    ) -> Stage:
+        """act(W x + bias + residual)"""
+        return "pointwise", input, residual, packed.plan, packed.values, bias, activation
+
+    @staticmethod
+    def depthwise(
+        input: int,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: int,
+        padding: Sequence[int],
+        dilation: int,
+        activation: str,
+    ) -> Stage:
+        """As :func:`depthwise`."""
+        return "depthwise", input, weight, bias, stride, dilation, tuple(padding), activation
+
+    @staticmethod
+    def first(
+        input: int,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: int,
+        padding: Sequence[int],
+        activation: str,
+    ) -> Stage:
+        """As :func:`first_native`."""
+        return "first", input, weight, bias, stride, tuple(padding), activation
+
+    def segments(self) -> list[tuple[int, int]]:
+        """By stage: the segment it runs in, and how many rows are a band of it, 0 for all."""
+        return self._native.segments()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The result of the last stage."""
+        _native()
+        y = x.new_empty(self._native.shape())
+        try:
+            workspace = self._free.pop()
+        except IndexError:
+            size = self._native.workspace()
+            workspace = torch.empty(size, dtype=torch.float32, device="cpu")
+        try:
+            self._native.run(x, workspace, y)
+        finally:
+            self._free.append(workspace)
+        return y
+
+
 def _auto(pattern: Pattern, x: Tensor, variant: str) -> tuple[int, int]:
     if variant == "auto":
         threads = _native().build_info()["threads"]
@@ -187,6 +259,10 @@ def sddmm(gy: Tensor, x: Tensor, pattern: Pattern) -> Tensor:
     return values
 
 
+#: Channels of a first convolution up to which the compiled kernel is quicker than torch's, by
+#: instruction set.
+MOST_CHANNELS = {"v4": 8, "v3": 4}
+
 #: act(z), in the memory of z.
 IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda z: z,
@@ -195,6 +271,33 @@ IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": lambda z: F.silu(z, inplace=True),
     "hardswish": lambda z: F.hardswish(z, inplace=True),
 }
+
+
+def _output(
+    x: Tensor,
+    weight: Tensor,
+    stride: int,
+    padding: Sequence[int],
+    dilation: int = 1,
+) -> Tensor:
+    """Memory for what comes out of a convolution."""
+    size = output_size(x.shape[2:], weight, stride, padding, dilation)
+    return x.new_empty(x.shape[0], weight.shape[0], *size)
+
+
+def output_size(
+    size: Sequence[int], weight: Tensor, stride: int, padding: Sequence[int], dilation: int = 1
+) -> tuple[int, int]:
+    """Height and width of what comes out of a convolution."""
+    left, right, top, bottom = padding
+    kh, kw = weight.shape[2:]
+    height = (size[0] + top + bottom - dilation * (kh - 1) - 1) // stride + 1
+    return height, (size[1] + left + right - dilation * (kw - 1) - 1) // stride + 1
+
+
+def first_is_native(channels: int) -> bool:
+    """Whether first convolutions of so many channels are computed by the compiled kernel."""
+    return channels <= MOST_CHANNELS.get(_runtime.isa(), 0)
 
 
 def depthwise(
@@ -207,12 +310,8 @@ def depthwise(
     activation: str,
 ) -> Tensor:
     """act(conv2d) of (B, C, H, W) by (N, 1, kh, kw), padded by (left, right, top, bottom)."""
-    left, right, top, bottom = padding
-    kh, kw = weight.shape[2:]
-    height = (x.shape[2] + top + bottom - dilation * (kh - 1) - 1) // stride + 1
-    width = (x.shape[3] + left + right - dilation * (kw - 1) - 1) // stride + 1
-    y = x.new_empty(x.shape[0], weight.shape[0], height, width)
-    place = (stride, dilation, left, top)
+    y = _output(x, weight, stride, padding, dilation)
+    place = (stride, dilation, padding[0], padding[2])
     scratch = torch.empty(_native().depthwise_scratch(x, weight, y, *place))
     _native().depthwise(x, weight, bias, *place, activation, scratch, y)
     return y
@@ -226,7 +325,40 @@ def first_conv(
     padding: Sequence[int],
     activation: str,
 ) -> Tensor:
-    """act(conv2d) of (B, C, H, W) by (N, C, kh, kw), padded by (left, right, top, bottom)."""
+    """act(conv2d) of (B, C, H, W) by (N, C, kh, kw), padded by (left, right, top, bottom).
+
+    Where torch's own convolution is quicker, it computes.
+    """
+    if not first_is_native(x.shape[1]):
+        return first_by_torch(x, weight, bias, stride, padding, activation)
+    return first_native(x, weight, bias, stride, padding, activation)
+
+
+def first_native(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int,
+    padding: Sequence[int],
+    activation: str,
+) -> Tensor:
+    """The same by the compiled kernel, however many channels there are."""
+    y = _output(x, weight, stride, padding)
+    place = (stride, padding[0], padding[2])
+    scratch = torch.empty(_native().first_scratch(x, weight, y, *place))
+    _native().first(x, weight, bias, *place, activation, scratch, y)
+    return y
+
+
+def first_by_torch(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int,
+    padding: Sequence[int],
+    activation: str,
+) -> Tensor:
+    """The same by torch."""
     left, right, top, bottom = padding
     if (left, top) == (right, bottom):
         z = F.conv2d(x, weight, bias, stride, (top, left))
@@ -243,12 +375,13 @@ def depthwise_input_grad(
     stride: int,
     padding: Sequence[int],
     dilation: int,
+    channels: int | None = None,
 ) -> Tensor:
-    """The gradient of a depthwise convolution of images of a size in them."""
-    left, right, top, bottom = padding
-    padded = (*gy.shape[:2], size[0] + top + bottom, size[1] + left + right)
-    gx = conv2d_input(padded, weight, gy, stride, 0, dilation, gy.shape[1])
-    return gx[..., top : top + size[0], left : left + size[1]].contiguous()
+    """The gradient of a depthwise convolution in its images, of a size and so many channels."""
+    gx = gy.new_empty(gy.shape[0], channels or gy.shape[1], *size)
+    place = (stride, dilation, padding[0], padding[2])
+    _native().depthwise_input_grad(gx, weight, gy, *place)
+    return gx
 
 
 def depthwise_weight_grad(
@@ -260,6 +393,6 @@ def depthwise_weight_grad(
     dilation: int,
 ) -> Tensor:
     """The gradient of a depthwise convolution in its weights, (C, 1, kh, kw)."""
-    shape = (x.shape[1], 1, *kernel)
-    padded = F.pad(x, tuple(padding))
-    return conv2d_weight(padded, shape, gy, stride, 0, dilation, x.shape[1])
+    gw = gy.new_empty(gy.shape[1], 1, *kernel)
+    _native().depthwise_weight_grad(x, gw, gy, stride, dilation, padding[0], padding[2])
+    return gw

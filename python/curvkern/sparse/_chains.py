@@ -56,6 +56,9 @@ def traced(model: nn.Module) -> fx.Graph | None:
         return None
     if any("training" in node.kwargs for node in graph.nodes):
         return None  # of a functional dropout, say: fixed to what it is now
+    for node in graph.nodes:
+        if isinstance(node.type, str):  # an annotation that pickling would look up
+            node.type = None
     return graph
 
 

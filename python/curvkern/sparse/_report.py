@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from ..nn._depthwise import DepthwiseConv2d, FirstConv2d
+from ..nn._fused import FusedConvs
 from ..nn._sparse_weight import SparseWeightConv2d
 from . import _patterns
 
@@ -43,7 +44,10 @@ class Layer:
         were measured for several shapes are joined by commas.
     sparse_seconds, dense_seconds
         As measured by :func:`sparsify`, or when the shape was first met; None where nothing
-        was measured.
+        was measured. Of the layer alone, whether or not it runs with others.
+    fused
+        The name of the module that runs it with those beside it in one call, or None. Its
+        format then is that of the layer alone.
     """
 
     name: str
@@ -54,11 +58,15 @@ class Layer:
     format: str
     sparse_seconds: float | None
     dense_seconds: float | None
+    fused: str | None = None
 
     @property
     def dense_wins(self) -> bool:
-        """Whether the dense convolution was measured the quicker one."""
-        if self.sparse_seconds is None or self.dense_seconds is None:
+        """Whether the dense convolution was measured the quicker one.
+
+        Not of a layer that runs with others, as these were measured together.
+        """
+        if self.fused or self.sparse_seconds is None or self.dense_seconds is None:
             return False
         return self.dense_seconds < self.sparse_seconds
 
@@ -84,7 +92,7 @@ def _cells(layer: Layer) -> tuple[str, ...]:
         "x".join(map(str, layer.shape)),
         f"{layer.sparsity:.3f}",
         "-" if layer.block is None else "x".join(map(str, layer.block)),
-        layer.format,
+        f"{layer.format} in {layer.fused}" if layer.fused else layer.format,
         micro(layer.sparse_seconds),
         micro(layer.dense_seconds),
     )
@@ -137,9 +145,17 @@ def report(model: nn.Module) -> Report:
 
 
 def _layers(model: nn.Module) -> Iterator[Layer]:
+    fused = {
+        f"{name.rpartition('.')[0]}.{step.name}".removeprefix("."): name
+        for name, module in model.named_modules()
+        if isinstance(module, FusedConvs)
+        for step in module.steps
+    }
     for name, module in model.named_modules():
         record: Any = getattr(module, "sparsify_record", None)
+        times: tuple[float | None, float | None]
         times = (None, None) if record is None else (record.sparse, record.dense)
+        together = fused.get(name)
         if isinstance(module, SparseWeightConv2d):
             entry = _patterns.lookup(
                 module.crow_indices, module.col_indices, module.block, module.shape
@@ -155,6 +171,7 @@ def _layers(model: nn.Module) -> Iterator[Layer]:
                 module.block,
                 ",".join(formats) if module.format == "tuned" else module.format,
                 *times,
+                together,
             )
         elif isinstance(module, nn.Conv2d):
             weight = module.weight
@@ -169,6 +186,7 @@ def _layers(model: nn.Module) -> Iterator[Layer]:
                 None,
                 "curvkern" if ours else "torch",
                 *times,
+                together,
             )
 
 

@@ -14,7 +14,7 @@ from torch.nn.utils import prune
 
 from ..nn._depthwise import DepthwiseConv2d, FirstConv2d, conv_padding
 from ..nn._sparse_weight import SparseWeightConv2d
-from . import _chains, _execution
+from . import _chains, _execution, _fusion
 from ._chains import Chain
 from ._gradients import activated
 from ._report import Record
@@ -113,7 +113,8 @@ def sparsify(
     model = model if inplace else copy.deepcopy(model)
     if type(model) is nn.Conv2d:
         holder = nn.Sequential(model).train(model.training)
-        _apply(holder, [Chain("0")], settings, example_input)
+        inputs = _inputs(holder, [Chain("0")], example_input)
+        _apply(holder, [Chain("0")], settings, inputs, fuses=False)
         return holder[0]
     graph = _chains.traced(model)
     if graph is None:
@@ -122,11 +123,25 @@ def sparsify(
         chains = _chains.in_graph(
             model, graph, bn=fuse_bn, activation=fuse_activation, rewrite=not inplace
         )
-    _apply(model, chains, settings, example_input)
-    if graph is None or inplace or not _needs_rewriting(graph, chains):
+    inputs = _inputs(model, chains, example_input)
+    rewrites = graph is not None and not inplace
+    losers = _apply(model, chains, settings, inputs, fuses=rewrites)
+    if graph is None or inplace:
         _silence(model, chains)
         return model
-    return _rewritten(model, graph, chains)
+    fused = _rewrite(model, graph, chains)
+    fused |= _fusion.fuse(model, graph, losers, inputs if settings.autotune else {})
+    if not fused:
+        return model
+    kind = _GraphSequential if isinstance(model, nn.Sequential) else fx.GraphModule
+    return kind(model, graph, type(model).__name__)
+
+
+class _GraphSequential(fx.GraphModule):
+    """What became of a Sequential; its modules still go by numbers."""
+
+    def __getitem__(self, index: int) -> nn.Module:
+        return self.get_submodule(str(index))
 
 
 def _settings(min_sparsity: Any, block: Any, autotune: Any) -> _Settings:
@@ -142,22 +157,21 @@ def _settings(min_sparsity: Any, block: Any, autotune: Any) -> _Settings:
     return _Settings(float(min_sparsity), pair, bool(autotune))
 
 
-def _needs_rewriting(graph: fx.Graph, chains: Sequence[Chain]) -> bool:
-    """Whether something was fused that is no module, or one that is called elsewhere, too."""
-    calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
-    return any(
-        chain.residual is not None
-        or (chain.activation != "none" and (chain.act is None or calls[chain.act] > 1))
-        for chain in chains
-    )
-
-
 def _apply(
-    model: nn.Module, chains: list[Chain], settings: _Settings, example_input: Any
-) -> None:
-    """Put other convolutions into the model; a chain that stays as it is becomes empty."""
+    model: nn.Module,
+    chains: list[Chain],
+    settings: _Settings,
+    inputs: dict[str, Tensor],
+    *,
+    fuses: bool,
+) -> dict[str, _fusion.Loser]:
+    """Put other convolutions into the model; a chain that stays as it is becomes empty.
+
+    ``fuses``: layers may run as one call, in which one that is a little slower than the dense
+    convolution alone may win. These are returned.
+    """
     tied = _tied(model)
-    inputs = _inputs(model, chains, example_input)
+    losers: dict[str, _fusion.Loser] = {}
     for chain in chains:
         conv = model.get_submodule(chain.conv)
         assert isinstance(conv, nn.Conv2d)
@@ -180,11 +194,15 @@ def _apply(
             seconds = _race(conv, new, chain, x)
             record = Record(tuple(x.shape), torch.get_num_threads(), *seconds)
             kept = seconds[0] < seconds[1]
-            setattr(new if kept else conv, "sparsify_record", record)  # noqa: B010
-            if not kept:
+            new.sparsify_record = record  # type: ignore[assignment]
+            if not kept and fuses and _fusion.may_win(new, *seconds):
+                losers[chain.conv] = _fusion.Loser(conv, chain.activation)
+            elif not kept:
+                conv.sparsify_record = record  # type: ignore[assignment]
                 _leave(chain, fold=True)
                 continue
         _put(model, chain.conv, new)
+    return losers
 
 
 def _put(model: nn.Module, name: str, module: nn.Module) -> None:
@@ -319,8 +337,8 @@ def _silence(model: nn.Module, chains: Sequence[Chain]) -> None:
                 _put(model, name, nn.Identity())
 
 
-def _rewritten(model: nn.Module, graph: fx.Graph, chains: Sequence[Chain]) -> fx.GraphModule:
-    """A module that runs the graph without what is done by convolutions."""
+def _rewrite(model: nn.Module, graph: fx.Graph, chains: Sequence[Chain]) -> bool:
+    """Take out of the graph what is done by convolutions; whether there was something."""
     calls = {node.target: node for node in graph.nodes if node.op == "call_module"}
     for chain in chains:
         if chain.residual is not None:
@@ -333,5 +351,9 @@ def _rewritten(model: nn.Module, graph: fx.Graph, chains: Sequence[Chain]) -> fx
         chain.nodes[-1].replace_all_uses_with(node)
         for dead in reversed(chain.nodes):
             graph.erase_node(dead)
-    graph.lint()
-    return fx.GraphModule(model, graph, type(model).__name__)
+    called = {node.target for node in graph.nodes if node.op == "call_module"}
+    for chain in chains:
+        for name in (chain.bn, chain.act):
+            if chain.nodes and name is not None and name not in called:
+                _put(model, name, nn.Identity())
+    return any(chain.nodes for chain in chains)

@@ -1,0 +1,251 @@
+// Chains of convolutions: how the shapes of their stages relate.
+#include <pybind11/stl.h>
+
+#include <limits>
+
+#include "bind/families.hpp"
+#include "bind/signals.hpp"
+#include "bind/sparseconv_arguments.hpp"
+#include "sparseconv/chain.hpp"
+
+namespace curvkern {
+namespace sparseconv::chains {
+namespace {
+
+constexpr const char* op = "ConvChain";
+
+// A chain with the objects whose memory it reads.
+class Held {
+  public:
+    Held(std::array<std::int64_t, 4> shape, std::int64_t element, const py::list& stages,
+         int threads, std::array<std::int64_t, 2> limits)
+        : objects_(stages),
+          storage_(element == 8   ? Storage::float64
+                   : element == 4 ? Storage::float32
+                                  : Storage::bfloat16),
+          chain_(read(shape, stages), {shape[1], shape[2], shape[3]}, storage_, shape[0],
+                 threads, {limits[0], limits[1]}) {}
+
+    const Chain& chain() const { return chain_; }
+
+    void run(py::handle x, py::handle workspace, py::handle y) const {
+        const TensorView from(x, op, "x", dlpack::device_cpu, true);
+        const TensorView to(y, op, "y", dlpack::device_cpu, true);
+        const TensorView memory(workspace, op, "workspace", dlpack::device_cpu);
+        require(from, "x", chain_.input());
+        require(to, "y", chain_.output());
+        if (memory.dtype() != Dtype::float32 || memory.size() * 4 < chain_.workspace()) {
+            device::refuse_call(op, "workspace must be float32 and have " +
+                                        std::to_string(chain_.workspace() / 4) + " elements");
+        }
+        bool finished;
+        {
+            const py::gil_scoped_release release;
+            finished = chain_.run(from.data(), to.data(), memory.data(), signalled);
+        }
+        if (!finished) throw py::error_already_set();
+    }
+
+  private:
+    void require(const TensorView& view, const char* name, const Extent& e) const {
+        const std::int64_t expected[] = {chain_.batch(), e.channels, e.height, e.width};
+        bool same = view.ndim() == 4 && device::storage_of(view) == chain_.storage();
+        for (int i = 0; same && i < 4; ++i) same = view.shape(i) == expected[i];
+        if (same) return;
+        device::refuse_call(op, std::string(name) + " is not what the chain was made for");
+    }
+
+    // A vector of so many elements, or null.
+    const void* vector(const py::handle& object, const char* name, std::int64_t size) const {
+        if (object.is_none()) return nullptr;
+        const TensorView view(object, op, name, dlpack::device_cpu, true);
+        if (view.size() != size || device::storage_of(view) != storage_) {
+            device::refuse_call(op, std::string(name) + " must have " + std::to_string(size) +
+                                        " elements of the dtype of the chain");
+        }
+        return view.data();
+    }
+
+    static int tensor(const py::handle& number, std::size_t count) {
+        const int found = number.cast<int>();
+        if (found < 0 || found >= static_cast<int>(count)) {
+            device::refuse_call(op, "a stage must take what an earlier one computes, got " +
+                                        std::to_string(found));
+        }
+        return found;
+    }
+
+    Stage pointwise(const py::tuple& parts, const std::vector<Extent>& extents) const {
+        Stage stage{};
+        stage.input = tensor(parts[1], extents.size());
+        stage.residual = parts[2].is_none() ? -1 : tensor(parts[2], extents.size());
+        const auto& plan = parts[3].cast<const Plan&>();
+        const TensorView values(parts[4], op, "values", dlpack::device_cpu);
+        const Extent& from = extents[static_cast<std::size_t>(stage.input)];
+        const bool wide = storage_ == Storage::float64;
+        if (values.size() != static_cast<std::int64_t>(plan.source().size()) ||
+            values.dtype() != (wide ? Dtype::float64 : Dtype::float32)) {
+            device::refuse_call(op, "values must be those of the plan");
+        }
+        if (plan.columns() != from.channels) {
+            device::refuse_call(op, "a product of " + std::to_string(plan.columns()) +
+                                        " channels is given " + std::to_string(from.channels));
+        }
+        stage.out = {plan.rows(), from.height, from.width};
+        if (stage.residual >= 0) {
+            const Extent& beside = extents[static_cast<std::size_t>(stage.residual)];
+            if (beside.channels != stage.out.channels || beside.height != stage.out.height ||
+                beside.width != stage.out.width) {
+                device::refuse_call(op,
+                                    "a residual must have the shape of what it is added to");
+            }
+        }
+        stage.product.plan = &plan;
+        stage.product.value = values.data();
+        stage.product.bias = vector(parts[5], "bias", plan.rows());
+        stage.product.activation = device::activation_of(op, parts[6].cast<std::string>());
+        return stage;
+    }
+
+    Stage depthwise(const py::tuple& parts, const std::vector<Extent>& extents) const {
+        Stage stage{};
+        stage.kind = Stage::Kind::depthwise;
+        stage.input = tensor(parts[1], extents.size());
+        stage.residual = -1;
+        const Extent& from = extents[static_cast<std::size_t>(stage.input)];
+        const TensorView weight(parts[2], op, "weight", dlpack::device_cpu, true);
+        if (weight.ndim() != 4 || weight.size() == 0 || weight.shape(1) != 1 ||
+            weight.shape(0) % from.channels != 0 || device::storage_of(weight) != storage_) {
+            device::refuse_call(op, "weight must have filters for each channel");
+        }
+        const auto stride = parts[4].cast<std::int64_t>(),
+                   dilation = parts[5].cast<std::int64_t>();
+        const auto padding = parts[6].cast<device::Padding>();
+        Depthwise& d = stage.filters;
+        d.weight = weight.data();
+        d.bias = vector(parts[3], "bias", weight.shape(0));
+        d.images = 1;
+        d.channels = from.channels;
+        d.multiplier = weight.shape(0) / from.channels;
+        d.height = from.height;
+        d.width = from.width;
+        d.kernel_height = weight.shape(2);
+        d.kernel_width = weight.shape(3);
+        window(stage, from, weight, stride, dilation, padding);
+        d.out_height = stage.out.height;
+        d.out_width = stage.out.width;
+        d.stride = stride;
+        d.dilation = dilation;
+        d.left = padding[0];
+        d.top = padding[2];
+        d.storage = storage_;
+        d.activation = device::activation_of(op, parts[7].cast<std::string>());
+        return stage;
+    }
+
+    Stage first(const py::tuple& parts, const std::vector<Extent>& extents) const {
+        Stage stage{};
+        stage.kind = Stage::Kind::first;
+        stage.input = tensor(parts[1], extents.size());
+        stage.residual = -1;
+        const Extent& from = extents[static_cast<std::size_t>(stage.input)];
+        const TensorView weight(parts[2], op, "weight", dlpack::device_cpu, true);
+        if (weight.ndim() != 4 || weight.size() == 0 || weight.shape(1) != from.channels ||
+            device::storage_of(weight) != storage_) {
+            device::refuse_call(op, "weight must have filters of all channels");
+        }
+        const auto stride = parts[4].cast<std::int64_t>();
+        const auto padding = parts[5].cast<device::Padding>();
+        window(stage, from, weight, stride, 1, padding);
+        FirstConv& f = stage.first;
+        f.weight = weight.data();
+        f.bias = vector(parts[3], "bias", weight.shape(0));
+        f.images = 1;
+        f.channels = from.channels;
+        f.filters = weight.shape(0);
+        f.height = from.height;
+        f.width = from.width;
+        f.out_height = stage.out.height;
+        f.out_width = stage.out.width;
+        f.kernel_height = weight.shape(2);
+        f.kernel_width = weight.shape(3);
+        f.stride = stride;
+        f.left = padding[0];
+        f.top = padding[2];
+        f.storage = storage_;
+        f.activation = device::activation_of(op, parts[6].cast<std::string>());
+        return stage;
+    }
+
+    // What a stage computes, and which rows it takes for that.
+    static void window(Stage& stage, const Extent& from, const TensorView& weight,
+                       std::int64_t stride, std::int64_t dilation,
+                       const device::Padding& padding) {
+        if (stride < 1 || dilation < 1) device::refuse_call(op, "strides must be positive");
+        const auto size = [&](std::int64_t n, std::int64_t before, std::int64_t after,
+                              std::int64_t taps) {
+            const std::int64_t room = n + before + after - dilation * (taps - 1) - 1;
+            if (before < 0 || after < 0 || room < 0) {
+                device::refuse_call(op, "a filter must fit into the image");
+            }
+            return room / stride + 1;
+        };
+        stage.out = {weight.shape(0),
+                     size(from.height, padding[2], padding[3], weight.shape(2)),
+                     size(from.width, padding[0], padding[1], weight.shape(3))};
+        stage.reach = dilation * (weight.shape(2) - 1) + 1;
+        stage.step = stride;
+        stage.top = padding[2];
+    }
+
+    std::vector<Stage> read(const std::array<std::int64_t, 4>& shape,
+                            const py::list& stages) const {
+        for (const std::int64_t size : shape) {
+            if (size < 1) device::refuse_call(op, "x must not be empty");
+        }
+        std::vector<Extent> extents{{shape[1], shape[2], shape[3]}};
+        std::vector<Stage> found;
+        for (const py::handle item : stages) {
+            const auto parts = item.cast<py::tuple>();
+            const auto kind = parts[0].cast<std::string>();
+            if (kind == "pointwise") {
+                found.push_back(pointwise(parts, extents));
+            } else if (kind == "depthwise") {
+                found.push_back(depthwise(parts, extents));
+            } else if (kind == "first") {
+                found.push_back(first(parts, extents));
+            } else {
+                device::refuse_call(op, "there is no stage '" + kind + "'");
+            }
+            extents.push_back(found.back().out);
+        }
+        if (found.empty()) device::refuse_call(op, "a chain must have stages");
+        return found;
+    }
+
+    py::list objects_;
+    Storage storage_;
+    Chain chain_;
+};
+
+}  // namespace
+}  // namespace sparseconv::chains
+
+void bind_sparseconv_chain(py::module_& module) {
+    using py::arg;
+    using sparseconv::chains::Held;
+    py::class_<Held>(module, "ConvChain")
+        .def(py::init<std::array<std::int64_t, 4>, std::int64_t, const py::list&, int,
+                      std::array<std::int64_t, 2>>(),
+             arg("shape"), arg("element"), arg("stages"), arg("threads"), arg("limits"))
+        .def("workspace", [](const Held& held) { return (held.chain().workspace() + 3) / 4; })
+        .def("shape",
+             [](const Held& held) {
+                 const sparseconv::Extent e = held.chain().output();
+                 return std::array{held.chain().batch(), e.channels, e.height, e.width};
+             })
+        .def("segments", [](const Held& held) { return held.chain().segments(); })
+        .def("run", &Held::run, arg("x"), arg("workspace"), arg("y"));
+}
+
+}  // namespace curvkern

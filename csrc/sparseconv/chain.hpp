@@ -1,0 +1,104 @@
+// Convolutions one after the other on an image, as one call.
+//
+// What lies between two layers of 112 x 112 pixels does not fit into L2 and would come back
+// from L3 or memory. Such stages form a segment, which runs band by band of the rows of its
+// last output: each stage computes the rows that the next one needs for the band, and the rows
+// that its next band needs again (kernel - stride of them) move to the head of the buffer.
+// Elsewhere a stage runs as a whole, from one part of a workspace to another, so that no page
+// is new.
+//
+// Each stage calls the loops of its layer for all rows or for some, which give the same bits:
+// those of a chain do not depend on bands or threads.
+#pragma once
+
+#include <vector>
+
+#include "sparseconv/depthwise.hpp"
+#include "sparseconv/first.hpp"
+#include "sparseconv/product.hpp"
+
+namespace curvkern::sparseconv {
+
+struct Extent {
+    std::int64_t channels, height, width;
+};
+
+// Numbers of tensors: 0 is what the chain is called with, i + 1 what stage i computes.
+struct Stage {
+    enum class Kind { pointwise, depthwise, first } kind;
+    int input, residual;  // the latter -1 where nothing is added
+    Product product;      // pointwise: plan, value, bias, activation
+    Depthwise filters;    // all but where x and y lie, and which rows
+    FirstConv first;
+    Extent out;
+    // Row i of the result takes rows [i step - top, i step - top + reach) of the input.
+    std::int64_t reach = 1, step = 1, top = 0;
+};
+
+// In bytes: a tensor between two stages is not kept as a whole where it takes more than
+// `whole`; the buffers of a band take no more than `band`, unless one row does.
+struct Limits {
+    std::int64_t whole, band;
+};
+
+class Chain {
+  public:
+    // For `threads` on one image, or on an image each where a batch has several.
+    Chain(std::vector<Stage> stages, Extent input, Storage storage, std::int64_t batch,
+          int threads, Limits limits);
+
+    Extent input() const { return extent_[0]; }
+    Extent output() const { return extent_.back(); }
+    std::int64_t batch() const { return batch_; }
+    Storage storage() const { return storage_; }
+    std::int64_t workspace() const { return lanes_ * lane_bytes_ + 64; }
+    // By stage: the number of the segment that it belongs to, and the rows in a band of it,
+    // 0 where it runs as a whole.
+    std::vector<std::pair<int, std::int64_t>> segments() const;
+    // False when interrupted.
+    bool run(const void* x, void* y, void* workspace, InterruptCheck interrupted) const;
+
+  private:
+    struct Segment {
+        std::int64_t first, last;  // stages [first, last)
+        std::int64_t rows;         // of the last output in a band; 0: a stage as a whole
+    };
+    // A tensor, or some rows of it: row `row` is the first, channels are `plane` elements
+    // apart.
+    struct Rows {
+        char* data;
+        std::int64_t row, plane;
+    };
+    struct Poll;
+
+    void cut(Limits limits);
+    void place();
+    std::int64_t capacity(const Segment& segment, std::int64_t rows,
+                          std::vector<std::int64_t>& held) const;
+    std::int64_t tensor_bytes(std::int64_t tensor) const;
+    std::int64_t row_bytes(std::int64_t tensor) const;
+    std::int64_t first_row(const Stage& stage, std::int64_t row) const;
+    std::int64_t end_row(const Stage& stage, std::int64_t end) const;
+    Rows whole(std::int64_t tensor, const void* x, void* y, char* lane) const;
+    Product product(const Stage& stage, std::int64_t begin, std::int64_t end, const Rows& from,
+                    const Rows& beside, const Rows& to) const;
+    Depthwise depthwise(const Stage& stage, std::int64_t begin, std::int64_t end,
+                        const Rows& from, const Rows& to) const;
+    FirstConv first(const Stage& stage, const Rows& from, const Rows& to) const;
+    bool run_whole(const Segment& segment, const void* x, void* y, char* lane,
+                   Poll& poll) const;
+    bool run_image(const void* x, void* y, char* lane, Poll& poll) const;
+    bool run_bands(const Segment& segment, std::int64_t begin, std::int64_t end, const void* x,
+                   void* y, char* lane, char* memory, Poll& poll) const;
+
+    std::vector<Stage> stages_;
+    std::vector<std::vector<char>> packed_;  // by stage, weights of first convolutions
+    std::vector<Extent> extent_;             // by tensor
+    Storage storage_;
+    std::int64_t batch_, lanes_, threads_;  // images at a time, and threads on each
+    std::vector<Segment> segments_;
+    std::vector<std::int64_t> offset_;  // by tensor: where it lies in a lane, -1: nowhere
+    std::int64_t scratch_ = 0, band_ = 0, band_bytes_ = 0, lane_bytes_ = 0, scratch_bytes_ = 0;
+};
+
+}  // namespace curvkern::sparseconv

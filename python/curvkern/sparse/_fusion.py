@@ -1,0 +1,242 @@
+"""Which layers of a graph run as one call."""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from .. import _sparseconv
+from ..nn._depthwise import DepthwiseConv2d, FirstConv2d
+from ..nn._fused import FusedConvs, Step
+from ..nn._sparse_weight import SparseWeightConv2d
+from . import _chains, _execution
+from ._gradients import activated
+
+#: What a fused module is called, with a number.
+PREFIX = "fused_convs"
+#: A layer alone may take so many times as long as a dense one to be tried in a run.
+CLOSE = 1.5
+FUNCTIONS = {"relu": F.relu, "relu6": F.relu6, "silu": F.silu, "hardswish": F.hardswish}
+
+
+@dataclass
+class Run:
+    """Layers one after the other: nothing but the last result is used elsewhere."""
+
+    nodes: list[fx.Node]
+
+    @property
+    def names(self) -> list[str]:
+        return [str(node.target) for node in self.nodes]
+
+    @property
+    def source(self) -> fx.Node:
+        source = self.nodes[0].args[0]
+        assert isinstance(source, fx.Node)
+        return source
+
+    def module(self) -> FusedConvs:
+        """The module that runs them."""
+        number = {self.source: 0} | {node: i + 1 for i, node in enumerate(self.nodes)}
+        steps = []
+        for node in self.nodes:
+            x, *residual = node.args
+            beside = number[residual[0]] if residual else None  # type: ignore[index]
+            steps.append(Step(str(node.target), number[x], beside))  # type: ignore[index]
+        roots = dict.fromkeys(name.partition(".")[0] for name in self.names)
+        return FusedConvs(tuple(steps), tuple(roots))
+
+
+def runs(model: nn.Module, nodes: list[fx.Node]) -> list[Run]:
+    """The longest runs among nodes, which are in the order of their graph."""
+    calls = Counter(node.target for node in nodes if node.op == "call_module")
+    found: list[Run] = []
+    current: list[fx.Node] = []
+    for node in nodes:
+        if not _fusible(model, node, calls):
+            continue
+        if current and not _joins(current, node):
+            found += _cut(current)
+            current = []
+        if current or _starts(node):
+            current.append(node)
+    return found + _cut(current)
+
+
+def _fusible(model: nn.Module, node: fx.Node, calls: Counter[fx.node.Target]) -> bool:
+    if node.op != "call_module" or calls[node.target] != 1 or node.kwargs:
+        return False
+    module = model.get_submodule(str(node.target))
+    if _chains.hooked(module) or any(not isinstance(arg, fx.Node) for arg in node.args):
+        return False
+    if not all(p.is_cpu for p in module.parameters()):
+        return False
+    if type(module) is SparseWeightConv2d:
+        return module.stride == 1 and module.format != "dense"
+    if type(module) is FirstConv2d:
+        return _sparseconv.first_is_native(module.in_channels)
+    return type(module) is DepthwiseConv2d
+
+
+def _starts(node: fx.Node) -> bool:
+    return len(set(node.args)) == 1
+
+
+def _joins(run: list[fx.Node], node: fx.Node) -> bool:
+    return node.args[0] in run and all(arg in run or arg is run[0].args[0] for arg in node.args)
+
+
+def _cut(nodes: list[fx.Node]) -> list[Run]:
+    """Runs of nodes that join each other: as many of the first as hide what lies between."""
+    for count in range(len(nodes), 1, -1):
+        inside = set(nodes[:count])
+        if all(inside.issuperset(node.users) for node in nodes[: count - 1]):
+            rest = nodes[count:]
+            return [Run(nodes[:count]), *_again(rest)]
+    return _again(nodes[1:])
+
+
+def _again(nodes: list[fx.Node]) -> list[Run]:
+    found: list[Run] = []
+    current: list[fx.Node] = []
+    for node in nodes:
+        if current and not _joins(current, node):
+            found += _cut(current)
+            current = []
+        if current or _starts(node):
+            current.append(node)
+    return found + _cut(current) if len(current) > 1 else found
+
+
+def put(model: nn.Module, graph: fx.Graph, found: list[tuple[Run, FusedConvs]]) -> None:
+    """Calls of fused modules in place of those of their layers."""
+    held: dict[str, fx.Node] = {}
+    first = next(iter(graph.nodes))
+    number = 0
+    for run, fused in found:
+        for root in fused.roots:
+            if root not in held:  # before all else, as placeholders may be in any place
+                with graph.inserting_before(first):
+                    held[root] = graph.create_node("get_attr", root)
+        while hasattr(model, f"{PREFIX}_{number}"):
+            number += 1
+        name = f"{PREFIX}_{number}"
+        setattr(model, name, fused.train(model.training))
+        last = run.nodes[-1]
+        with graph.inserting_after(last):
+            roots = tuple(held[root] for root in fused.roots)
+            call = graph.call_module(name, (run.source, *roots))
+        last.replace_all_uses_with(call)
+        for node in reversed(run.nodes):
+            graph.erase_node(node)
+
+
+@dataclass
+class Loser:
+    """A dense convolution that was quicker than what is to replace it, and what follows it."""
+
+    conv: nn.Conv2d
+    activation: str
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """What the layer that replaces it computes."""
+        z = self.conv(x)
+        return activated(self.activation, z if residual is None else z + residual)
+
+
+def may_win(new: nn.Module, sparse: float, dense: float) -> bool:
+    """Whether a layer that takes so many seconds alone is tried among others."""
+    return type(new) is SparseWeightConv2d and new.stride == 1 and sparse < CLOSE * dense
+
+
+def fuse(
+    model: nn.Module, graph: fx.Graph, losers: dict[str, Loser], inputs: dict[str, Tensor]
+) -> bool:
+    """Make layers one call, where that was measured quicker; whether there are any.
+
+    ``inputs``: examples of what reaches layers, by name. Losers that stay alone, or in a run
+    that loses with them, are put back.
+    """
+    erased = erase_identities(model, graph)
+    won: list[tuple[Run, FusedConvs]] = []
+    waiting = runs(model, list(graph.nodes))
+    while waiting:
+        run = waiting.pop(0)
+        fused, x = run.module(), inputs.get(run.names[0])
+        if x is None or model.training or _wins(model, run, fused, x, losers):
+            won.append((run, fused))
+        elif any(name in losers for name in run.names):
+            rest = [node for node in run.nodes if node.target not in losers]
+            waiting = runs(model, rest) + waiting
+    kept = {name for run, _ in won for name in run.names}
+    for node in list(graph.nodes):
+        if node.op == "call_module" and node.target in losers and node.target not in kept:
+            _put_back(model, graph, node, losers[str(node.target)])
+            erased = True
+    put(model, graph, won)
+    graph.lint()
+    return erased or bool(won)
+
+
+@torch.no_grad()
+def _wins(
+    model: nn.Module, run: Run, fused: FusedConvs, x: Tensor, losers: dict[str, Loser]
+) -> bool:
+    """Whether a run is quicker as one call than its layers, each as quick as it can be."""
+    members = tuple(model.get_submodule(name) for name in run.names)
+    x = x.contiguous()
+    if x.dim() != 4 or not x.is_cpu:
+        return False
+    quickest = [losers.get(n, m) for n, m in zip(run.names, members, strict=True)]
+    fused.each(x, quickest)  # measures the variants of the layers
+    chain = fused.chain(x, members)
+    if chain is None:
+        return False
+    calls: dict[str, Callable[[], object]] = {
+        "chain": lambda: chain(x),
+        "layers": lambda: fused.each(x, quickest),
+    }
+    seconds = _execution.measure(calls, x.device)
+    return seconds["chain"] < seconds["layers"]
+
+
+def _put_back(model: nn.Module, graph: fx.Graph, node: fx.Node, loser: Loser) -> None:
+    """A dense convolution where it stood, with what followed it."""
+    parent, _, child = str(node.target).rpartition(".")
+    holder = model.get_submodule(parent)
+    record = getattr(getattr(holder, child), "sparsify_record", None)
+    if record is not None:
+        loser.conv.sparsify_record = record
+    setattr(holder, child, loser.conv)
+    x, *residual = node.args
+    node.args = (x,)
+    last = node
+    users = list(node.users)
+    for term in residual:
+        with graph.inserting_after(last):
+            last = graph.call_function(operator.add, (last, term))
+    if loser.activation != "none":
+        with graph.inserting_after(last):
+            last = graph.call_function(FUNCTIONS[loser.activation], (last,))
+    for user in users:
+        user.replace_input_with(node, last)
+
+
+def erase_identities(model: nn.Module, graph: fx.Graph) -> bool:
+    """Take modules that do nothing out of a graph."""
+    erased = False
+    for node in list(graph.nodes):
+        if node.op != "call_module" or len(node.args) != 1 or node.kwargs:
+            continue
+        module = model.get_submodule(str(node.target))
+        if type(module) is nn.Identity and not _chains.hooked(module):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+            erased = True
+    return erased
