@@ -19,7 +19,7 @@
 // Signs live on the stack, 4096 at a time.
 //
 // Sophia moves 32 bytes as well where the curvature is new, else 24. OASIS and SANIA choose one
-// step length for all parameters, so they pass twice: 40 and 36 bytes, or 16 and 16.
+// step length for all parameters, so they pass twice: 28 and 24 bytes, or 16 and 16.
 //
 // Tensors are cut into tiles that depend on their sizes and blocks alone, and a mean is within
 // a tile or a sum of tiles in their order: no result depends on the number of threads.
