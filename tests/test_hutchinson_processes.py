@@ -111,3 +111,16 @@ def test_compiled_model() -> None:
         one.step(loss=error(compiled, x))
         two.step(loss=error(twin, x))
     torch.testing.assert_close(values(model), values(twin), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("hvp", ["auto", "reverse"])
+def test_compiled_model_without_second_derivative(hvp: str) -> None:
+    """Refused with a way out, and nothing has moved."""
+    model = network(torch.float64)
+    before = [p.clone() for p in values(model)]
+    optimizer = AdaHessian(model.parameters(), hvp=hvp)
+    loss = error(torch.compile(model, backend="aot_eager"), batches(1, torch.float64)[0])
+    with pytest.raises(RuntimeError, match=r"torch\.compile makes has no second derivative"):
+        optimizer.step(loss=loss)
+    assert same(values(model), before)
+    assert not optimizer.state

@@ -27,6 +27,7 @@ from hutchinson_lists import (
     tensors,
 )
 from hutchinson_truth import META, Field, spatial_of
+from test_memory import Guarded
 from test_rng import KNOWN_ANSWERS
 
 OPS = torch.ops.curvkern
@@ -149,6 +150,48 @@ def test_modes_are_flat_blocks(spatial: Any, shape: tuple[int, ...]) -> None:
     parts = [part.mean().expand_as(part) for part in D.reshape(-1).split(block)]
     flat = torch.cat(parts).view(shape) if D.numel() else D
     torch.testing.assert_close(flat, reference.spatial_mean(D, spatial), rtol=1e-12, atol=0)
+
+
+@STORAGES
+@pytest.mark.parametrize("signed", [0.0, 1.0], ids=["abs", "signed"])
+@pytest.mark.parametrize("block", [2, 3, 4, 5, 9, 15, 16, 17, 25, 49, 63, 64, 100, 5000])
+@pytest.mark.parametrize("size", [1, 8, 143, 144, 145, 4032, 9001, 12345])
+def test_means_of_blocks(size: int, block: int, signed: float, dtype: torch.dtype) -> None:
+    """With beta2 = 0, v is the square of the mean of its block: whole tiles, and their ends."""
+    hz = torch.randn(size, generator=torch.Generator().manual_seed(size)).to(dtype)
+    wide = _hutchinson.state_dtype(dtype)
+    p, m, v = torch.zeros(size, dtype=dtype), torch.zeros(size, dtype=wide), torch.ones(size)
+    v = v.to(wide)
+    row = reference.Row(0.1, 0.9, 0.0, 1e-3, 0.0, 1.0, 0.1, 1.0, signed=signed)
+    OPS.hutchinson_step([p], [torch.zeros_like(p)], [hz], [], [m], [v], [], [block], [0], [0],
+                        list(row), 1.0, False, 0, 0)  # fmt: skip
+    D = hz.double() if signed else hz.double().abs()
+    means = torch.cat([part.mean().expand_as(part) for part in D.split(block)])
+    bar = 1e-14 if wide is torch.float64 else 1e-6
+    torch.testing.assert_close(v.double().sqrt(), means.abs(), rtol=bar, atol=bar)
+    assert not m.any()
+    assert not p.any()
+
+
+@STORAGES
+@pytest.mark.parametrize("end", ["front", "back"])
+def test_no_access_beyond_the_ends(end: str, dtype: torch.dtype) -> None:
+    """R54: what a step with means takes lies against a page that is inaccessible."""
+    pages = [Guarded() for _ in range(5)]
+    wide = _hutchinson.state_dtype(dtype)
+    for size in (1, 9, 17, 72, 143, 144, 145, 288, 1000):
+        tensors = [
+            page.tensor(size, kind, end).copy_(torch.randn(size))
+            for page, kind in zip(pages, (dtype, dtype, dtype, wide, wide), strict=True)
+        ]
+        for t in tensors:
+            t.abs_()
+        lists = [tensors[:1], tensors[1:2], tensors[2:3], [], tensors[3:4], tensors[4:]]
+        rest = [[], [9], [0], [0], [*ROW], 1.0, False, 0, 0]
+        expected = moved(lists)
+        OPS.hutchinson_step(*lists, *rest)
+        reference.step(*expected, *rest)
+        compare(lists, expected, bar_of(dtype))
 
 
 # Probes -------------------------------------------------------------------------------------

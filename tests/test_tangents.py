@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from curvkern._tangents import Graph, kernels
 from curvkern.curvature import hessian_diagonal, hvp
 from curvkern.curvature._hvp import Hessian
-from curvkern.optim import OASIS, AdaHessian, SophiaH
+from curvkern.optim import OASIS, AdaHessian, SophiaH, _products
 from tangent_models import Entry, Problem, filled, models, nodes
 
 MODELS = pytest.mark.parametrize("name", models(torch.float64))
@@ -260,6 +261,29 @@ def test_modes_and_refusals() -> None:
     loss = table(torch.tensor([1, 2])).square().sum()
     with pytest.raises(TypeError, match="must be dense"):
         hvp(loss, table.weight, torch.ones(4, 3), mode="native")
+
+
+def test_older_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its nodes do not tell what they take: "auto" goes by double backward."""
+    W = filled(1024, 1024, dtype=torch.float32).div(32).requires_grad_()
+    x = filled(64, 1024, seed=1, dtype=torch.float32)
+
+    def loss() -> Tensor:
+        return torch.tanh(x @ W).square().mean()
+
+    v = torch.ones_like(W)
+    assert Hessian("test", loss, [W], "auto").graph is not None
+    monkeypatch.setattr(_products, "tells_shapes", lambda node: False)
+    assert Hessian("test", loss, [W], "auto").graph is None
+    assert torch.equal(hvp(loss(), W, v), hvp(loss(), W, v, mode="reverse"))
+    words = rf"hvp: mode 'native' needs a torch .* got {re.escape(torch.__version__)}; update"
+    with pytest.raises(RuntimeError, match=words):
+        hvp(loss(), W, v, mode="native")
+    with pytest.raises(RuntimeError, match="OASIS: mode 'native' needs a torch"):
+        OASIS([W], hvp="native").step(loss)
+    before = W.detach().clone()
+    OASIS([W]).step(loss)
+    assert not torch.equal(W, before)
 
 
 # The optimizers ---------------------------------------------------------------------------

@@ -1,22 +1,25 @@
 """Benchmark cases of the Hutchinson family: steps on given gradients and products, and probes.
 
 The yardstick of a step is torch's own fused AdamW, which moves 28 bytes a parameter where
-AdaHessian cannot move less than 32. Beside it stand the authors' algorithm, written down
-operation after operation, with its probes, the same formulas by torch's foreach operations, and
-the package pytorch_optimizer where it is installed, given D without its mean. Where there is a
-GPU the tensors are there.
+AdaHessian and Sophia cannot move less than 32, OASIS and SANIA, which pass twice, 52 and 32.
+Beside it stand the authors' algorithm, written down operation after operation, with its
+probes, the same formulas by torch's foreach operations, and the package pytorch_optimizer where
+it is installed, given D without its mean. Relatives have new curvature in each step. Where
+there is a GPU the tensors are there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.util import find_spec
+from itertools import cycle
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from curvkern._bench.case import OURS, Bar, Case, Contestants
-from curvkern.optim import AdaHessian
+from curvkern.optim import OASIS, SANIA, AdaHessian, SophiaG, SophiaH
 from curvkern.reference.adahessian import PlainAdaHessian
 
 ADAMW = "torch AdamW fused"
@@ -40,6 +43,7 @@ def cases() -> list[Case]:
         _step("wide layers", "none"),
         _step("convolutions", "none"),
         _step("convolutions", "conv"),
+        *(_relative(name) for name in RELATIVES),
         _probes(),
     ]
 
@@ -55,6 +59,30 @@ def _finished() -> None:
         torch.cuda.synchronize()
 
 
+Step = Callable[[list[Tensor]], Callable[[], object]]
+
+
+def _moving(
+    shapes: list[tuple[int, ...]], grads: list[Tensor], make: Step
+) -> Callable[[], Tensor]:
+    """A step of parameters of its own; returns the first of them."""
+    params = [p.requires_grad_() for p in _tensors(shapes, 0)]
+    for p, g in zip(params, grads, strict=True):
+        p.grad = g
+    step = make(params)
+
+    def call() -> Tensor:
+        step()
+        _finished()
+        return params[0].detach()[0, 0]
+
+    return call
+
+
+def _adamw(params: list[Tensor]) -> Callable[[], object]:
+    return torch.optim.AdamW(params, LR, weight_decay=DECAY, fused=True).step
+
+
 def _step(network: str, spatial: str) -> Case:
     shapes = NETWORKS[network]
 
@@ -62,21 +90,8 @@ def _step(network: str, spatial: str) -> Case:
         del n  # shapes are what they are
         grads, hz = _tensors(shapes, 1), _tensors(shapes, 2)
 
-        def moving(
-            make: Callable[[list[Tensor]], Callable[[], object]],
-        ) -> Callable[[], Tensor]:
-            """A step of parameters of its own; returns the first of them."""
-            params = [p.requires_grad_() for p in _tensors(shapes, 0)]
-            for p, g in zip(params, grads, strict=True):
-                p.grad = g
-            step = make(params)
-
-            def call() -> Tensor:
-                step()
-                _finished()
-                return params[0].detach()[0, 0]
-
-            return call
+        def moving(make: Step) -> Callable[[], Tensor]:
+            return _moving(shapes, grads, make)
 
         def ada(params: list[Tensor], foreach: bool) -> Callable[[], object]:
             optimizer = AdaHessian(params, LR, weight_decay=DECAY, spatial=spatial,
@@ -87,9 +102,6 @@ def _step(network: str, spatial: str) -> Case:
             optimizer = PlainAdaHessian(params, LR, weight_decay=DECAY)
             return lambda: optimizer.step(grads, hz, optimizer.probes())
 
-        def adamw(params: list[Tensor]) -> Callable[[], object]:
-            return torch.optim.AdamW(params, LR, weight_decay=DECAY, fused=True).step
-
         def peer(params: list[Tensor]) -> Callable[[], object]:
             from pytorch_optimizer import AdaHessian as Peer
 
@@ -99,7 +111,7 @@ def _step(network: str, spatial: str) -> Case:
 
         contestants = {
             OURS: moving(lambda params: ada(params, False)),
-            ADAMW: moving(adamw),
+            ADAMW: moving(_adamw),
             FOREACH: moving(lambda params: ada(params, True)),
             OFFICIAL: moving(official),
         }
@@ -127,6 +139,102 @@ def _step(network: str, spatial: str) -> Case:
         ),
         elements=count,
         note="the official step draws its probes; ours needs none where only |z Hz| matters",
+    )
+
+
+class Given(torch.autograd.Function):
+    """A loss of 1 with given gradients, which cost nothing."""
+
+    @staticmethod
+    def forward(ctx: Any, grads: list[Tensor], *params: Tensor) -> Tensor:
+        ctx.grads = grads
+        return params[0].new_ones(())
+
+    @staticmethod
+    def backward(ctx: Any, *one: Tensor) -> tuple[Tensor | None, ...]:
+        del one
+        return None, *ctx.grads
+
+
+# A step of each relative, for parameters, gradients, products, and whether by foreach.
+Making = Callable[[list[Tensor], list[Tensor], list[Tensor], bool], Callable[[], object]]
+
+
+def _sophia_h(
+    params: list[Tensor], grads: list[Tensor], hz: list[Tensor], foreach: bool
+) -> Callable[[], object]:
+    del grads  # of the parameters
+    optimizer = SophiaH(params, LR, update_every=1, foreach=foreach)
+    return lambda: optimizer.step(hz=[hz])
+
+
+def _sophia_g(
+    params: list[Tensor], grads: list[Tensor], hz: list[Tensor], foreach: bool
+) -> Callable[[], object]:
+    del grads
+    optimizer = SophiaG(params, LR, update_every=1, foreach=foreach)
+    return lambda: optimizer.step(sampled_loss=Given.apply(hz, *params))
+
+
+def _oasis(
+    params: list[Tensor], grads: list[Tensor], hz: list[Tensor], foreach: bool
+) -> Callable[[], object]:
+    """Gradients alternate so that the step length neither grows nor dies."""
+    optimizer = OASIS(params, LR, warmup_probes=1, foreach=foreach)
+    gradients = cycle([grads, [0.61 * g for g in grads]])
+
+    def step() -> None:
+        for p, g in zip(params, next(gradients), strict=True):
+            p.grad = g
+        optimizer.step(hz=[hz])
+
+    return step
+
+
+def _sania(
+    params: list[Tensor], grads: list[Tensor], hz: list[Tensor], foreach: bool
+) -> Callable[[], object]:
+    optimizer = SANIA(params, warmup_probes=1, foreach=foreach)
+    optimizer.step(loss=Given.apply(grads, *params), hz=[hz, hz])
+    return lambda: optimizer.step(loss=Given.apply(grads, *params), hz=[hz])
+
+
+#: How a step is made, and the bytes a parameter that it cannot do without.
+RELATIVES: dict[str, tuple[Making, int]] = {
+    "SophiaH": (_sophia_h, 32),
+    "SophiaG": (_sophia_g, 32),
+    "OASIS": (_oasis, 52),
+    "SANIA": (_sania, 32),
+}
+
+
+def _relative(name: str) -> Case:
+    make, moved = RELATIVES[name]
+    shapes = NETWORKS["wide layers"]
+
+    def setup(n: int) -> Contestants:
+        del n
+        grads, hz = _tensors(shapes, 1), _tensors(shapes, 2)
+
+        def ours(foreach: bool) -> Callable[[], Tensor]:
+            return _moving(shapes, grads, lambda params: make(params, grads, hz, foreach))
+
+        return {OURS: ours(False), ADAMW: _moving(shapes, grads, _adamw), FOREACH: ours(True)}
+
+    count = sum(torch.Size(s).numel() for s in shapes)
+    return Case(
+        family="hutchinson",
+        op=f"{name}.step",
+        region="wide layers",
+        mode="new curvature",
+        dtype="float32",
+        where=f"{len(shapes)} tensors of {count / 1e6:.1f} million parameters, Hz given",
+        setup=setup,
+        yardstick=ADAMW,
+        bytes=moved,
+        flops=15,
+        bars=(Bar(FOREACH, faster=2.3),),
+        elements=count,
     )
 
 

@@ -124,12 +124,15 @@ def cases() -> list[Case]:
     return [make(name, model) for make in (_step, _product) for name, model in MODELS.items()]
 
 
-def _problem(model: Model) -> tuple[list[Tensor], Callable[..., Tensor]]:
+def problem(
+    model: Model, dtype: torch.dtype = torch.float32
+) -> tuple[list[Tensor], Callable[..., Tensor]]:
     """Parameters, and the loss at these or at others."""
     torch.manual_seed(0)
-    net = model.make()
+    net = model.make().to(dtype)
     generator = torch.Generator().manual_seed(1)
     x = model.x(generator)
+    x = x.to(dtype) if x.is_floating_point() else x
     names = [name for name, _ in net.named_parameters()]
 
     def loss(params: list[Tensor] | None = None) -> Tensor:
@@ -145,7 +148,7 @@ def _problem(model: Model) -> tuple[list[Tensor], Callable[..., Tensor]]:
 
 def _step(name: str, model: Model) -> Case:
     def ada(mode: str) -> Callable[[], Tensor]:
-        params, loss = _problem(model)
+        params, loss = problem(model)
         optimizer = AdaHessian(params, LR, hvp=mode)
 
         def step() -> Tensor:
@@ -158,7 +161,7 @@ def _step(name: str, model: Model) -> Case:
         return step if mode == "native" else by_double_backward
 
     def sgd() -> Callable[[], Tensor]:
-        params, loss = _problem(model)
+        params, loss = problem(model)
         optimizer = torch.optim.SGD(params, LR, momentum=0.9)
 
         def step() -> Tensor:
@@ -178,7 +181,7 @@ def _step(name: str, model: Model) -> Case:
 
 def _product(name: str, model: Model) -> Case:
     def setup(_: int) -> Contestants:
-        params, loss = _problem(model)
+        params, loss = problem(model)
         v = [torch.ones_like(p) for p in params]
 
         def of(mode: str) -> Callable[[], Tensor]:

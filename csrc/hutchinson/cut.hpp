@@ -14,11 +14,10 @@ namespace curvkern::hutchinson {
 struct Cut {
     std::int64_t stride, parts, piece;
 
-    // Of `most` elements at most, where a block is shorter.
-    explicit Cut(std::int64_t block, std::int64_t most = tile) {
+    explicit Cut(std::int64_t block) {
         parts = (block + tile - 1) / tile;
-        const std::int64_t together = 16 * block <= most ? 16 * block : block;
-        stride = parts > 1 ? block : std::max<std::int64_t>(most / together, 1) * together;
+        const std::int64_t together = 16 * block <= tile ? 16 * block : block;
+        stride = parts > 1 ? block : std::max<std::int64_t>(tile / together, 1) * together;
         piece = parts > 1 ? tile : stride;
     }
     std::int64_t tiles(std::int64_t size) const { return (size + stride - 1) / stride * parts; }

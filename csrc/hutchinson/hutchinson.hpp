@@ -19,7 +19,7 @@
 // Signs live on the stack, 4096 at a time.
 //
 // Sophia moves 32 bytes as well where the curvature is new, else 24. OASIS and SANIA choose one
-// step length for all parameters, so they pass twice: 40 and 36 bytes, or 16 and 16.
+// step length for all parameters, so they pass twice: 28 and 24 bytes, or 16 and 16.
 //
 // Tensors are cut into tiles that depend on their sizes and blocks alone, and a mean is within
 // a tile or a sum of tiles in their order: no result depends on the number of threads.
@@ -32,7 +32,8 @@
 namespace curvkern::hutchinson {
 
 inline constexpr std::int64_t tile = 4096;  // elements that a thread takes at least
-inline constexpr std::int64_t slack = 16;   // of the widest register
+// Means over shorter blocks than this never leave registers.
+inline constexpr std::int64_t short_block = 64;
 
 // How parameters, gradients and products are stored; the state of bfloat16 is float32, which is
 // then also what is computed in.
@@ -133,8 +134,7 @@ struct Kernels {
     // D (+)= weight z hz, with z given, from words, or 1
     void (*product[3])(const void* hz, const void* z, const std::uint32_t* words,
                        std::int64_t size, double weight, bool adds, void* D);
-    // the means of blocks, the last of which may be shorter, for each of their elements; writes
-    // up to `slack` elements more
+    // the means of blocks, the last of which may be shorter, for each of their elements
     void (*means[2])(const void* D, std::int64_t size, std::int64_t block, bool is_signed,
                      void* to);
     double (*total[2])(const void* D, std::int64_t size, bool is_signed);
@@ -146,6 +146,10 @@ struct Kernels {
     void (*move[rules][3])(void* p, const void* g, const void* D, double D_scale,
                            void* const* state, std::int64_t size, const Factors& factors,
                            double* totals);
+    // AdaHessian's, with means of D over blocks shorter than short_block
+    void (*move_by_means[3])(void* p, const void* g, const void* D, double D_scale,
+                             void* const* state, std::int64_t size, std::int64_t block,
+                             bool is_signed, const Factors& factors);
     void (*moments[3])(const void* hz, const void* z, const std::uint32_t* words,
                        std::int64_t size, std::int64_t count, void* mean, void* square);
     bool (*finite[3])(const void* x, std::int64_t size);

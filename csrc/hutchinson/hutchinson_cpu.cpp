@@ -1,6 +1,7 @@
 // The loops over a tile. Compiled once per instruction set; everything but kernels() has
 // internal linkage.
 #include "hutchinson/hutchinson.hpp"
+#include "hutchinson/means.hpp"
 #include "hutchinson/rules.hpp"
 #include "hutchinson/signs.hpp"
 #include "hutchinson/storage.hpp"
@@ -46,105 +47,9 @@ void product(const void* hz, const void* z, const std::uint32_t* words, std::int
     });
 }
 
-template <class T>
-CURVKERN_HD double sum(const T* x, std::int64_t size, bool is_signed) {
-    double total = 0;
-    if (size < 32) {
-        for (std::int64_t i = 0; i < size; ++i)
-            total += is_signed ? x[i] : __builtin_fabs(x[i]);
-    } else if (is_signed) {
-#pragma omp simd reduction(+ : total)
-        for (std::int64_t i = 0; i < size; ++i) total += x[i];
-    } else {
-#pragma omp simd reduction(+ : total)
-        for (std::int64_t i = 0; i < size; ++i) total += __builtin_fabs(x[i]);
-    }
-    return total;
-}
-
-// Asks for what lies further on: five streams in tiles are more than the hardware's prefetchers
-// keep apart, and a step took 1.05 to 1.1 times as long without, a page ahead no less.
-template <class T>
-CURVKERN_HD void ahead(const T* x) {
-    __builtin_prefetch(reinterpret_cast<const char*>(x) + 1024);
-}
-
-// Lanes whose number has bit h set are of b, the others of a; and to each is added the lane
-// whose number differs in that bit.
-template <int h, class R>
-CURVKERN_HD R folded(R a, R b) {
-    constexpr int width = Lanes<R>::width;
-    Bits<R> own, other;
-    for (int lane = 0; lane < width; ++lane) {
-        const int from = lane & h ? width : 0;
-        own[lane] = static_cast<unsigned>(from + lane);
-        other[lane] = static_cast<unsigned>(from + (lane ^ h));
-    }
-    return __builtin_shuffle(a, b, own) + __builtin_shuffle(a, b, other);
-}
-
-// Lane l becomes the sum of the lanes of x[l].
-template <int h, class R>
-CURVKERN_HD R lane_sums(R* x) {
-    if constexpr (h == 0) {
-        return x[0];
-    } else {
-        for (int j = 0; j < h; ++j) x[j] = folded<h>(x[j], x[j + h]);
-        return lane_sums<h / 2>(x);
-    }
-}
-
-// The means of as many blocks as there are lanes at a time. A block is read by whole registers,
-// of the last of which lanes beyond its end are masked; so are signs. Means are stored as whole
-// registers as well, whose ends the next block overwrites. Returns how far it came: reads stay
-// within x.
-template <class R, class T>
-std::int64_t means_by_lanes(const T* x, std::int64_t size, std::int64_t block, bool is_signed,
-                            T* to) {
-    constexpr int width = Lanes<R>::width;
-    const std::int64_t registers = (block + width - 1) / width;
-    const Bits<R> all = ~Bits<R>{} >> (is_signed ? 0 : 1);
-    Bits<R> last = all;
-    for (int lane = 0; lane < width; ++lane) {
-        if ((registers - 1) * width + lane >= block) last[lane] = 0;
-    }
-    const R share = c<R>(1 / static_cast<double>(block));
-    std::int64_t begin = 0;
-    for (; begin + width * block + width <= size; begin += width * block) {
-        R sums[width];
-        CURVKERN_UNROLL
-        for (int lane = 0; lane < width; ++lane) {
-            const T* from = x + begin + lane * block;
-            ahead(from);
-            R sum = from_bits<R>(bits(load<R>(from + (registers - 1) * width)) & last);
-            for (std::int64_t k = 0; k + 1 < registers; ++k) {
-                sum += from_bits<R>(bits(load<R>(from + k * width)) & all);
-            }
-            sums[lane] = sum;
-        }
-        T mean[width];
-        store(mean, lane_sums<width / 2>(sums) * share);
-        for (int lane = 0; lane < width; ++lane) {
-            const R value = c<R>(0) + mean[lane];
-            T* target = to + begin + lane * block;
-            for (std::int64_t i = 0; i < block; i += width) store(target + i, value);
-        }
-    }
-    return begin;
-}
-
 template <class R, class T>
 void means(const void* D, std::int64_t size, std::int64_t block, bool is_signed, void* to) {
-    const auto* x = static_cast<const T*>(D);
-    auto* out = static_cast<T*>(to);
-    std::int64_t begin = 0;
-    if (block < 64) begin = means_by_lanes<R>(x, size, block, is_signed, out);
-    for (; begin < size; begin += block) {
-        const std::int64_t width = size - begin < block ? size - begin : block;
-        const auto mean =
-            static_cast<T>(sum(x + begin, width, is_signed) / static_cast<double>(width));
-        for (std::int64_t i = 0; i < width; ++i) out[begin + i] = mean;
-    }
+    block_means<R>(static_cast<const T*>(D), size, block, is_signed, static_cast<T*>(to));
 }
 
 template <class T>
@@ -166,39 +71,111 @@ void constant(double value, std::int64_t size, void* to) {
     for (std::int64_t i = 0; i < size; ++i) static_cast<T*>(to)[i] = static_cast<T>(value);
 }
 
+// A tile of AdaHessian.
 template <class S, bool Plain>
-void adahessian_tile(S* p, const S* g, const typename Computed<S>::State* D, double D_scale,
-                     typename Computed<S>::State* m, typename Computed<S>::State* v,
-                     std::int64_t size, const Factors& f) {
+struct AdaHessianTile {
     using R = typename Computed<S>::R;
-    const AdaHessianRule<R> rule(f, D_scale);
-    for_registers<R>(size, [&](std::int64_t i, std::int64_t count) {
+    using State = typename Computed<S>::State;
+    S* p;
+    const S* g;
+    State *m, *v;
+    AdaHessianRule<R> rule;
+
+    AdaHessianTile(void* to, const void* from, void* const* state, const Factors& f,
+                   double D_scale)
+        : p(static_cast<S*>(to)),
+          g(static_cast<const S*>(from)),
+          m(static_cast<State*>(state[0])),
+          v(static_cast<State*>(state[1])),
+          rule(f, D_scale) {}
+
+    // `count` elements from i on; `averaged(v)` is their new v.
+    template <class Averaged>
+    CURVKERN_HD void move(std::int64_t i, std::int64_t count, Averaged averaged) const {
         ahead(p + i);
         ahead(g + i);
-        if (D != nullptr) ahead(D + i);
         ahead(m + i);
         ahead(v + i);
         const R mean = rule.first(load<R>(m + i, count), load<R>(g + i, count));
         store(m + i, mean, count);
-        R square = load<R>(v + i, count);
-        if (D != nullptr) {
-            square = rule.second(square, load<R>(D + i, count));
-            store(v + i, square, count);
-        }
+        const R square = averaged(load<R>(v + i, count));
         store(p + i, rule.template moved<Plain>(load<R>(p + i, count), mean, square), count);
-    });
+    }
+    CURVKERN_HD void move_with(R D, std::int64_t i, std::int64_t count) const {
+        move(i, count, [&](R before) {
+            const R square = rule.second(before, D);
+            store(v + i, square, count);
+            return square;
+        });
+    }
+    void without_D(std::int64_t size) const {
+        for_registers<R>(size, [&](std::int64_t i, std::int64_t count) {
+            move(i, count, [](R before) { return before; });
+        });
+    }
+    void with(const State* D, std::int64_t begin, std::int64_t size) const {
+        for_registers<R>(size - begin, [&](std::int64_t at, std::int64_t count) {
+            ahead(D + at);
+            move_with(load<R>(D + at, count), begin + at, count);
+        });
+    }
+    void with_means(const State* D, std::int64_t size, std::int64_t block,
+                    bool is_signed) const {
+        constexpr std::int64_t width = Lanes<R>::width;
+        const std::int64_t together = width * block;
+        const BlockMeans<R> blocks(block, is_signed);
+        State last[width * short_block + width];  // copied, as more than it is read
+        std::int64_t begin = 0;
+        for (; begin + together <= size; begin += together) {
+            const State* x = D + begin;
+            if (begin + together + width > size) {
+                copy(x, together, last);
+                x = last;
+            }
+            const R mean = blocks.of(x);
+            for (std::int64_t k = 0; k < block; ++k) {
+                move_with(blocks.spread(mean, k), begin + k * width, width);
+            }
+        }
+        if (begin == size) return;
+        block_means<R>(D + begin, size - begin, block, is_signed, last);
+        with(last, begin, size);
+    }
+
+  private:
+    static void copy(const State* from, std::int64_t size, State* to) {
+        __builtin_memcpy(to, from, sizeof(State) * static_cast<std::size_t>(size));
+        __builtin_memset(to + size, 0, sizeof(R));
+    }
+};
+
+template <class S, bool Plain>
+void adahessian_tile(void* p, const void* g, const void* D, double D_scale, void* const* state,
+                     std::int64_t size, std::int64_t block, bool is_signed, const Factors& f) {
+    const AdaHessianTile<S, Plain> tile(p, g, state, f, D_scale);
+    const auto* d = static_cast<const typename Computed<S>::State*>(D);
+    if (d == nullptr) {
+        tile.without_D(size);
+    } else if (block > 1) {
+        tile.with_means(d, size, block, is_signed);
+    } else {
+        tile.with(d, 0, size);
+    }
+}
+
+template <class S>
+void adahessian_by_means(void* p, const void* g, const void* D, double D_scale,
+                         void* const* state, std::int64_t size, std::int64_t block,
+                         bool is_signed, const Factors& f) {
+    const bool plain = f.power == 1 && !f.atan2;
+    (plain ? adahessian_tile<S, true> : adahessian_tile<S, false>)(p, g, D, D_scale, state,
+                                                                   size, block, is_signed, f);
 }
 
 template <class S>
 void adahessian(void* p, const void* g, const void* D, double D_scale, void* const* state,
                 std::int64_t size, const Factors& f, double*) {
-    using State = typename Computed<S>::State;
-    const bool plain = f.power == 1 && !f.atan2;
-    (plain ? adahessian_tile<S, true>
-           : adahessian_tile<S, false>)(static_cast<S*>(p), static_cast<const S*>(g),
-                                        static_cast<const State*>(D), D_scale,
-                                        static_cast<State*>(state[0]),
-                                        static_cast<State*>(state[1]), size, f);
+    adahessian_by_means<S>(p, g, D, D_scale, state, size, 1, false, f);
 }
 
 template <class S>
@@ -332,6 +309,7 @@ const Kernels& kernels() {
                                   {constant<double>, constant<float>},
                                   {CURVKERN_STORAGES(adahessian), CURVKERN_STORAGES(sophia),
                                    CURVKERN_STORAGES(metric), CURVKERN_STORAGES(descent)},
+                                  CURVKERN_STORAGES(adahessian_by_means),
                                   CURVKERN_STORAGES(moments),
                                   CURVKERN_STORAGES(finite)};
 #undef CURVKERN_STORAGES

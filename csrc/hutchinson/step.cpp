@@ -50,11 +50,6 @@ class Signs {
     std::uint32_t word_[most_words + 1] = {};
 };
 
-// With short means tiles are so small that D and its means stay in the first cache.
-Cut cut_of(std::int64_t block) {
-    return Cut(block, block > 1 && 16 * block <= tile / 4 ? tile / 4 : tile);
-}
-
 // The tiles of all tensors, numbered through.
 class Tiles {
   public:
@@ -62,7 +57,7 @@ class Tiles {
         first_.reserve(static_cast<std::size_t>(step.leaves) + 1);
         first_.push_back(0);
         for (std::int64_t i = 0; i < step.leaves; ++i) {
-            cut_.push_back(cut_of(step.leaf[i].block));
+            cut_.emplace_back(step.leaf[i].block);
             first_.push_back(first_.back() + cut_.back().tiles(step.leaf[i].size));
             elements_ += step.leaf[i].size;
         }
@@ -138,7 +133,7 @@ std::vector<double> long_means(const Step& step, const Tiles& tiles) {
             table().total[index(state_storage(leaf.storage))](d, size, leaf.is_signed);
     });
     for (std::int64_t at = 0; at < step.leaves; ++at) {
-        const Cut cut = cut_of(step.leaf[at].block);
+        const Cut cut(step.leaf[at].block);
         if (cut.parts == 1) continue;
         for (std::int64_t i = tiles.first(at); i < tiles.first(at + 1); i += cut.parts) {
             const std::int64_t begin = cut.begin(i - tiles.first(at));
@@ -165,7 +160,7 @@ void run(const Step& step) {
         const std::int64_t begin = cut.begin(i), size = cut.end(i, leaf.size) - begin;
         if (size <= 0) return;
         const Storage state = state_storage(leaf.storage);
-        alignas(64) double buffer[tile + slack], means[tile + slack];
+        alignas(64) double buffer[tile], means[tile];
         void* here[3];
         for (int k = 0; k < 3; ++k) here[k] = shifted(leaf.state[k], begin, state);
         void* stale = step.rule == Rule::adahessian ? here[2] : nullptr;
@@ -180,6 +175,13 @@ void run(const Step& step) {
                 D = buffer;
             } else {
                 D = products(step, leaf, begin, size, buffer);
+                if (leaf.block > 1 && leaf.block < short_block && stale == nullptr) {
+                    kernels.move_by_means[index(leaf.storage)](
+                        shifted(leaf.p, begin, leaf.storage),
+                        shifted(leaf.g, begin, leaf.storage), D, scale, here, size, leaf.block,
+                        leaf.is_signed, leaf.factors);
+                    return;
+                }
                 if (leaf.block > 1) {
                     kernels.means[index(state)](D, size, leaf.block, leaf.is_signed, means);
                     D = means;

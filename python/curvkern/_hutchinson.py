@@ -34,7 +34,7 @@ def spatial_block(shape: Sequence[int], spatial: str | Sequence[int]) -> int:
     """
     n = len(shape)
     trailing = 0
-    if n == 0 or spatial == "none":
+    if n == 0 or spatial == "none" or (n < 3 and spatial == "conv"):
         return 1
     if spatial == "conv":
         trailing = max(0, n - 2)
@@ -56,14 +56,16 @@ def _native() -> Any:
     return _runtime.cpu_module()
 
 
-def is_native(tensor: Tensor) -> bool:
-    """Whether compiled steps take it: they do not copy what they write."""
+def is_storable(tensor: Tensor) -> bool:
+    """Whether kernels take it where there are some: they do not copy what they write."""
     return (
-        tensor.dtype in STORAGES
-        and tensor.layout is torch.strided
-        and tensor.is_contiguous()
-        and _runtime.compiled(tensor.device)
+        tensor.dtype in STORAGES and tensor.layout is torch.strided and tensor.is_contiguous()
     )
+
+
+def is_native(tensor: Tensor) -> bool:
+    """Whether compiled steps take it."""
+    return is_storable(tensor) and _runtime.compiled(tensor.device)
 
 
 def _written(tensors: Sequence[Tensor]) -> None:

@@ -174,7 +174,7 @@ class AdaHessian(HutchinsonOptimizer):
         )
         states = self._states(batch, self._kept())
         states += [[]] * (3 - len(states))
-        own = [self.state[p] for p in batch.whole]
+        own = batch.own
         rows, numbers = self._rows_of(
             [
                 (id(group), state["step"], state["refreshes"])

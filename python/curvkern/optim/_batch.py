@@ -33,6 +33,7 @@ class Batch:
     hz: list[Tensor] = field(default_factory=list)
     z: list[Tensor] = field(default_factory=list)
     loss: float | None = None
+    own: list[dict[str, Any]] = field(default_factory=list)  # states, once they are known
 
 
 class Each(list[int]):
@@ -77,24 +78,25 @@ def _checked(name: str, what: str, tensor: Any, p: Tensor) -> Tensor:
         return torch.zeros_like(_shards.local(p))
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name}: {what} must hold tensors, got {type(tensor).__name__}")
-    if tensor.layout is not torch.strided or tensor.is_complex():
+    dtype, shape = p.dtype, p.shape
+    if tensor.layout is not torch.strided or tensor.dtype.is_complex:
         raise TypeError(
             f"{name}: {what} must be dense and real, got {tensor.dtype} of layout "
             f"{tensor.layout}"
         )
-    if tensor.shape != p.shape:
+    if tensor.shape != shape:
         raise ValueError(
             f"{name}: {what} has shape {tuple(tensor.shape)} for a parameter of shape "
-            f"{tuple(p.shape)}"
+            f"{tuple(shape)}"
         )
     if tensor.device != p.device:
         raise ValueError(
             f"{name}: {what} is on {tensor.device} but its parameter on {p.device}"
         )
     if _shards.is_sharded(p):
-        return _shards.cut(tensor, p).to(p.dtype)
+        return _shards.cut(tensor, p).to(dtype)
     tensor = tensor.detach() if tensor.requires_grad else tensor
-    return tensor if tensor.dtype is p.dtype else tensor.to(p.dtype)
+    return tensor if tensor.dtype is dtype else tensor.to(dtype)
 
 
 def part(tensors: list[Tensor], index: list[int], count: int) -> list[Tensor]:

@@ -315,16 +315,22 @@ class HutchinsonOptimizer(Optimizer, abc.ABC):
                 total += p.numel()
         return offsets
 
-    def _uses_native(self, p: Tensor) -> bool:
-        if self._foreach:
-            return False
-        native = ops.is_native(p)
-        if self._fused and not native and _runtime.backend() == "native":
-            raise RuntimeError(
-                f"{type(self).__name__}: fused=True needs contiguous float32, float64 or "
-                f"bfloat16 parameters on a device with kernels, got {p.dtype} on {p.device}"
-            )
-        return native
+    def _compiled(self, params: list[Tensor]) -> list[bool]:
+        """Which parameters a compiled step moves."""
+        kernels: dict[torch.device, bool] = {}
+        found = []
+        for p in params:
+            device = p.device
+            if device not in kernels:
+                kernels[device] = not self._foreach and _runtime.compiled(device)
+            native = kernels[device] and ops.is_storable(p)
+            if self._fused and not native and _runtime.backend() == "native":
+                raise RuntimeError(
+                    f"{type(self).__name__}: fused=True needs contiguous float32, float64 or "
+                    f"bfloat16 parameters on a device with kernels, got {p.dtype} on {device}"
+                )
+            found.append(native)
+        return found
 
     def _run(
         self, name: str, batch: Batch, tensors: list[list[Tensor]], *rest: Any
@@ -336,8 +342,9 @@ class HutchinsonOptimizer(Optimizer, abc.ABC):
         """
         count = len(batch.params)
         parts: dict[tuple[bool, torch.device, bool], list[int]] = {}
-        for i, p in enumerate(batch.params):
-            key = (self._uses_native(p), p.device, _shards.is_sharded(batch.whole[i]))
+        for i, native in enumerate(self._compiled(batch.params)):
+            p = batch.params[i]
+            key = (native, p.device, p is not batch.whole[i])
             parts.setdefault(key, []).append(i)
         found = []
         for (native, *_), index in parts.items():
@@ -387,19 +394,17 @@ class HutchinsonOptimizer(Optimizer, abc.ABC):
 
     def _states(self, batch: Batch, names: Sequence[str]) -> list[list[Tensor]]:
         """For each name a list of the states of the parameters that move, after counting."""
-        found: list[list[Tensor]] = [[] for _ in names]
+        batch.own = []
         for p in batch.whole:  # what may fail before anything counts
-            if not self.state.get(p):
-                self.state[p] = self._start(p, names)
-        for p in batch.whole:
-            state = self.state[p]
+            state = self.state.get(p)
+            if not state:
+                state = self.state[p] = self._start(p, names)
+            batch.own.append(state)
+        is_new = bool(batch.hz)
+        for state in batch.own:
             state["step"] += 1
-            state["refreshes"] += bool(batch.hz)
-            is_sharded = _shards.is_sharded(p)
-            for name, tensors in zip(names, found, strict=True):
-                kept = state[name]
-                tensors.append(_shards.local(kept) if is_sharded else kept)
-        return found
+            state["refreshes"] += is_new
+        return [[_shards.local(state[name]) for state in batch.own] for name in names]
 
     def _is_overflow(self) -> bool:
         return bool(getattr(self, "found_inf", 0))

@@ -46,7 +46,7 @@ class _Preconditioned(HutchinsonOptimizer):
         count = len(batch.params)
         first, last, _ = probes.indices(self._probe_count())
         hz, z = (t[first * count : last * count] for t in (batch.hz, batch.z))
-        own = [self.state[p] for p in batch.whole]
+        own = batch.own
         keys = [
             (id(group), fresh and state["refreshes"] == 1, state["step"] > 1)
             for group, state in zip(batch.groups, own, strict=True)

@@ -57,7 +57,12 @@ def native_graph(name: str, loss: Tensor, params: Sequence[Tensor], mode: str) -
         return None
     if mode == "auto" and not all(map(_takes_native, [loss, *params])):
         return None
-    if mode == "auto" and not hasattr(loss.grad_fn, "_input_metadata"):  # of an older torch
+    if not tells_shapes(loss.grad_fn):
+        if mode == "native":
+            raise RuntimeError(
+                f"{name}: mode 'native' needs a torch whose graphs tell the shapes within, got "
+                f"{torch.__version__}; update torch, or use mode 'reverse'"
+            )
         return None
     if not all(p.is_leaf for p in params):
         if mode == "native":
@@ -83,6 +88,11 @@ def native_graph(name: str, loss: Tensor, params: Sequence[Tensor], mode: str) -
         return graph
     chosen = graph.is_large() and not graph.unknown() and graph.is_plain()
     return graph if chosen and not graph.is_hooked() else None
+
+
+def tells_shapes(node: Any) -> bool:
+    """Whether nodes of a graph say what they take: those of the oldest torch do not."""
+    return node is None or hasattr(node, "_input_metadata")
 
 
 def _takes_native(tensor: Tensor) -> bool:
@@ -173,6 +183,11 @@ def _check_twice(name: str, grads: Sequence[Tensor]) -> None:
 
 def explained(name: str, error: RuntimeError) -> RuntimeError:
     """The error, with a way out where one is known."""
+    if "aot_autograd" in str(error):
+        return RuntimeError(
+            f"{name}: what torch.compile makes has no second derivative, but for backend "
+            "'eager'; compute the loss by the model that is not compiled"
+        )
     if "scaled_dot_product" not in str(error) and "flash_attention" not in str(error):
         return error
     return RuntimeError(

@@ -108,8 +108,13 @@ def spatial_mean(D: Tensor, spatial: Spatial) -> Tensor:
 
 def _block_mean(D: Tensor, size: int) -> Tensor:
     """Means of flat blocks, of which the last may be shorter."""
-    blocks = [part.mean().expand_as(part) for part in D.reshape(-1).split(size)]
-    return torch.cat(blocks).view(D.shape)
+    flat = D.reshape(-1)
+    whole = flat.numel() // size * size
+    means = flat[:whole].view(-1, size).mean(1).repeat_interleave(size)
+    if whole < flat.numel():
+        rest = flat[whole:]
+        means = torch.cat([means, rest.mean().expand_as(rest)])
+    return means.view(D.shape)
 
 
 def _blocks(D: Tensor, block: int) -> Tensor:
@@ -121,26 +126,26 @@ def _mean_products(
     z: Sequence[Tensor],
     like: Sequence[Tensor],
     offsets: Sequence[int],
-    draws: bool,
+    draws: Sequence[bool],
     seed: int,
     index: int,
     first: int = 0,
 ) -> list[Tensor]:
-    """The mean of z hz over probes, in the state's dtype."""
+    """The mean of z hz over probes, in the state's dtype. It may be hz itself."""
     count = len(like)
     probes = len(hz) // count
     mean = []
     for i, state in enumerate(like):
-        D = torch.zeros_like(state)
+        products = []
         for probe in range(probes):
-            product = hz[probe * count + i].to(D.dtype)
+            product = hz[probe * count + i].to(state.dtype)
             if z:
                 product = product * z[probe * count + i]
-            elif draws:
+            elif draws[i]:
                 sign = signs(product.numel(), offsets[i], seed, index, first + probe)
                 product = product * sign.view(product.shape).to(product)
-            D += product / probes
-        mean.append(D)
+            products.append(product if probes == 1 else product / probes)
+        mean.append(sum(products[1:], products[0]))
     return mean
 
 
@@ -172,9 +177,13 @@ def step(
     curvature: list[Tensor] | None = None
     if hz:
         curvature = []
-        D = _mean_products(hz, z, m, offsets, draws, seed, index)
-        for i, block in enumerate(blocks):
-            signed = bool(table[rows[i]].signed)
+        is_signed = [bool(table[row].signed) for row in rows]
+        matters = [  # the sign of D
+            draws and (len(hz) > count or (signed and block > 1))
+            for signed, block in zip(is_signed, blocks, strict=True)
+        ]
+        D = _mean_products(hz, z, m, offsets, matters, seed, index)
+        for i, (block, signed) in enumerate(zip(blocks, is_signed, strict=True)):
             mean = _blocks(D[i] if signed else D[i].abs(), block)
             curvature.append((mean * scale).abs())
         if stale:
@@ -242,7 +251,7 @@ def sophia(
     index: int,
 ) -> None:
     """What ``torch.ops.curvkern.hutchinson_sophia`` does, with the same arguments."""
-    D = _mean_products(hz, z, m, offsets, draws, seed, index) if hz else []
+    D = _mean_products(hz, z, m, offsets, [draws] * len(m), seed, index) if hz else []
     for i, (p, row) in enumerate(zip(params, _rows(SophiaRow, rows, settings), strict=True)):
         g = grads[i].to(m[i].dtype) * scale
         m[i].mul_(row.beta1).add_(g, alpha=1 - row.beta1)
@@ -278,7 +287,7 @@ def metric(
     sums = torch.zeros(3, dtype=torch.float64, device=params[0].device if params else None)
     if not params:
         return sums
-    new = _mean_products(hz, z, D, offsets, draws, seed, index, probe)
+    new = _mean_products(hz, z, D, offsets, [draws] * len(D), seed, index, probe)
     for i, row in enumerate(_rows(MetricRow, rows, settings)):
         g = grads[i].to(D[i].dtype) * scale
         D[i].mul_(row.beta2).add_(new[i] * scale, alpha=1 - row.beta2)
