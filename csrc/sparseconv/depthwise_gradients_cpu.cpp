@@ -2,6 +2,7 @@
 // everything but depthwise_gradients() has internal linkage.
 #include "sparseconv/depthwise_bands.hpp"
 #include "sparseconv/depthwise_gradients.hpp"
+#include "sparseconv/depthwise_input_direct.hpp"
 #include "sparseconv/depthwise_weight_direct.hpp"
 
 namespace curvkern::sparseconv {
@@ -230,6 +231,15 @@ void input(const Depthwise& d, const TransposedBands& bands, const Term* terms,
     const S* gy = slope_of<S>(d, image, channel * d.multiplier);
     S* gx = static_cast<S*>(const_cast<void*>(d.x)) +
             (image * d.channels + channel) * d.height * d.width;
+#if defined(__AVX512F__)
+    if constexpr (sizeof(S) == sizeof(float)) {
+        if (d.stride == 2 && d.dilation == 1 && d.multiplier == 1 &&
+            (taps == 9 || taps == 25) && d.kernel_height == d.kernel_width) {
+            return taps == 9 ? direct_input<3>(d, weight, gy, gx)
+                             : direct_input<5>(d, weight, gy, gx);
+        }
+    }
+#endif
     auto* kept = static_cast<Wide<S>*>(buffer);
     for (std::int64_t t = 0; t < taps; ++t) {
         static_cast<R*>(tap)[t] = spread(weight + terms[t].source);
