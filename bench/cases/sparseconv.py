@@ -324,7 +324,7 @@ def _depthwise_gradients(
     return Case(
         family="sparseconv",
         op="depthwise",
-        region=f"{channels} at {size}",
+        region=f"{batch} x {channels} at {size}",
         mode=f"grads, {kernel}x{kernel}, stride {stride}",
         dtype="float32",
         where=f"a batch of {batch}; both gradients",
