@@ -219,9 +219,7 @@ bool depthwise_weight_grad(const Depthwise& d, void* scratch, std::int64_t scrat
                 const std::int64_t last = std::min(first + units.images, d.images);
                 double* const sum = sums + i * taps;
                 std::fill(sum, sum + taps, 0.0);
-                for (std::int64_t image = first; image < last; ++image) {
-                    kernel(d, bands, image, i % filters, sum, turn.scratch());
-                }
+                kernel(d, bands, first, last, i % filters, sum, turn.scratch());
             }
         });
     if (!finished) return false;

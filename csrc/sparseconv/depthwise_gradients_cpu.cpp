@@ -123,6 +123,12 @@ void any_weight(const Depthwise& d, const Bands& bands, std::int64_t image, std:
         });
 }
 
+template <auto one>
+void each_image(const Depthwise& d, const Bands& bands, std::int64_t first, std::int64_t last,
+                std::int64_t filter, double* sums, void* buffer) {
+    for (std::int64_t i = first; i < last; ++i) one(d, bands, i, filter, sums, buffer);
+}
+
 template <class S>
 void narrow(const double* sums, std::int64_t count, void* out) {
     for (std::int64_t i = 0; i < count; ++i) {
@@ -274,11 +280,11 @@ void input(const Depthwise& d, const TransposedBands& bands, const Term* terms,
 template <class S>
 void fill(DepthwiseGradients& k, int storage) {
     k.input[storage] = input<S>;
-    k.any[storage] = any_weight<S>;
-    k.small[storage][0][0] = small_weight<S, 3, 1>;
-    k.small[storage][0][1] = small_weight<S, 3, 2>;
-    k.small[storage][1][0] = small_weight<S, 5, 1>;
-    k.small[storage][1][1] = small_weight<S, 5, 2>;
+    k.any[storage] = each_image<any_weight<S>>;
+    k.small[storage][0][0] = each_image<small_weight<S, 3, 1>>;
+    k.small[storage][0][1] = each_image<small_weight<S, 3, 2>>;
+    k.small[storage][1][0] = each_image<small_weight<S, 5, 1>>;
+    k.small[storage][1][1] = each_image<small_weight<S, 5, 2>>;
     k.narrow[storage] = narrow<S>;
 }
 

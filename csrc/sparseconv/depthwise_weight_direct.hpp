@@ -74,24 +74,39 @@ CURVKERN_HD VectorFloat tap_of_seven(VectorFloat z, const VectorFloat* planes,
     }
 }
 template <int K, int T, int t = 0>
-CURVKERN_HD void correlate_seven(const VectorFloat* planes, const VectorFloat* g,
-                                 double* sums) {
-    sums[t] += sum_lanes(tap_of_seven<K, T, t>(VectorFloat{}, planes, g));
-    if constexpr (t + 1 < K * K) correlate_seven<K, T, t + 1>(planes, g, sums);
+CURVKERN_HD void correlate_seven(VectorFloat* z, const VectorFloat* planes,
+                                 const VectorFloat* g) {
+    z[t] = tap_of_seven<K, T, t>(z[t], planes, g);
+    if constexpr (t + 1 < K * K) correlate_seven<K, T, t + 1>(z, planes, g);
 }
 
-template <int K, int T, std::int64_t rows_summed>
-void direct_weight(const Depthwise& d, const Bands&, std::int64_t image, std::int64_t filter,
-                   double* sums, void*) {
-    const std::int64_t plane = image * d.channels + filter / d.multiplier;
-    const float* x = static_cast<const float*>(d.x) + plane * d.height * d.width;
-    const float* gy = static_cast<const float*>(d.y) +
-                      (image * d.channels * d.multiplier + filter) * d.out_height * d.out_width;
-    if (!makes_seven<K, T>(d)) return correlate_plane<K, T>(d, x, gy, rows_summed, sums);
-    VectorFloat planes[T * T * plane_registers], g[plane_registers];
-    load_seven<K, T>(x, planes);
-    expand_seven<pitch_of_seven<K, T>>(gy, g);
-    correlate_seven<K, T>(planes, g, sums);
+// Images [first, last).
+template <int K, int T, std::int64_t registers_summed>
+void direct_weight(const Depthwise& d, const Bands&, std::int64_t first, std::int64_t last,
+                   std::int64_t filter, double* sums, void*) {
+    const std::int64_t x_size = d.height * d.width, y_size = d.out_height * d.out_width;
+    const float* x = static_cast<const float*>(d.x) + filter / d.multiplier * x_size;
+    const float* gy = static_cast<const float*>(d.y) + filter * y_size;
+    const std::int64_t x_step = d.channels * x_size;
+    const std::int64_t y_step = d.channels * d.multiplier * y_size;
+    if (!makes_seven<K, T>(d)) {
+        for (std::int64_t i = first; i < last; ++i) {
+            correlate_plane<K, T>(d, x + i * x_step, gy + i * y_step, registers_summed, sums);
+        }
+        return;
+    }
+    while (first < last) {
+        VectorFloat z[K * K] = {};
+        for (std::int64_t n = registers_summed / plane_registers; n > 0 && first < last; --n) {
+            VectorFloat planes[T * T * plane_registers], g[plane_registers];
+            load_seven<K, T>(x + first * x_step, planes);
+            expand_seven<pitch_of_seven<K, T>>(gy + first * y_step, g);
+            correlate_seven<K, T>(z, planes, g);
+            ++first;
+        }
+        CURVKERN_UNROLL
+        for (int t = 0; t < K * K; ++t) sums[t] += sum_lanes(z[t]);
+    }
 }
 
 }  // namespace isa
