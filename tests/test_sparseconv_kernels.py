@@ -256,6 +256,8 @@ DEPTHWISE = [  # kernel, stride, padding, dilation, filters a channel
     ((7, 3), 3, (4, 0, 2, 5), 1, 3),
     ((1, 2), 2, (0, 0, 0, 0), 3, 1),
     ((3, 3), 4, (0, 9, 9, 0), 1, 1),
+    ((3, 3), 2, (1, 1, 1, 1), 1, 1),
+    ((5, 5), 2, (2, 2, 2, 2), 1, 2),
 ]
 
 
@@ -272,7 +274,7 @@ def test_depthwise(
     thread_counts: Any,
 ) -> None:
     for size, activation in (
-        ((7, 7), "none"), ((14, 15), "relu"), ((9, 33), "relu6"),
+        ((7, 7), "none"), ((14, 14), "none"), ((14, 15), "relu"), ((9, 33), "relu6"),
         ((112, 112), "silu"), ((5, 4), "hardswish"),
     ):  # fmt: skip
         x, _kept = guarded(torch.randn(2, 3, *size).to(dtype))
@@ -307,7 +309,9 @@ def test_depthwise_gradients(
 ) -> None:
     """Against derivatives of the dense formula, and the same bits for any number of threads."""
     settings = (stride, padding, dilation)
-    for size, batch in (((7, 7), 5), ((14, 15), 2), ((9, 33), 1), ((112, 112), 2), ((5, 4), 3)):
+    for size, batch in (
+        ((7, 7), 5), ((14, 14), 4), ((14, 15), 2), ((9, 33), 1), ((112, 112), 2), ((5, 4), 3),
+    ):  # fmt: skip
         x, _kept = guarded(torch.randn(batch, 3, *size).to(dtype))
         weight, _also = guarded(torch.randn(3 * multiplier, 1, *kernel).to(dtype))
         wide = [t.double().requires_grad_() for t in (x, weight)]
@@ -337,15 +341,22 @@ def test_depthwise_weight_gradient_keeps_its_digits() -> None:
     assert (gw - dense).abs().max() <= 1e-6 * dense.abs().max()
 
 
-@pytest.mark.parametrize("size", [(9, 17), (8, 8)])
-def test_infinite_pixels_stay_with_their_taps(size: tuple[int, int]) -> None:
-    """A weight that never meets an infinite pixel has a finite gradient."""
-    x = torch.randn(1, 1, *size)
+@pytest.mark.parametrize("size", [(9, 17), (8, 8), (7, 7), (14, 14), (33, 40)])
+@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_infinite_pixels_stay_with_their_taps(
+    size: tuple[int, int], kernel: int, stride: int
+) -> None:
+    """Weights that never meet an infinite pixel have finite gradients, the others infinite."""
+    padding = (kernel // 2,) * 4
+    x, weight = torch.randn(1, 1, *size), torch.ones(1, 1, kernel, kernel)
     x[..., -1] = torch.inf
-    gy = torch.rand(1, 1, size[0] - 2, size[1] - 2) + 1
-    gw = _sparseconv.depthwise_weight_grad(gy, x, (3, 3), 1, (0, 0, 0, 0), 1)
-    assert gw[..., :2].isfinite().all()
-    assert (gw[..., 2] == torch.inf).all()
+    infinite = x.isinf().double()
+    gy = 1 + torch.rand(F.conv2d(x, weight, None, stride, kernel // 2).shape)
+    seen = torch.nn.grad.conv2d_weight(infinite, weight.shape, gy.double(), stride, kernel // 2)
+    gw = _sparseconv.depthwise_weight_grad(gy, x, (kernel, kernel), stride, padding, 1)
+    assert_close(gw == torch.inf, seen > 0)
+    assert gw[seen == 0].isfinite().all()
 
 
 FIRST = [  # channels, filters, kernel, stride, padding (left, right, top, bottom)

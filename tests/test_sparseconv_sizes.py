@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from test_memory import Repeated
 from torch import Tensor
 from torch.testing import assert_close
 
 from curvkern import _sparseconv
+from test_memory import Repeated
 
 SIDE = 1024  # a plane is what repeats
 PLANES = 2**31 // SIDE**2 + 1

@@ -53,6 +53,19 @@ DEPTHWISE = [
     (256, 28, 2, 3),
     (512, 14, 1, 3),
     (672, 14, 1, 5),
+    (576, 14, 2, 3),
+    (672, 14, 2, 5),
+    (960, 7, 1, 3),
+    (1152, 7, 1, 5),
+]
+#: Of these, batch and sizes as above.
+GRADIENTS = [
+    (1, 128, 56, 1, 3),
+    (8, 128, 56, 1, 3),
+    (8, 256, 28, 2, 3),
+    (8, 512, 14, 1, 3),
+    (8, 672, 14, 1, 5),
+    (8, 960, 7, 1, 3),
 ]
 #: First convolutions: channels, filters, height, stride and kernel.
 FIRST = [
@@ -75,6 +88,7 @@ def cases() -> list[Case]:
         *(_pointwise(_name(*shape), shape, 90, 1) for shape in shapes),
         *(_gradients(channels) for channels in (256, 512)),
         *(_depthwise(*sizes) for sizes in DEPTHWISE),
+        *(_depthwise_gradients(*sizes) for sizes in GRADIENTS),
         *(_first(*sizes) for sizes in FIRST),
     ]
 
@@ -291,6 +305,56 @@ def _depthwise(channels: int, size: int, stride: int, kernel: int) -> Case:
         bars=(),
         elements=outputs,
         repeats=REPEATS,
+    )
+
+
+def _depthwise_gradients(
+    batch: int, channels: int, size: int, stride: int, kernel: int
+) -> Case:
+    def setup(n: int) -> Contestants:
+        del n
+        torch.manual_seed(0)
+        x, weight = (
+            torch.randn(batch, channels, size, size),
+            torch.randn(channels, 1, kernel, kernel),
+        )
+        pad = kernel // 2
+        gy = torch.randn_like(F.conv2d(x, weight, None, stride, pad, 1, channels))
+
+        def ours() -> Tensor:
+            padding, whole = (pad,) * 4, (kernel, kernel)
+            with torch.inference_mode():
+                _sparseconv.depthwise_input_grad(gy, weight, (size, size), stride, padding, 1)
+                return _sparseconv.depthwise_weight_grad(gy, x, whole, stride, padding, 1)
+
+        def plain(image: Tensor, slope: Tensor) -> Callable[[], Tensor]:
+            def call() -> Tensor:
+                with torch.inference_mode():
+                    gradients = torch.ops.aten.convolution_backward(
+                        slope, image, weight, None, [stride] * 2, [pad] * 2, [1, 1], False,
+                        [0, 0], channels, [True, True, False],
+                    )  # fmt: skip
+                    return gradients[1]
+
+            return call
+
+        last = (t.contiguous(memory_format=torch.channels_last) for t in (x, gy))
+        return {OURS: ours, "conv2d": plain(x, gy), LAST: plain(*last)}
+
+    outputs = batch * channels * (size // stride) ** 2
+    return Case(
+        family="sparseconv",
+        op="depthwise",
+        region=f"{batch} x {channels} at {size}",
+        mode=f"grads, {kernel}x{kernel}, stride {stride}",
+        dtype="float32",
+        where=f"a batch of {batch}; both gradients",
+        setup=setup,
+        yardstick="conv2d",
+        bytes=8 + 8 * stride * stride,
+        flops=4 * kernel * kernel,
+        bars=(),
+        elements=outputs,
     )
 
 

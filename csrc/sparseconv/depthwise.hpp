@@ -7,7 +7,8 @@
 // (Elsen et al., CVPR 2020, section 3; x is zero outside.) A band of rows is copied to an
 // aligned buffer with its padding, columns that are s apart next to each other: the loop then
 // has neither edges nor strides. Four output rows share what they load. With AVX-512, 3 x 3 and
-// 5 x 5 filters of float32 read the image itself (depthwise_direct.hpp).
+// 5 x 5 filters of float32 read the image itself (depthwise_direct.hpp, and depthwise_seven.hpp
+// for outputs of 7 x 7).
 #pragma once
 
 #include "core/parallel.hpp"

@@ -11,6 +11,7 @@
 
 #include "sparseconv/activation.hpp"
 #include "sparseconv/depthwise.hpp"
+#include "sparseconv/depthwise_seven.hpp"
 
 namespace curvkern::sparseconv {
 CURVKERN_PER_ISA {
@@ -113,6 +114,7 @@ void direct(const Depthwise& d, const Bands&, std::int64_t image, std::int64_t f
                d.y_row * d.out_width;
     const VectorFloat bias =
         d.bias == nullptr ? VectorFloat{} : spread(static_cast<const float*>(d.bias) + filter);
+    if (makes_seven<K, T>(d)) return seven<K, T>(d, x, weight, bias, y);
     std::int64_t row = d.begin;
     for (; row + 7 <= d.end; row += 7) direct_rows<K, T, 7>(d, x, weight, bias, row, y);
     for (; row + 3 <= d.end; row += 3) direct_rows<K, T, 3>(d, x, weight, bias, row, y);

@@ -11,7 +11,6 @@ namespace {
 constexpr std::int64_t gradient_band_bytes = 24 << 10;     // stays in L1
 constexpr std::int64_t gradient_chunk_products = 1 << 18;  // some microseconds
 constexpr std::int64_t least_units = 64;  // that threads share, if there are as many images
-constexpr std::int64_t float64_lanes = widest_register / 4;
 
 std::int64_t lines(std::int64_t bytes) {
     return (bytes + 63) / 64 * 64;
@@ -137,17 +136,8 @@ std::int64_t weight_buffer(const Depthwise& d) {
     const Bands bands = bands_of(d);
     return lines(bands.buffered_rows * bands.row_size * wide_size(d.storage));
 }
-std::int64_t lane_bytes(const Depthwise& d) {
-    return filter_size(d) * float64_lanes * 8;
-}
 std::int64_t sums_bytes(const Depthwise& d, const WeightUnits& units) {
     return lines(units.count * filter_size(d) * 8);
-}
-double folded(double* lane) {
-    for (std::int64_t half = float64_lanes / 2; half > 0; half /= 2) {
-        for (std::int64_t i = 0; i < half; ++i) lane[i] += lane[i + half];
-    }
-    return lane[0];
 }
 
 DepthwiseGradients::Weight weight_kernel(const Depthwise& d) {
@@ -207,8 +197,7 @@ bool depthwise_input_grad(const Depthwise& d, void* scratch, std::int64_t scratc
 std::int64_t depthwise_weight_scratch(const Depthwise& d) {
     const WeightUnits units = weight_units(d);
     return 64 + sums_bytes(d, units) +
-           threads_for(units.count, units_at_once(d, units.images)) *
-               (lane_bytes(d) + weight_buffer(d));
+           threads_for(units.count, units_at_once(d, units.images)) * weight_buffer(d);
 }
 
 bool depthwise_weight_grad(const Depthwise& d, void* scratch, std::int64_t scratch_bytes,
@@ -216,7 +205,7 @@ bool depthwise_weight_grad(const Depthwise& d, void* scratch, std::int64_t scrat
     const WeightUnits units = weight_units(d);
     const Bands bands = bands_of(d);
     const std::int64_t taps = filter_size(d), filters = d.channels * d.multiplier;
-    const std::int64_t each = lane_bytes(d) + weight_buffer(d);
+    const std::int64_t each = weight_buffer(d);
     const std::int64_t fixed = sums_bytes(d, units);
     auto* const sums = reinterpret_cast<double*>(aligned(scratch));
     Workers workers(aligned(scratch) + fixed, (scratch_bytes - 64 - fixed) / each, each);
@@ -227,17 +216,12 @@ bool depthwise_weight_grad(const Depthwise& d, void* scratch, std::int64_t scrat
         [&](std::int64_t begin, std::int64_t end) {
             const Workers::Turn turn(workers);
             std::memset(turn.scratch(), 0, static_cast<std::size_t>(each));
-            auto* const lanes = reinterpret_cast<double*>(turn.scratch());
             for (std::int64_t i = begin; i < end; ++i) {
                 const std::int64_t first = i / filters * units.images;
                 const std::int64_t last = std::min(first + units.images, d.images);
-                std::fill(lanes, lanes + taps * float64_lanes, 0.0);
-                for (std::int64_t image = first; image < last; ++image) {
-                    kernel(d, bands, image, i % filters, lanes, turn.scratch() + lane_bytes(d));
-                }
-                for (std::int64_t t = 0; t < taps; ++t) {
-                    sums[i * taps + t] = folded(lanes + t * float64_lanes);
-                }
+                double* const sum = sums + i * taps;
+                std::fill(sum, sum + taps, 0.0);
+                kernel(d, bands, first, last, i % filters, sum, turn.scratch());
             }
         });
     if (!finished) return false;

@@ -38,10 +38,10 @@ struct DepthwiseGradients {
     void (*input[3])(const Depthwise& d, const TransposedBands& bands, const Term* terms,
                      const std::int64_t* start, std::int64_t image, std::int64_t channel,
                      void* tap, void* line, void* buffer);
-    // y of `d` is gy. Adds to the sums of a filter over an image, of float64: for each tap as
-    // many lanes as the widest register has.
-    using Weight = void (*)(const Depthwise& d, const Bands& bands, std::int64_t image,
-                            std::int64_t filter, double* sums, void* buffer);
+    // y of `d` is gy. Adds to the sums of a filter over images [first, last), float64, one for
+    // each tap.
+    using Weight = void (*)(const Depthwise& d, const Bands& bands, std::int64_t first,
+                            std::int64_t last, std::int64_t filter, double* sums, void* buffer);
     Weight any[3], small[3][2][2];  // as in DepthwiseKernels
     void (*narrow[3])(const double* sums, std::int64_t count, void* out);
 };

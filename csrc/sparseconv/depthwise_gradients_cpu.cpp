@@ -2,21 +2,31 @@
 // everything but depthwise_gradients() has internal linkage.
 #include "sparseconv/depthwise_bands.hpp"
 #include "sparseconv/depthwise_gradients.hpp"
+#include "sparseconv/depthwise_input_direct.hpp"
+#include "sparseconv/depthwise_weight_direct.hpp"
 
 namespace curvkern::sparseconv {
 namespace {
 
 // Of registers of pixels between two additions to float64.
 constexpr std::int64_t registers_summed = 64;
-constexpr int lanes_summed = widest_register / 4;
 constexpr int taps_at_once = 9;
 
+// The order is fixed: halves, then halves of them, in float64.
 template <class R>
-CURVKERN_HD void add_lanes(double* sum, R z) {
-    Scalar<R> lane[Lanes<R>::width];
+CURVKERN_HD double sum_lanes(R z) {
+    constexpr int width = Lanes<R>::width;
+    Scalar<R> lane[width];
+    double sum[width];
     __builtin_memcpy(lane, &z, sizeof(R));
     CURVKERN_UNROLL
-    for (int l = 0; l < Lanes<R>::width; ++l) sum[l] += lane[l];
+    for (int l = 0; l < width; ++l) sum[l] = lane[l];
+    CURVKERN_UNROLL
+    for (int half = width / 2; half > 0; half /= 2) {
+        CURVKERN_UNROLL
+        for (int l = 0; l < half; ++l) sum[l] += sum[l + half];
+    }
+    return sum[0];
 }
 
 // sums += over `count` rows of gy times what each tap sees. `taps` addresses in the buffer.
@@ -46,7 +56,7 @@ CURVKERN_HD void correlate_rows(const Depthwise& d, const Bands& bands, const S*
             });
         }
         CURVKERN_UNROLL
-        for (int t = 0; t < N; ++t) add_lanes(sums + t * lanes_summed, z[t]);
+        for (int t = 0; t < N; ++t) sums[t] += sum_lanes(z[t]);
     }
 }
 
@@ -74,8 +84,8 @@ void small_weight(const Depthwise& d, const Bands& bands, std::int64_t image,
                      for (int u = 0; u < K; u += rows) {
                          const Wide<S>* from = kept + u * bands.row_size;
                          correlate_rows<S, rows * K>(
-                             d, bands, gy + first * d.out_width, count,
-                             sums + u * K * lanes_summed, [&](int t, std::int64_t pixel) {
+                             d, bands, gy + first * d.out_width, count, sums + u * K,
+                             [&](int t, std::int64_t pixel) {
                                  const int v = t % K;
                                  return from + t / K * bands.row_size + v % T * bands.columns +
                                         v / T + pixel;
@@ -102,17 +112,21 @@ void any_weight(const Depthwise& d, const Bands& bands, std::int64_t image, std:
                     offset[t] =
                         u * bands.row_size + v % d.stride * bands.columns + v / d.stride;
                 }
-                double some[taps_at_once * lanes_summed] = {};
+                double some[taps_at_once] = {};
                 correlate_rows<S, taps_at_once>(
                     d, bands, gy + first * d.out_width, count, some,
                     [&](int t, std::int64_t pixel) { return kept + offset[t] + pixel; });
                 const std::int64_t left = taps - begin;
                 const std::int64_t used = left < taps_at_once ? left : taps_at_once;
-                for (std::int64_t i = 0; i < used * lanes_summed; ++i) {
-                    sums[begin * lanes_summed + i] += some[i];
-                }
+                for (std::int64_t i = 0; i < used; ++i) sums[begin + i] += some[i];
             }
         });
+}
+
+template <auto one>
+void each_image(const Depthwise& d, const Bands& bands, std::int64_t first, std::int64_t last,
+                std::int64_t filter, double* sums, void* buffer) {
+    for (std::int64_t i = first; i < last; ++i) one(d, bands, i, filter, sums, buffer);
 }
 
 template <class S>
@@ -223,6 +237,15 @@ void input(const Depthwise& d, const TransposedBands& bands, const Term* terms,
     const S* gy = slope_of<S>(d, image, channel * d.multiplier);
     S* gx = static_cast<S*>(const_cast<void*>(d.x)) +
             (image * d.channels + channel) * d.height * d.width;
+#if defined(__AVX512F__)
+    if constexpr (sizeof(S) == sizeof(float)) {
+        if (d.stride == 2 && d.dilation == 1 && d.multiplier == 1 &&
+            (taps == 9 || taps == 25) && d.kernel_height == d.kernel_width) {
+            return taps == 9 ? direct_input<3>(d, weight, gy, gx)
+                             : direct_input<5>(d, weight, gy, gx);
+        }
+    }
+#endif
     auto* kept = static_cast<Wide<S>*>(buffer);
     for (std::int64_t t = 0; t < taps; ++t) {
         static_cast<R*>(tap)[t] = spread(weight + terms[t].source);
@@ -257,11 +280,11 @@ void input(const Depthwise& d, const TransposedBands& bands, const Term* terms,
 template <class S>
 void fill(DepthwiseGradients& k, int storage) {
     k.input[storage] = input<S>;
-    k.any[storage] = any_weight<S>;
-    k.small[storage][0][0] = small_weight<S, 3, 1>;
-    k.small[storage][0][1] = small_weight<S, 3, 2>;
-    k.small[storage][1][0] = small_weight<S, 5, 1>;
-    k.small[storage][1][1] = small_weight<S, 5, 2>;
+    k.any[storage] = each_image<any_weight<S>>;
+    k.small[storage][0][0] = each_image<small_weight<S, 3, 1>>;
+    k.small[storage][0][1] = each_image<small_weight<S, 3, 2>>;
+    k.small[storage][1][0] = each_image<small_weight<S, 5, 1>>;
+    k.small[storage][1][1] = each_image<small_weight<S, 5, 2>>;
     k.narrow[storage] = narrow<S>;
 }
 
@@ -274,6 +297,12 @@ const DepthwiseGradients& depthwise_gradients() {
         fill<double>(k, 0);
         fill<float>(k, 1);
         fill<Brain>(k, 2);
+#if defined(__AVX512F__)
+        k.small[1][0][0] = direct_weight<3, 1, registers_summed>;
+        k.small[1][0][1] = direct_weight<3, 2, registers_summed>;
+        k.small[1][1][0] = direct_weight<5, 1, registers_summed>;
+        k.small[1][1][1] = direct_weight<5, 2, registers_summed>;
+#endif
         return k;
     }();
     return table;

@@ -100,34 +100,16 @@ def _linear(x: Tensor, weight: Tensor, *settings: Any) -> Any:
     return gate(x, weight, None, *settings, "none")
 
 
-def _input_grad(
-    gy: Tensor,
-    weight: Tensor,
-    size: list[int],
-    stride: int,
-    padding: list[int],
-    dilation: int,
-) -> Any:
+def _input_grad(gy: Tensor, weight: Tensor, size: list[int], *settings: Any) -> Any:
     if wanted(gy, weight):
-        return _InputGrad.apply(gy, weight, size, stride, padding, dilation)
-    return torch.ops.curvkern.depthwise_conv2d_input_grad(
-        gy, weight, size, stride, padding, dilation
-    )
+        return _InputGrad.apply(gy, weight, size, *settings)
+    return torch.ops.curvkern.depthwise_conv2d_input_grad(gy, weight, size, *settings)
 
 
-def _weight_grad(
-    gy: Tensor,
-    x: Tensor,
-    kernel: list[int],
-    stride: int,
-    padding: list[int],
-    dilation: int,
-) -> Any:
+def _weight_grad(gy: Tensor, x: Tensor, kernel: list[int], *settings: Any) -> Any:
     if wanted(gy, x):
-        return _WeightGrad.apply(gy, x, kernel, stride, padding, dilation)
-    return torch.ops.curvkern.depthwise_conv2d_weight_grad(
-        gy, x, kernel, stride, padding, dilation
-    )
+        return _WeightGrad.apply(gy, x, kernel, *settings)
+    return torch.ops.curvkern.depthwise_conv2d_weight_grad(gy, x, kernel, *settings)
 
 
 class _Depthwise(torch.autograd.Function):
@@ -195,8 +177,29 @@ class _Depthwise(torch.autograd.Function):
         return unfolded(_depthwise(x, *rest), info.batch_size)
 
 
-class _InputGrad(torch.autograd.Function):
-    """The gradient in x, linear in gy and in the weights."""
+class _Gradient(torch.autograd.Function):
+    """What both gradients share: linear in gy and in the other operand, whose own gradient is
+    the other of the two.
+    """
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        gy, other, *ctx.rest = inputs  # its sizes, and the settings of the convolution
+        ctx.save_for_backward(gy, other)
+        ctx.save_for_forward(gy, other)
+
+    @staticmethod
+    def _tangent(ctx: Any, gate: Any, dgy: Tensor | None, dother: Tensor | None) -> Any:
+        with _autograd._forward_mode():
+            gy, other = primals(ctx)
+            return added(
+                None if dgy is None else gate(dgy, other, *ctx.rest),
+                None if dother is None else gate(gy, dother, *ctx.rest),
+            )
+
+
+class _InputGrad(_Gradient):
+    """The gradient in x, from gy and the weights."""
 
     @staticmethod
     def forward(
@@ -212,30 +215,18 @@ class _InputGrad(torch.autograd.Function):
         )
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        gy, weight, ctx.size, *ctx.settings = inputs
-        ctx.save_for_backward(gy, weight)
-        ctx.save_for_forward(gy, weight)
-
-    @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        gy, weight = ctx.saved_tensors
+        (gy, weight), settings = ctx.saved_tensors, ctx.rest[1:]
         kernel, wants = list(weight.shape[2:]), ctx.needs_input_grad
         return (
-            _linear(grad, weight, *ctx.settings) if wants[0] else None,
-            _weight_grad(gy, grad, kernel, *ctx.settings) if wants[1] else None,
+            _linear(grad, weight, *settings) if wants[0] else None,
+            _weight_grad(gy, grad, kernel, *settings) if wants[1] else None,
             *[None] * 4,
         )
 
     @staticmethod
     def jvp(ctx: Any, dgy: Tensor | None, dweight: Tensor | None, *_: None) -> Any:
-        with _autograd._forward_mode():
-            gy, weight = primals(ctx)
-            rest = (ctx.size, *ctx.settings)
-            return added(
-                None if dgy is None else _input_grad(dgy, weight, *rest),
-                None if dweight is None else _input_grad(gy, dweight, *rest),
-            )
+        return _Gradient._tangent(ctx, _input_grad, dgy, dweight)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, gy: Tensor, *rest: Any) -> Any:
@@ -245,8 +236,8 @@ class _InputGrad(torch.autograd.Function):
         return unfolded(_input_grad(gy, *rest), info.batch_size)
 
 
-class _WeightGrad(torch.autograd.Function):
-    """The gradient in the weights, linear in gy and in x."""
+class _WeightGrad(_Gradient):
+    """The gradient in the weights, from gy and x."""
 
     @staticmethod
     def forward(
@@ -262,30 +253,18 @@ class _WeightGrad(torch.autograd.Function):
         )
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        gy, x, ctx.kernel, *ctx.settings = inputs
-        ctx.save_for_backward(gy, x)
-        ctx.save_for_forward(gy, x)
-
-    @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        gy, x = ctx.saved_tensors
+        (gy, x), settings = ctx.saved_tensors, ctx.rest[1:]
         size, wants = list(x.shape[2:]), ctx.needs_input_grad
         return (
-            _linear(x, grad, *ctx.settings) if wants[0] else None,
-            _input_grad(gy, grad, size, *ctx.settings) if wants[1] else None,
+            _linear(x, grad, *settings) if wants[0] else None,
+            _input_grad(gy, grad, size, *settings) if wants[1] else None,
             *[None] * 4,
         )
 
     @staticmethod
     def jvp(ctx: Any, dgy: Tensor | None, dx: Tensor | None, *_: None) -> Any:
-        with _autograd._forward_mode():
-            gy, x = primals(ctx)
-            rest = (ctx.kernel, *ctx.settings)
-            return added(
-                None if dgy is None else _weight_grad(dgy, x, *rest),
-                None if dx is None else _weight_grad(gy, dx, *rest),
-            )
+        return _Gradient._tangent(ctx, _weight_grad, dgy, dx)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:

@@ -306,7 +306,8 @@ def conv2d_first(
 
     Notes
     -----
-    Where derivatives are wanted it is torch's own convolution.
+    Up to 8 channels a compiled kernel, 4 with AVX2; torch's own convolution for more, with SSE
+    alone, and where derivatives are wanted.
 
     Examples
     --------
