@@ -73,8 +73,11 @@ def _fusible(model: nn.Module, node: fx.Node, calls: Counter[fx.node.Target]) ->
     module = model.get_submodule(str(node.target))
     if _chains.hooked(module) or any(not isinstance(arg, fx.Node) for arg in node.args):
         return False
-    if not all(p.is_cpu for p in module.parameters()):
-        return False
+    return all(p.is_cpu for p in module.parameters()) and _has_stage(module)
+
+
+def _has_stage(module: nn.Module) -> bool:
+    """Whether the native chain has a stage for what a module computes."""
     if type(module) is SparseWeightConv2d:
         return module.stride == 1 and module.format != "dense"
     if type(module) is FirstConv2d:
@@ -150,7 +153,7 @@ class Loser:
 
 def may_win(new: nn.Module, sparse: float, dense: float) -> bool:
     """Whether a layer that takes so many seconds alone is tried among others."""
-    return type(new) is SparseWeightConv2d and new.stride == 1 and sparse < CLOSE * dense
+    return sparse < CLOSE * dense and _has_stage(new)
 
 
 def fuse(
