@@ -104,7 +104,30 @@ class Held {
         stage.product.value = values.data();
         stage.product.bias = vector(parts[5], "bias", plan.rows());
         stage.product.activation = device::activation_of(op, parts[6].cast<std::string>());
+        if (!parts[7].is_none()) {
+            stage.gated = true;
+            stage.gate = gate(parts[7].cast<py::tuple>(), from.channels);
+        }
         return stage;
+    }
+
+    Gate gate(const py::tuple& parts, std::int64_t channels) const {
+        if (storage_ != Storage::float32) device::refuse_call(op, "gates are of float32");
+        const TensorView squeeze(parts[0], op, "squeeze", dlpack::device_cpu);
+        const std::int64_t inner = squeeze.size() / channels;
+        const auto numbers = [&](int i, const char* name, std::int64_t size) {
+            return static_cast<const float*>(
+                vector(parts[static_cast<std::size_t>(i)], name, size));
+        };
+        if (parts[2].is_none()) device::refuse_call(op, "a gate must have weights");
+        return {numbers(0, "squeeze", inner * channels),
+                numbers(1, "squeeze_bias", inner),
+                numbers(2, "excite", inner * channels),
+                numbers(3, "excite_bias", channels),
+                channels,
+                inner,
+                device::activation_of(op, parts[4].cast<std::string>()),
+                parts[5].cast<bool>()};
     }
 
     Stage depthwise(const py::tuple& parts, const std::vector<Extent>& extents) const {

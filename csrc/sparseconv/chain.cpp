@@ -56,6 +56,8 @@ Chain::Chain(std::vector<Stage> stages, Extent input, Storage storage, std::int6
     for (const Stage& stage : stages_) {
         extent_.push_back(stage.out);
         packed_.emplace_back();
+        columns_.emplace_back();
+        if (stage.gated) columns_.back() = columns_of(*stage.product.plan);
         if (stage.kind != Stage::Kind::first) continue;
         packed_.back().resize(static_cast<std::size_t>(first_packed_bytes(stage.first) + 64));
         first_pack(stage.first, aligned(packed_.back().data()));
@@ -111,6 +113,7 @@ void Chain::cut(Limits limits) {
     for (std::int64_t first = 0, last = 0; first < count; first = last) {
         last = first + 1;
         while (last < count && stages_[static_cast<std::size_t>(last)].input == last &&
+               !stages_[static_cast<std::size_t>(last)].gated &&
                uses[static_cast<std::size_t>(last)] == 1 && tensor_bytes(last) > limits.whole) {
             ++last;
         }
@@ -160,6 +163,15 @@ void Chain::place() {
         offset_[tensor] = offset;
         scratch_ = std::max(scratch_, offset + bytes);
     }
+    gate_ = scratch_;
+    for (std::size_t i = 0; i < stages_.size(); ++i) {
+        const Gate& gate = stages_[i].gate;
+        if (!stages_[i].gated) continue;
+        const std::int64_t numbers = 2 * gate.channels + gate.inner;
+        const auto values = static_cast<std::int64_t>(columns_[i].size());
+        scratch_ =
+            std::max(scratch_, gate_ + whole_lines(4 * values) + whole_lines(4 * numbers));
+    }
     std::vector<std::int64_t> rows;
     for (const Segment& segment : segments_) {
         if (segment.rows > 0) {
@@ -205,13 +217,15 @@ Chain::Rows Chain::whole(std::int64_t tensor, const void* x, void* y, char* lane
 }
 
 Product Chain::product(const Stage& stage, std::int64_t begin, std::int64_t end,
-                       const Rows& from, const Rows& beside, const Rows& to) const {
+                       const Rows& from, const Rows& beside, const Rows& to,
+                       const char* lane) const {
     const std::int64_t width = stage.out.width, element = element_size(storage_);
     const auto row = [&](const Rows& rows) {
         return rows.data == nullptr ? nullptr
                                     : rows.data + (begin - rows.row) * width * element;
     };
     Product p = stage.product;
+    if (stage.gated) p.value = lane + gate_;
     p.x = row(from);
     p.residual = row(beside);
     p.y = row(to);
@@ -276,6 +290,10 @@ bool Chain::run(const void* x, void* y, void* workspace, InterruptCheck interrup
 
 bool Chain::run_image(const void* x, void* y, char* lane, Poll& poll) const {
     for (const Segment& segment : segments_) {
+        if (stages_[static_cast<std::size_t>(segment.first)].gated &&
+            !open_gate(segment.first, x, y, lane, poll)) {
+            return false;
+        }
         bool finished = true;
         if (segment.rows > 0) {
             const std::int64_t height = extent_[static_cast<std::size_t>(segment.last)].height;
@@ -296,6 +314,32 @@ bool Chain::run_image(const void* x, void* y, char* lane, Poll& poll) const {
     return true;
 }
 
+bool Chain::open_gate(std::int64_t number, const void* x, void* y, char* lane,
+                      Poll& poll) const {
+    const Stage& stage = stages_[static_cast<std::size_t>(number)];
+    const std::vector<std::int32_t>& columns = columns_[static_cast<std::size_t>(number)];
+    const auto n = static_cast<std::int64_t>(columns.size());
+    const std::int64_t channels = stage.gate.channels;
+    const std::int64_t pixels = stage.out.height * stage.out.width;
+    const Rows from = whole(stage.input, x, y, lane);
+    auto* values = reinterpret_cast<float*>(lane + gate_);
+    auto* mean = reinterpret_cast<float*>(lane + gate_ + whole_lines(4 * n));
+    float *inner = mean + channels, *scale = inner + stage.gate.inner;
+    const std::int64_t some = std::max<std::int64_t>(1, (std::int64_t{1} << 16) / pixels);
+    const auto average = [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t c = begin; c < end; ++c) {
+            mean[c] = mean_of(reinterpret_cast<float*>(from.data) + c * from.plane, pixels);
+        }
+    };
+    if (!parallel_chunks(channels, some, poll.check(), average)) return false;
+    excite(stage.gate, mean, inner, scale);
+    const auto* given = static_cast<const float*>(stage.product.value);
+    for (std::int64_t i = 0; i < n; ++i) {
+        values[i] = given[i] * scale[columns[static_cast<std::size_t>(i)]];
+    }
+    return true;
+}
+
 bool Chain::run_whole(const Segment& segment, const void* x, void* y, char* lane,
                       Poll& poll) const {
     const Stage& stage = stages_[static_cast<std::size_t>(segment.first)];
@@ -309,7 +353,7 @@ bool Chain::run_whole(const Segment& segment, const void* x, void* y, char* lane
         return first_conv(first(stage, from, to), scratch, scratch_bytes_, poll.check());
     }
     const Rows beside = whole(stage.residual, x, y, lane);
-    return multiply(product(stage, 0, stage.out.height, from, beside, to), scratch,
+    return multiply(product(stage, 0, stage.out.height, from, beside, to, lane), scratch,
                     scratch_bytes_, poll.check());
 }
 
@@ -376,7 +420,7 @@ bool Chain::run_bands(const Segment& segment, std::int64_t begin, std::int64_t e
                 }
             } else {
                 Product p = product(stage, done[i], until[i], rows[i],
-                                    whole(stage.residual, x, y, lane), rows[i + 1]);
+                                    whole(stage.residual, x, y, lane), rows[i + 1], lane);
                 p.serial = true;
                 multiply(p, memory, 0, nullptr);
             }

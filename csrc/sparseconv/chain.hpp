@@ -15,6 +15,7 @@
 
 #include "sparseconv/depthwise.hpp"
 #include "sparseconv/first.hpp"
+#include "sparseconv/gate.hpp"
 #include "sparseconv/product.hpp"
 
 namespace curvkern::sparseconv {
@@ -30,6 +31,8 @@ struct Stage {
     Product product;      // pointwise: plan, value, bias, activation
     Depthwise filters;    // all but where x and y lie, and which rows
     FirstConv first;
+    bool gated = false;  // a product of channels that are scaled, of float32
+    Gate gate;
     Extent out;
     // Row i of the result takes rows [i step - top, i step - top + reach) of the input.
     std::int64_t reach = 1, step = 1, top = 0;
@@ -81,7 +84,9 @@ class Chain {
     std::int64_t end_row(const Stage& stage, std::int64_t end) const;
     Rows whole(std::int64_t tensor, const void* x, void* y, char* lane) const;
     Product product(const Stage& stage, std::int64_t begin, std::int64_t end, const Rows& from,
-                    const Rows& beside, const Rows& to) const;
+                    const Rows& beside, const Rows& to, const char* lane) const;
+    // Makes the values of a gated product, which stay in the lane until its segment is done.
+    bool open_gate(std::int64_t stage, const void* x, void* y, char* lane, Poll& poll) const;
     Depthwise depthwise(const Stage& stage, std::int64_t begin, std::int64_t end,
                         const Rows& from, const Rows& to) const;
     FirstConv first(const Stage& stage, const Rows& from, const Rows& to) const;
@@ -92,13 +97,16 @@ class Chain {
                    void* y, char* lane, char* memory, Poll& poll) const;
 
     std::vector<Stage> stages_;
-    std::vector<std::vector<char>> packed_;  // by stage, weights of first convolutions
-    std::vector<Extent> extent_;             // by tensor
+    std::vector<std::vector<char>> packed_;  // by stage, of first convolutions
+    std::vector<std::vector<std::int32_t>>
+        columns_;                 // by stage, of the values of gated products
+    std::vector<Extent> extent_;  // by tensor
     Storage storage_;
     std::int64_t batch_, lanes_, threads_;  // images at a time, and threads on each
     std::vector<Segment> segments_;
     std::vector<std::int64_t> offset_;  // by tensor: where it lies in a lane, -1: nowhere
-    std::int64_t scratch_ = 0, band_ = 0, band_bytes_ = 0, lane_bytes_ = 0, scratch_bytes_ = 0;
+    std::int64_t gate_ = 0, scratch_ = 0, band_ = 0, band_bytes_ = 0, lane_bytes_ = 0,
+                 scratch_bytes_ = 0;
 };
 
 }  // namespace curvkern::sparseconv

@@ -167,10 +167,20 @@ class Chain:
 
     @staticmethod
     def pointwise(
-        input: int, residual: int | None, packed: Packed, bias: Tensor | None, activation: str
+        input: int,
+        residual: int | None,
+        packed: Packed,
+        bias: Tensor | None,
+        activation: str,
+        gate: tuple[Any, ...] | None = None,
     ) -> Stage:
-        """act(W x + bias + residual)"""
-        return "pointwise", input, residual, packed.plan, packed.values, bias, activation
+        """act(W x + bias + residual).
+
+        With a gate (S, b, E, c, act, hard), x is scaled by sigma(E act(S mean(x) + b) + c) for
+        each channel, where sigma is the hard or the smooth sigmoid.
+        """
+        values = packed.plan, packed.values, bias, activation
+        return ("pointwise", input, residual, *values, gate)
 
     @staticmethod
     def depthwise(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .. import _runtime, _sparseconv
 from .._arguments import memory_error
 from ..sparse import _execution, _patterns
+from ..sparse._chains import activation_of
 from ._depthwise import DepthwiseConv2d, FirstConv2d
 from ._plans import CAPACITY, _modes, plain, threads
 from ._sparse_weight import SparseWeightConv2d
@@ -25,11 +26,19 @@ class Step:
     """A layer by its name, and the numbers of the tensors that it takes.
 
     Number 0 is what the chain is called with, i + 1 what step i computes.
+
+    ``gate`` names the modules of a squeeze and excitation of the input: a mean of all pixels, a
+    linear layer or a 1 x 1 convolution, an activation, another such layer, a sigmoid.
     """
 
     name: str
     input: int
     residual: int | None
+    gate: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.name, *self.gate)
 
 
 class _State:
@@ -93,9 +102,9 @@ class FusedConvs(nn.Module):
         return self.each(x, [member for member, _ in self._walk(roots)])
 
     def _walk(self, roots: tuple[nn.Module, ...]) -> Any:
-        """Each layer, with the modules on the way to it and where these are found."""
-        for step in self.steps:
-            first, _, rest = step.name.partition(".")
+        """Each module, with those on the way to it and where these are found."""
+        for name in (name for step in self.steps for name in step.names):
+            first, _, rest = name.partition(".")
             module = roots[self.roots.index(first)]
             links = []
             for key in rest.split(".") if rest else ():
@@ -106,9 +115,12 @@ class FusedConvs(nn.Module):
 
     def each(self, x: Tensor, members: Any) -> Tensor:
         """One layer after the other."""
-        values = [x]
-        for step, member in zip(self.steps, members, strict=True):
+        values, rest = [x], iter(members)
+        for step in self.steps:
+            member, gate = next(rest), [next(rest) for _ in step.gate]
             arguments = [values[step.input]]
+            if gate:
+                arguments[0] = arguments[0] * _scale(arguments[0], *gate)
             if step.residual is not None:
                 arguments.append(values[step.residual])
             values.append(member(*arguments))
@@ -201,20 +213,20 @@ class FusedConvs(nn.Module):
         """The native chain for such an image; None where there is none."""
         stages: list[_sparseconv.Stage] = []
         sizes = [(int(x.shape[2]), int(x.shape[3]))]
-        for step, member in zip(self.steps, members, strict=True):
+        rest = iter(members)
+        for step in self.steps:
+            member, modules = next(rest), [next(rest) for _ in step.gate]
             height, width = sizes[step.input]
             if isinstance(member, SparseWeightConv2d):
                 if member.stride != 1 or member.format == "dense":
                     return None
                 packed = _packed(member, x, height * width)
-                stages.append(
-                    _sparseconv.Chain.pointwise(
-                        step.input, step.residual, packed, member.bias, member.activation
-                    )
-                )
+                product = step.residual, packed, member.bias, member.activation
+                gate = _gate(modules) if modules else None
+                stages.append(_sparseconv.Chain.pointwise(step.input, *product, gate))
             elif isinstance(member, (DepthwiseConv2d, FirstConv2d)):
-                stride, padding, *rest = member._settings()
-                filters = step.input, member.weight, member.bias, stride, padding, *rest
+                stride, padding, *others = member._settings()
+                filters = step.input, member.weight, member.bias, stride, padding, *others
                 if isinstance(member, DepthwiseConv2d):
                     stages.append(_sparseconv.Chain.depthwise(*filters))
                 elif _sparseconv.first_is_native(member.in_channels):
@@ -222,7 +234,7 @@ class FusedConvs(nn.Module):
                 else:
                     return None
                 size = _sparseconv.output_size(
-                    (height, width), member.weight, *filters[3:5], *rest[:-1]
+                    (height, width), member.weight, *filters[3:5], *others[:-1]
                 )
                 height, width = size
             else:
@@ -235,6 +247,28 @@ class FusedConvs(nn.Module):
 
     def extra_repr(self) -> str:
         return ", ".join(step.name for step in self.steps)
+
+
+def _scale(
+    x: Tensor,
+    pool: nn.Module,
+    squeeze: nn.Module,
+    act: nn.Module,
+    excite: nn.Module,
+    sigmoid: nn.Module,
+) -> Tensor:
+    """What the channels of x are multiplied by, (B, C, 1, 1)."""
+    mean = pool(x)
+    flat = mean.flatten(1) if isinstance(squeeze, nn.Linear) else mean
+    scale: Tensor = sigmoid(excite(act(squeeze(flat))))
+    return scale.reshape(mean.shape)
+
+
+def _gate(modules: list[nn.Module]) -> tuple[Any, ...]:
+    """The same as a stage takes it."""
+    _, squeeze, act, excite, sigmoid = modules
+    weights = squeeze.weight, squeeze.bias, excite.weight, excite.bias
+    return *weights, activation_of(act) or "none", isinstance(sigmoid, nn.Hardsigmoid)
 
 
 _LISTENERS = (
@@ -271,12 +305,14 @@ def _owned(member: nn.Module) -> tuple[list[Any], list[Any]]:
     parameters: Any = member._parameters
     buffers: Any = member._buffers
     if isinstance(member, SparseWeightConv2d):
-        places = [(parameters, "values"), (parameters, "bias")]
+        places: list[tuple[Any, str]] = [(parameters, "values"), (parameters, "bias")]
         places += [(buffers, "crow_indices"), (buffers, "col_indices")]
         names: tuple[str, ...] = ("format", "activation", "stride")
     else:
-        places = [(parameters, "weight"), (parameters, "bias")]
-        names = "_step", "_sides", "_spread", "activation"
+        places = [(parameters, name) for name in ("weight", "bias") if name in parameters]
+        names = ()
+        if isinstance(member, (DepthwiseConv2d, FirstConv2d)):
+            names = "_step", "_sides", "_spread", "activation"
     return places, [(member.__dict__, name) for name in names]
 
 

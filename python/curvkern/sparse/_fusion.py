@@ -6,6 +6,7 @@ import operator
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -15,7 +16,7 @@ from .. import _sparseconv
 from ..nn._depthwise import DepthwiseConv2d, FirstConv2d
 from ..nn._fused import FusedConvs, Step
 from ..nn._sparse_weight import SparseWeightConv2d
-from . import _chains, _execution
+from . import _chains, _execution, _gates
 from ._gradients import activated
 
 #: What a fused module is called, with a number.
@@ -30,6 +31,7 @@ class Run:
     """Layers one after the other: nothing but the last result is used elsewhere."""
 
     nodes: list[fx.Node]
+    gates: dict[fx.Node, _gates.Gate]
 
     @property
     def names(self) -> list[str]:
@@ -37,36 +39,32 @@ class Run:
 
     @property
     def source(self) -> fx.Node:
-        source = self.nodes[0].args[0]
-        assert isinstance(source, fx.Node)
-        return source
+        return _taken(self.nodes[0], self.gates)[0]
 
     def module(self) -> FusedConvs:
         """The module that runs them."""
         number = {self.source: 0} | {node: i + 1 for i, node in enumerate(self.nodes)}
         steps = []
         for node in self.nodes:
-            x, *residual = node.args
-            beside = number[residual[0]] if residual else None  # type: ignore[index]
-            steps.append(Step(str(node.target), number[x], beside))  # type: ignore[index]
-        roots = dict.fromkeys(name.partition(".")[0] for name in self.names)
+            x, *residual = _taken(node, self.gates)
+            beside = number[residual[0]] if residual else None
+            gate = self.gates[node].names if node in self.gates else ()
+            steps.append(Step(str(node.target), number[x], beside, gate))
+        roots = dict.fromkeys(name.partition(".")[0] for step in steps for name in step.names)
         return FusedConvs(tuple(steps), tuple(roots))
+
+
+def _taken(node: fx.Node, gates: dict[fx.Node, _gates.Gate]) -> list[Any]:
+    """What a layer takes; where channels are scaled, what they are before."""
+    return [gates[node].source, *node.args[1:]] if node in gates else list(node.args)
 
 
 def runs(model: nn.Module, nodes: list[fx.Node]) -> list[Run]:
     """The longest runs among nodes, which are in the order of their graph."""
     calls = Counter(node.target for node in nodes if node.op == "call_module")
-    found: list[Run] = []
-    current: list[fx.Node] = []
-    for node in nodes:
-        if not _fusible(model, node, calls):
-            continue
-        if current and not _joins(current, node):
-            found += _cut(current)
-            current = []
-        if current or _starts(node):
-            current.append(node)
-    return found + _cut(current)
+    layers = [node for node in nodes if _fusible(model, node, calls)]
+    gates = {node: gate for node in layers if (gate := _gates.before(model, node, calls))}
+    return _split(layers, gates)
 
 
 def _fusible(model: nn.Module, node: fx.Node, calls: Counter[fx.node.Target]) -> bool:
@@ -75,8 +73,11 @@ def _fusible(model: nn.Module, node: fx.Node, calls: Counter[fx.node.Target]) ->
     module = model.get_submodule(str(node.target))
     if _chains.hooked(module) or any(not isinstance(arg, fx.Node) for arg in node.args):
         return False
-    if not all(p.is_cpu for p in module.parameters()):
-        return False
+    return all(p.is_cpu for p in module.parameters()) and _has_stage(module)
+
+
+def _has_stage(module: nn.Module) -> bool:
+    """Whether the native chain has a stage for what a module computes."""
     if type(module) is SparseWeightConv2d:
         return module.stride == 1 and module.format != "dense"
     if type(module) is FirstConv2d:
@@ -84,34 +85,32 @@ def _fusible(model: nn.Module, node: fx.Node, calls: Counter[fx.node.Target]) ->
     return type(module) is DepthwiseConv2d
 
 
-def _starts(node: fx.Node) -> bool:
-    return len(set(node.args)) == 1
+def _split(nodes: list[fx.Node], gates: dict[fx.Node, _gates.Gate]) -> list[Run]:
+    found: list[Run] = []
+    current: list[fx.Node] = []
+    source: Any = None
+    for node in nodes:
+        x, *rest = _taken(node, gates)
+        known = (*current, source)
+        if current and not (x in current and all(arg in known for arg in rest)):
+            found += _cut(current, gates)
+            current = []
+        if current:
+            current.append(node)
+        elif all(arg is x for arg in rest):
+            current, source = [node], x
+    return found + _cut(current, gates)
 
 
-def _joins(run: list[fx.Node], node: fx.Node) -> bool:
-    return node.args[0] in run and all(arg in run or arg is run[0].args[0] for arg in node.args)
-
-
-def _cut(nodes: list[fx.Node]) -> list[Run]:
+def _cut(nodes: list[fx.Node], gates: dict[fx.Node, _gates.Gate]) -> list[Run]:
     """Runs of nodes that join each other: as many of the first as hide what lies between."""
     for count in range(len(nodes), 1, -1):
         inside = set(nodes[:count])
+        for node in nodes[:count]:
+            inside.update(gates[node].nodes if node in gates else ())
         if all(inside.issuperset(node.users) for node in nodes[: count - 1]):
-            rest = nodes[count:]
-            return [Run(nodes[:count]), *_again(rest)]
-    return _again(nodes[1:])
-
-
-def _again(nodes: list[fx.Node]) -> list[Run]:
-    found: list[Run] = []
-    current: list[fx.Node] = []
-    for node in nodes:
-        if current and not _joins(current, node):
-            found += _cut(current)
-            current = []
-        if current or _starts(node):
-            current.append(node)
-    return found + _cut(current) if len(current) > 1 else found
+            return [Run(nodes[:count], gates), *_split(nodes[count:], gates)]
+    return _split(nodes[1:], gates) if len(nodes) > 1 else []
 
 
 def put(model: nn.Module, graph: fx.Graph, found: list[tuple[Run, FusedConvs]]) -> None:
@@ -135,6 +134,8 @@ def put(model: nn.Module, graph: fx.Graph, found: list[tuple[Run, FusedConvs]]) 
         last.replace_all_uses_with(call)
         for node in reversed(run.nodes):
             graph.erase_node(node)
+            for hidden in run.gates[node].nodes if node in run.gates else ():
+                graph.erase_node(hidden)
 
 
 @dataclass
@@ -152,7 +153,7 @@ class Loser:
 
 def may_win(new: nn.Module, sparse: float, dense: float) -> bool:
     """Whether a layer that takes so many seconds alone is tried among others."""
-    return type(new) is SparseWeightConv2d and new.stride == 1 and sparse < CLOSE * dense
+    return sparse < CLOSE * dense and _has_stage(new)
 
 
 def fuse(
@@ -189,11 +190,12 @@ def _wins(
     model: nn.Module, run: Run, fused: FusedConvs, x: Tensor, losers: dict[str, Loser]
 ) -> bool:
     """Whether a run is quicker as one call than its layers, each as quick as it can be."""
-    members = tuple(model.get_submodule(name) for name in run.names)
+    names = [name for step in fused.steps for name in step.names]
+    members = tuple(model.get_submodule(name) for name in names)
     x = x.contiguous()
     if x.dim() != 4 or not x.is_cpu:
         return False
-    quickest = [losers.get(n, m) for n, m in zip(run.names, members, strict=True)]
+    quickest = [losers.get(n, m) for n, m in zip(names, members, strict=True)]
     fused.each(x, quickest)  # measures the variants of the layers
     chain = fused.chain(x, members)
     if chain is None:
