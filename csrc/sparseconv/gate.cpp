@@ -50,11 +50,10 @@ std::vector<std::int32_t> columns_of(const Plan& plan) {
     for (std::int64_t part = 0; part < plan.parts(); ++part) {
         for (std::int64_t chunk = 0; chunk < plan.chunks(); ++chunk) {
             const Piece piece = plan.piece(part, chunk, nullptr, 0);
-            const std::uint16_t* offset = piece.offset;
+            const std::uint16_t* channel = piece.channel;
             for (const Run* run = piece.run; run != piece.run + piece.runs; ++run) {
                 for (std::int64_t i = 0; i < std::int64_t{run->rows} * run->entries; ++i) {
-                    const std::int64_t column =
-                        chunk * plan.channels() + *offset++ / plan.pitch();
+                    const std::int64_t column = chunk * plan.channels() + *channel++;
                     for (int h = 0; h < plan.height(); ++h) {
                         columns.push_back(static_cast<std::int32_t>(column));
                     }
