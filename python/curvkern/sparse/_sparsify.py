@@ -48,9 +48,9 @@ def sparsify(
     """Replace the convolutions of a pruned model by sparse ones, where that pays.
 
     Replaced are 1 x 1 convolutions with enough zeros, or masks of ``torch.nn.utils.prune``,
-    depthwise convolutions, and dense ones of few input channels. All else stays as it is. Layers
-    whose results only the next one uses run as one call in evaluation, without gradients, on
-    contiguous images of the CPU.
+    depthwise convolutions, and dense ones of few input channels. All else stays as it is.
+    Layers whose results only the next one uses run as one call in evaluation, without
+    gradients, on contiguous images of the CPU.
 
     Parameters
     ----------
