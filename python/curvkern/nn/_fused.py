@@ -78,7 +78,8 @@ class FusedConvs(nn.Module):
     :func:`curvkern.sparse.sparsify` puts it into a graph. The layers stay where they are in the
     model, which hands the modules that hold them, by ``roots``, to each call. In evaluation,
     without gradients, contiguous images of the CPU pass all layers in one native call;
-    otherwise, and where someone listens to a layer, one layer is called after the other.
+    otherwise, and where someone listens to a layer, one layer is called after the other. Both
+    give the same bits but where there is squeeze and excitation, which differs in rounding.
 
     Parameters
     ----------

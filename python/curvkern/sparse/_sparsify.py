@@ -49,6 +49,8 @@ def sparsify(
 
     Replaced are 1 x 1 convolutions with enough zeros, or masks of ``torch.nn.utils.prune``,
     depthwise convolutions, and dense ones of few input channels. All else stays as it is.
+    Layers whose results only the next one uses run as one call in evaluation, without
+    gradients, on contiguous images of the CPU.
 
     Parameters
     ----------
@@ -74,14 +76,14 @@ def sparsify(
         What the model is called with, a tensor or a tuple of arguments. A layer whose dense
         convolution is the quickest on it stays as it is.
     inplace
-        Change ``model`` itself. Then sums and functional activations are not fused, so that it
-        still runs its own ``forward``.
+        Change ``model`` itself. Then sums and functional activations are not fused and layers
+        are called one by one, so that it still runs its own ``forward``.
 
     Returns
     -------
     Module
         ``model``, or a copy of it with everything replaced; a ``torch.fx.GraphModule`` where
-        sums or functional activations were fused. Names of parameters that stay are kept.
+        anything was fused. Names of parameters that stay are kept.
 
     Raises
     ------

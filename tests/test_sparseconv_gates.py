@@ -1,0 +1,85 @@
+"""Squeeze and excitation in chains of layers."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from curvkern import _sparseconv, sparse
+from test_sparseconv_chain import LIMITS, counted, fused_modules
+
+
+class Excited(torch.nn.Module):
+    """A depthwise convolution, squeeze and excitation, a projection and what follows."""
+
+    def __init__(
+        self, c: int, r: int, act: Any, sigmoid: Any, linear: bool, bias: bool
+    ) -> None:
+        super().__init__()
+        conv = torch.nn.Conv2d
+        layer: Any = torch.nn.Linear if linear else lambda i, o, bias: conv(i, o, 1, bias=bias)
+        self.first = conv(c, c, 3, padding=1, groups=c)
+        self.pool, self.act, self.sigmoid = torch.nn.AdaptiveAvgPool2d(1), act, sigmoid
+        self.down, self.up = layer(c, r, bias=bias), layer(r, c, bias=bias)
+        self.project, self.last = conv(c, 2 * c, 1), conv(2 * c, 2 * c, 3, groups=2 * c)
+        self.linear = linear
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.silu(self.first(x))
+        mean = self.pool(x).flatten(1) if self.linear else self.pool(x)
+        scale = self.sigmoid(self.up(self.act(self.down(mean))))
+        x = scale.unflatten(1, (-1, 1, 1)) * x if self.linear else x * scale
+        y: Tensor = self.last(F.relu(self.project(x)))
+        return y
+
+
+@pytest.mark.parametrize("limits", LIMITS, ids=str)
+@torch.no_grad()
+def test_squeeze_and_excitation(
+    limits: Any, thread_counts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_sparseconv.Chain, "limits", limits)
+    calls = counted(monkeypatch)
+    for c, r, act, sigmoid, linear, bias in (
+        (2, 1, torch.nn.ReLU(), torch.nn.Sigmoid(), False, True),
+        (40, 7, torch.nn.SiLU(), torch.nn.Sigmoid(), True, True),
+        (33, 16, torch.nn.ReLU(), torch.nn.Hardsigmoid(), False, False),
+        (600, 20, torch.nn.Hardswish(), torch.nn.Hardsigmoid(), True, False),
+        (24, 17, torch.nn.ReLU6(), torch.nn.Sigmoid(), True, True),
+    ):
+        model = Excited(c, r, act, sigmoid, linear, bias).eval()
+        sparse.magnitude_prune_(model.project, 0.8)
+        model.project(torch.zeros(1, c, 1, 1))  # masks apply
+        quick = sparse.sparsify(model, autotune=False, min_sparsity=0.5)
+        (fused,) = fused_modules(quick)
+        assert [bool(step.gate) for step in fused.steps] == [False, True, False]
+        for size in ((3, 3), (7, 9), (24, 26)):
+            for batch in (1, 3):
+                x = torch.randn(batch, c, *size)
+                wide = copy.deepcopy(model).double()(x.double())
+                results = []
+                for threads in (1, 2):
+                    thread_counts(threads)
+                    results.append(quick(x))
+                assert torch.equal(*results)
+                assert (results[0] - wide).abs().max() < 1e-5 * (1 + wide.abs().max())
+        before = calls[0]
+        assert before > 0
+        for changed in (model, quick):
+            changed.up.weight.mul_(3)
+        wide = copy.deepcopy(model).double()(x.double())
+        assert (quick(x) - wide).abs().max() < 1e-5 * (1 + wide.abs().max())
+        assert calls[0] == before + 1
+        seen: list[int] = []
+        handle = quick.sigmoid.register_forward_hook(lambda *_: seen.append(1))  # noqa: B023
+        y = quick(x)
+        handle.remove()
+        assert (len(seen), calls[0]) == (1, before + 1)
+        assert (y - quick(x)).abs().max() < 1e-5 * (1 + y.abs().max())
+        quick.double()
+        assert quick(x.double()).dtype is torch.float64
