@@ -324,6 +324,23 @@ def test_what_a_graph_has_saved(name: str) -> None:
         older.backward()
 
 
+def test_versions_in_an_older_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R34: where each tensor's version is counted by a call of its own."""
+    count = torch.autograd.graph.increment_version
+
+    def one(tensor: Tensor) -> None:
+        assert isinstance(tensor, Tensor)
+        count(tensor)
+
+    monkeypatch.setattr(torch.autograd.graph, "increment_version", one)
+    monkeypatch.setattr(_hutchinson, "COUNTS_LISTS", False)
+    params = [torch.ones(3, requires_grad=True) for _ in range(2)]
+    optimizer = EVERY["AdaHessian"](params)
+    before = [p._version for p in params]
+    optimizer.step(loss=sum((p**4).sum() for p in params))
+    assert all(p._version > n for p, n in zip(params, before, strict=True))
+
+
 @without_loss
 @pytest.mark.parametrize("foreach", [False, True])
 def test_inference_mode(name: str, foreach: bool) -> None:

@@ -68,9 +68,23 @@ def is_native(tensor: Tensor) -> bool:
     return is_storable(tensor) and _runtime.compiled(tensor.device)
 
 
+def _counts_lists() -> bool:
+    """Whether this torch counts the versions of a list of tensors in one call."""
+    try:
+        torch.autograd.graph.increment_version([])
+    except (TypeError, RuntimeError, AttributeError):
+        return False
+    return True
+
+
+COUNTS_LISTS = _counts_lists()
+
+
 def _written(tensors: Sequence[Tensor]) -> None:
     """Tell autograd, which then refuses to differentiate what had been saved before."""
-    torch.autograd.graph.increment_version([t for t in tensors if not t.is_inference()])
+    written = [t for t in tensors if not t.is_inference()]
+    for one in [written] if COUNTS_LISTS else written:
+        torch.autograd.graph.increment_version(one)
 
 
 def _length(op: str, name: str, got: int, expected: int) -> None:
