@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections import Counter
 from dataclasses import dataclass, field
@@ -10,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
+
+from . import _writes
 
 _FUNCTIONS = {
     F.relu: "relu",
@@ -20,7 +23,7 @@ _FUNCTIONS = {
     F.hardswish: "hardswish",
 }
 _METHODS = {"relu": "relu", "relu_": "relu"}
-_ADD_FUNCTIONS = (operator.add, operator.iadd, torch.add)
+_ADD_FUNCTIONS = (operator.add, operator.iadd, torch.add, _writes.iadd)
 _ADD_METHODS = ("add", "add_", "__add__", "__iadd__")
 _MODULES = {
     nn.ReLU: "relu",
@@ -43,6 +46,9 @@ class Chain:
 
 
 class _Tracer(fx.Tracer):
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _writes.Proxy(node, self)
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         ours = type(m).__module__.startswith("curvkern.nn")
         return ours or super().is_leaf_module(m, module_qualified_name)
@@ -52,6 +58,8 @@ def traced(model: nn.Module) -> fx.Graph | None:
     """The graph of a model; None where it cannot be traced, or where training is written in."""
     try:
         graph = _Tracer().trace(model)
+        if not _one_way(model, graph):
+            return None
     except Exception:  # whatever a forward does with a proxy
         return None
     if any("training" in node.kwargs for node in graph.nodes):
@@ -60,6 +68,43 @@ def traced(model: nn.Module) -> fx.Graph | None:
         if isinstance(node.type, str):  # an annotation that pickling would look up
             node.type = None
     return graph
+
+
+def _one_way(model: nn.Module, graph: fx.Graph) -> bool:
+    """Whether a model goes the same way where optional arguments are left out.
+
+    ``x is None`` is false of a proxy, in silence: the graph is of calls that give them all.
+    """
+    defaults = {k: p.default for k, p in inspect.signature(model.forward).parameters.items()}
+    left_out = {k: d for k, d in defaults.items() if d is None or isinstance(d, bool)}
+    if not left_out:
+        return True
+    without = _Tracer().trace(model, dict(left_out))
+    return _steps(without, left_out) == _steps(graph, left_out)
+
+
+def _steps(graph: fx.Graph, left_out: dict[str, Any]) -> list[tuple[Any, ...]]:
+    """What a graph does with its arguments, some of which are what they are if left out."""
+    known: dict[fx.Node, Any] = {}
+    steps = []
+
+    def names(args: Any) -> str:
+        return repr(fx.node.map_arg(args, lambda node: known[node]))
+
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            given = str(node.target)
+            known[node] = left_out.get(given, f"%{given}")
+        elif not _checks(node):
+            known[node] = f"%{len(known)}"
+            steps.append((node.op, node.target, names(node.args), names(node.kwargs)))
+    return steps
+
+
+def _checks(node: fx.Node) -> bool:
+    """Whether a node is of the checks that torch.fx adds for arguments that are fixed."""
+    name = getattr(node.target, "__name__", "")
+    return "_assert" in name or any("_assert" in str(user.target) for user in node.users)
 
 
 def activation_of(module: nn.Module) -> str | None:
@@ -99,7 +144,8 @@ def in_graph(
     """The chains of a graph; without ``rewrite`` only of modules that are called once."""
     modules = dict(model.named_modules())
     calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
-    order = {node: i for i, node in enumerate(graph.nodes)}
+    unsafe = _writes.Unsafe(model, graph)
+    order = unsafe.order
     taken: set[fx.Node] = set()
     chains = []
     for node in graph.nodes:
@@ -107,7 +153,7 @@ def in_graph(
             continue
         chain = Chain(node.target)
         chains.append(chain)
-        if calls[node.target] != 1:
+        if calls[node.target] != 1 or node.kwargs:
             continue  # it can be replaced, but nothing joins it
         last = node
         following = _only_user(last)
@@ -121,7 +167,10 @@ def in_graph(
             continue
         if rewrite and following is not None and following not in taken:
             other = _other_term(following, last)
-            if other is not None and order[other] < order[node]:
+            moves = unsafe.replaceable(following) and not unsafe.between(
+                node, following, [following]
+            )
+            if other is not None and moves and order[other] < order[node]:
                 chain.residual = other
                 chain.nodes.append(following)
                 taken.add(following)

@@ -16,7 +16,7 @@ from .. import _sparseconv
 from ..nn._depthwise import DepthwiseConv2d, FirstConv2d
 from ..nn._fused import FusedConvs, Step
 from ..nn._sparse_weight import SparseWeightConv2d
-from . import _chains, _execution, _gates
+from . import _chains, _execution, _gates, _writes
 from ._gradients import activated
 
 #: What a fused module is called, with a number.
@@ -59,12 +59,14 @@ def _taken(node: fx.Node, gates: dict[fx.Node, _gates.Gate]) -> list[Any]:
     return [gates[node].source, *node.args[1:]] if node in gates else list(node.args)
 
 
-def runs(model: nn.Module, nodes: list[fx.Node]) -> list[Run]:
+def runs(model: nn.Module, nodes: list[fx.Node], unsafe: _writes.Unsafe) -> list[Run]:
     """The longest runs among nodes, which are in the order of their graph."""
     calls = Counter(node.target for node in nodes if node.op == "call_module")
     layers = [node for node in nodes if _fusible(model, node, calls)]
-    gates = {node: gate for node in layers if (gate := _gates.before(model, node, calls))}
-    return _split(layers, gates)
+    gates = {
+        node: gate for node in layers if (gate := _gates.before(model, node, calls, unsafe))
+    }
+    return _split(layers, gates, unsafe)
 
 
 def _fusible(model: nn.Module, node: fx.Node, calls: Counter[fx.node.Target]) -> bool:
@@ -85,32 +87,39 @@ def _has_stage(module: nn.Module) -> bool:
     return type(module) is DepthwiseConv2d
 
 
-def _split(nodes: list[fx.Node], gates: dict[fx.Node, _gates.Gate]) -> list[Run]:
+def _split(
+    nodes: list[fx.Node], gates: dict[fx.Node, _gates.Gate], unsafe: _writes.Unsafe
+) -> list[Run]:
     found: list[Run] = []
     current: list[fx.Node] = []
     source: Any = None
     for node in nodes:
         x, *rest = _taken(node, gates)
         known = (*current, source)
-        if current and not (x in current and all(arg in known for arg in rest)):
-            found += _cut(current, gates)
+        joins = x in current and all(arg in known for arg in rest)
+        hidden = [n for layer in (*current, node) if layer in gates for n in gates[layer].nodes]
+        # all is computed where the last one stands
+        if current and not (joins and not unsafe.between(current[0], node, hidden)):
+            found += _cut(current, gates, unsafe)
             current = []
         if current:
             current.append(node)
         elif all(arg is x for arg in rest):
             current, source = [node], x
-    return found + _cut(current, gates)
+    return found + _cut(current, gates, unsafe)
 
 
-def _cut(nodes: list[fx.Node], gates: dict[fx.Node, _gates.Gate]) -> list[Run]:
+def _cut(
+    nodes: list[fx.Node], gates: dict[fx.Node, _gates.Gate], unsafe: _writes.Unsafe
+) -> list[Run]:
     """Runs of nodes that join each other: as many of the first as hide what lies between."""
     for count in range(len(nodes), 1, -1):
         inside = set(nodes[:count])
         for node in nodes[:count]:
             inside.update(gates[node].nodes if node in gates else ())
         if all(inside.issuperset(node.users) for node in nodes[: count - 1]):
-            return [Run(nodes[:count], gates), *_split(nodes[count:], gates)]
-    return _split(nodes[1:], gates) if len(nodes) > 1 else []
+            return [Run(nodes[:count], gates), *_split(nodes[count:], gates, unsafe)]
+    return _split(nodes[1:], gates, unsafe) if len(nodes) > 1 else []
 
 
 def put(model: nn.Module, graph: fx.Graph, found: list[tuple[Run, FusedConvs]]) -> None:
@@ -166,7 +175,8 @@ def fuse(
     """
     erased = erase_identities(model, graph)
     won: list[tuple[Run, FusedConvs]] = []
-    waiting = runs(model, list(graph.nodes))
+    unsafe = _writes.Unsafe(model, graph)
+    waiting = runs(model, list(graph.nodes), unsafe)
     while waiting:
         run = waiting.pop(0)
         fused, x = run.module(), inputs.get(run.names[0])
@@ -174,7 +184,7 @@ def fuse(
             won.append((run, fused))
         elif any(name in losers for name in run.names):
             rest = [node for node in run.nodes if node.target not in losers]
-            waiting = runs(model, rest) + waiting
+            waiting = runs(model, rest, unsafe) + waiting
     kept = {name for run, _ in won for name in run.names}
     for node in list(graph.nodes):
         if node.op == "call_module" and node.target in losers and node.target not in kept:

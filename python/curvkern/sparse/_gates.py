@@ -11,9 +11,9 @@ import torch
 from torch import fx, nn
 
 from ..nn._sparse_weight import SparseWeightConv2d
-from . import _chains
+from . import _chains, _writes
 
-_PRODUCTS = (operator.mul, operator.imul, torch.mul)
+_PRODUCTS = (operator.mul, operator.imul, torch.mul, _writes.imul)
 
 
 @dataclass
@@ -28,20 +28,23 @@ class Gate:
     nodes: list[fx.Node]
 
 
-def before(model: nn.Module, node: fx.Node, calls: Counter[fx.node.Target]) -> Gate | None:
+def before(
+    model: nn.Module, node: fx.Node, calls: Counter[fx.node.Target], unsafe: _writes.Unsafe
+) -> Gate | None:
     """The squeeze and excitation of what a sparse layer takes, if nobody else sees it."""
     product = node.args[0]
     layer = model.get_submodule(str(node.target))
     if not isinstance(layer, SparseWeightConv2d) or not isinstance(product, fx.Node):
         return None
     plain = product.op == "call_function" and product.target in _PRODUCTS
+    plain = plain and unsafe.replaceable(product)
     if not plain or len(product.args) != 2 or product.kwargs or len(product.users) != 1:
         return None
     for source, scale in (product.args, product.args[::-1]):
         if isinstance(source, fx.Node) and isinstance(scale, fx.Node):
             walk = _Walk(model, calls, scale)
             names = walk.names(source)
-            if names is not None:
+            if names is not None and not unsafe.between(walk.nodes[-1], node, [product]):
                 return Gate(source, names, [product, *walk.nodes])
     return None
 

@@ -292,13 +292,15 @@ def _inputs(model: nn.Module, chains: Sequence[Chain], example_input: Any) -> di
     found: dict[str, Tensor] = {}
 
     def listener(name: str) -> Any:
-        def listen(_: nn.Module, args: tuple[Any, ...]) -> None:
-            found.setdefault(name, args[0].detach())
+        def listen(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            found.setdefault(name, (args[0] if args else kwargs["input"]).detach())
 
         return listen
 
     handles = [
-        model.get_submodule(chain.conv).register_forward_pre_hook(listener(chain.conv))
+        model.get_submodule(chain.conv).register_forward_pre_hook(
+            listener(chain.conv), with_kwargs=True
+        )
         for chain in chains
     ]
     training = {m: m.training for m in model.modules()}
