@@ -13,7 +13,7 @@ from torch import fx, nn
 from ..nn._sparse_weight import SparseWeightConv2d
 from . import _chains
 
-_PRODUCTS = (operator.mul, operator.imul, torch.mul)
+_PRODUCTS = (operator.mul, torch.mul)  # those in place change what others see
 
 
 @dataclass
