@@ -110,11 +110,11 @@ CURVKERN_HD bool makes_seven(const Depthwise& d) {
            d.height == 7 * T && d.width == 7 * T && d.left == K / 2 && d.top == K / 2;
 }
 
-// Called: inlined beside the loops of other sizes, GCC kept its planes in memory, at seven times
-// the time.
+// Called: inlined beside the loops of other sizes, GCC kept its planes in memory, at seven
+// times the time.
 template <int K, int T>
 CURVKERN_SHARED void seven(const Depthwise& d, const float* x, const float* weight,
-                       VectorFloat bias, float* y) {
+                           VectorFloat bias, float* y) {
     constexpr int pitch = pitch_of_seven<K, T>;
     VectorFloat planes[T * T * plane_registers], z[plane_registers];
     load_seven<K, T>(x, planes);
