@@ -230,6 +230,19 @@ void run_correlate(const Plan& plan, py::handle g, py::handle x, py::handle scra
     if (!finished) throw py::error_already_set();
 }
 
+// Buffers have room for what a filter steps over: the bound keeps their sizes below 2^63.
+void require_steps(const char* op, std::initializer_list<std::int64_t> steps,
+                   std::initializer_list<std::int64_t> padding) {
+    for (const std::int64_t step : steps) {
+        if (step < 1) refuse(op, "stride and dilation must be at least 1");
+        if (step > most_step) refuse(op, "stride or dilation is too large");
+    }
+    for (const std::int64_t side : padding) {
+        if (side < 0) refuse(op, "padding must not be negative");
+        if (side > most_step) refuse(op, "padding is too large");
+    }
+}
+
 // Sizes alone, for the scratch; what is called has tensors as well.
 Depthwise sizes_of(const TensorView& x, const TensorView& weight, const TensorView& y,
                    std::int64_t stride, std::int64_t dilation, std::int64_t left,
@@ -244,8 +257,7 @@ Depthwise sizes_of(const TensorView& x, const TensorView& weight, const TensorVi
     }
     require_shape(weight, op, "weight", {filters, 1, weight.shape(2), weight.shape(3)});
     require_shape(y, op, "y", {x.shape(0), filters, y.shape(2), y.shape(3)});
-    if (stride < 1 || dilation < 1) refuse(op, "stride and dilation must be at least 1");
-    if (left < 0 || top < 0) refuse(op, "padding must not be negative");
+    require_steps(op, {stride, dilation}, {left, top});
     return {x.data(),
             weight.data(),
             nullptr,
@@ -320,6 +332,7 @@ void run_depthwise_grad(py::handle x, py::handle weight, py::handle y, std::int6
     y_view.require_same_dtype(x_view);
     const Depthwise d =
         sizes_of(x_view, weight_view, y_view, stride, dilation, left, top, "none");
+    if (x_view.size() == 0 || y_view.size() == 0) refuse(op, "x and y must not be empty");
     const std::int64_t bytes = in ? depthwise_input_scratch(d) : depthwise_weight_scratch(d);
     const std::unique_ptr<char[]> scratch(new char[static_cast<std::size_t>(bytes)]);
     bool finished;
@@ -345,8 +358,7 @@ FirstConv first_of(const TensorView& x, const TensorView& weight, const TensorVi
     const std::int64_t channels = x.shape(1), filters = weight.shape(0);
     require_shape(weight, op, "weight", {filters, channels, weight.shape(2), weight.shape(3)});
     require_shape(y, op, "y", {x.shape(0), filters, y.shape(2), y.shape(3)});
-    if (stride < 1) refuse(op, "stride must be at least 1");
-    if (left < 0 || top < 0) refuse(op, "padding must not be negative");
+    require_steps(op, {stride}, {left, top});
     return {x.data(),
             weight.data(),
             nullptr,

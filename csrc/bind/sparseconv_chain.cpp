@@ -19,7 +19,7 @@ class Held {
   public:
     Held(std::array<std::int64_t, 4> shape, std::int64_t element, const py::list& stages,
          int threads, std::array<std::int64_t, 2> limits)
-        : objects_(stages),
+        : objects_(stages),  // a copy: the list may change
           storage_(element == 8   ? Storage::float64
                    : element == 4 ? Storage::float32
                                   : Storage::bfloat16),
@@ -92,6 +92,7 @@ class Held {
                                         " channels is given " + std::to_string(from.channels));
         }
         stage.out = {plan.rows(), from.height, from.width};
+        require_room(stage.out);
         if (stage.residual >= 0) {
             const Extent& beside = extents[static_cast<std::size_t>(stage.residual)];
             if (beside.channels != stage.out.channels || beside.height != stage.out.height ||
@@ -200,13 +201,29 @@ class Held {
         return stage;
     }
 
+    // Sizes of which all that is added and multiplied later stays below 2^63.
+    static void require_room(const Extent& e) {
+        constexpr std::int64_t most = std::int64_t{1} << 52;
+        std::int64_t elements = 0;
+        if (e.channels < 1) device::refuse_call(op, "a stage must have channels");
+        if (__builtin_mul_overflow(e.height, e.width, &elements) ||
+            __builtin_mul_overflow(elements, e.channels, &elements) || elements > most) {
+            device::refuse_call(op, "what a stage computes is too large");
+        }
+    }
+
     // What a stage computes, and which rows it takes for that.
     static void window(Stage& stage, const Extent& from, const TensorView& weight,
                        std::int64_t stride, std::int64_t dilation,
                        const device::Padding& padding) {
+        constexpr std::int64_t most = most_step;
         if (stride < 1 || dilation < 1) device::refuse_call(op, "strides must be positive");
+        if (stride > most || dilation > most) device::refuse_call(op, "strides are too large");
         const auto size = [&](std::int64_t n, std::int64_t before, std::int64_t after,
                               std::int64_t taps) {
+            if (before > most || after > most) {
+                device::refuse_call(op, "padding is too large");
+            }
             const std::int64_t room = n + before + after - dilation * (taps - 1) - 1;
             if (before < 0 || after < 0 || room < 0) {
                 device::refuse_call(op, "a filter must fit into the image");
@@ -216,6 +233,7 @@ class Held {
         stage.out = {weight.shape(0),
                      size(from.height, padding[2], padding[3], weight.shape(2)),
                      size(from.width, padding[0], padding[1], weight.shape(3))};
+        require_room(stage.out);
         stage.reach = dilation * (weight.shape(2) - 1) + 1;
         stage.step = stride;
         stage.top = padding[2];
@@ -227,6 +245,7 @@ class Held {
             if (size < 1) device::refuse_call(op, "x must not be empty");
         }
         std::vector<Extent> extents{{shape[1], shape[2], shape[3]}};
+        require_room(extents[0]);
         std::vector<Stage> found;
         for (const py::handle item : stages) {
             const auto parts = item.cast<py::tuple>();
@@ -246,7 +265,7 @@ class Held {
         return found;
     }
 
-    py::list objects_;
+    py::tuple objects_;
     Storage storage_;
     Chain chain_;
 };

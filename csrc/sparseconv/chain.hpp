@@ -49,6 +49,9 @@ class Chain {
     // For `threads` on one image, or on an image each where a batch has several.
     Chain(std::vector<Stage> stages, Extent input, Storage storage, std::int64_t batch,
           int threads, Limits limits);
+    // Packed weights are aligned within their memory, which a copy's would not be.
+    Chain(const Chain&) = delete;
+    Chain& operator=(const Chain&) = delete;
 
     Extent input() const { return extent_[0]; }
     Extent output() const { return extent_.back(); }

@@ -11,9 +11,8 @@
 // - a strip of up to `most_vectors` registers of pixels is copied to an aligned buffer, some
 //   channels at a time so that the buffer (`chunk_bytes`) and the streams beside it stay in L1;
 // - what a row has summed over these channels waits in a scratch of aligned rows (L2) for the
-// next
-//   channels. Within a chunk the order of rows is free: they are sorted by how many nonzeros
-//   they have there, so that the end of a row is never a mispredicted branch;
+//   next channels. Within a chunk the order of rows is free: they are sorted by how many
+//   nonzeros they have there, so that the end of a row is never a mispredicted branch;
 // - rows of images that are aligned as they are, do not fall on each other in L1, and are used
 //   by few rows of W, are read where they lie;
 // - columns are 16-bit numbers, beside float32 or float64 weights: 6 bytes a nonzero;
@@ -32,6 +31,7 @@ namespace curvkern::sparseconv {
 inline constexpr int most_vectors = 8;                 // registers in a strip
 inline constexpr std::int64_t chunk_bytes = 40 << 10;  // of activations at a time
 inline constexpr int widest_register = 64;
+inline constexpr std::int64_t most_step = 1 << 20;  // of strides, dilations and padding
 inline constexpr int rows_ahead = 2;  // of the one that is worked on, which are prefetched
 
 enum class Storage { float64, float32, bfloat16 };

@@ -77,7 +77,7 @@ class _Filters(nn.Conv2d):
         def make() -> Any:
             try:
                 y = check(x, weight, bias, *settings)
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, RuntimeError):
                 return None  # which is told in the words of the function
             if x.numel() == 0 or y.numel() == 0:
                 return None

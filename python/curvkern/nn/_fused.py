@@ -131,8 +131,7 @@ class FusedConvs(nn.Module):
         """The result of the native chain, if there is one for such a call."""
         if _modes() or _runtime.backend() == "reference" or not plain(x) or x.dim() != 4:
             return None
-        cache, grad = self._cache, torch.is_grad_enabled()
-        self._find_members(roots)
+        cache, grad = self._members(roots), torch.is_grad_enabled()
         if _listened() or any(map(_busy, cache.members)) or (grad and x.requires_grad):
             return None
         count = threads()
@@ -173,25 +172,26 @@ class FusedConvs(nn.Module):
             raise memory_error(NAME, x.shape, error) from None
         return result
 
-    def _find_members(self, roots: tuple[nn.Module, ...]) -> None:
+    def _members(self, roots: tuple[nn.Module, ...]) -> _Cache:
+        """What is known of these layers: made anew, for other threads keep what they have."""
         cache = self._cache
         if len(roots) == len(cache.roots) and all(map(operator.is_, roots, cache.roots)):
             for where, key, module in cache.links:
                 if where.get(key) is not module:
                     break
             else:
-                return
+                return cache
         walked = list(self._walk(roots))
         links = {(id(at), key): (at, key, m) for _, found in walked for at, key, m in found}
-        cache.links = list(links.values())
+        cache = _Cache()
+        cache.roots, cache.links = roots, list(links.values())
         cache.members = tuple(member for member, _ in walked)
-        cache.places, cache.settings = [], []
         for member in cache.members:
             places, settings = _owned(member)
             cache.places += places
             cache.settings += settings
-        cache.state = _State([], [], [])
-        cache.roots = roots
+        self._cache = cache
+        return cache
 
     def _made(self, x: Tensor, members: tuple[nn.Module, ...]) -> Callable[..., Tensor] | None:
         """The native chain for such an image, unless the layers alone were measured quicker."""
@@ -218,6 +218,8 @@ class FusedConvs(nn.Module):
         for step in self.steps:
             member, modules = next(rest), [next(rest) for _ in step.gate]
             height, width = sizes[step.input]
+            if type(member) not in (SparseWeightConv2d, DepthwiseConv2d, FirstConv2d):
+                return None  # a class of their own may compute something else
             if isinstance(member, SparseWeightConv2d):
                 if member.stride != 1 or member.format == "dense":
                     return None
@@ -225,7 +227,8 @@ class FusedConvs(nn.Module):
                 product = step.residual, packed, member.bias, member.activation
                 gate = _gate(modules) if modules else None
                 stages.append(_sparseconv.Chain.pointwise(step.input, *product, gate))
-            elif isinstance(member, (DepthwiseConv2d, FirstConv2d)):
+            else:
+                assert isinstance(member, (DepthwiseConv2d, FirstConv2d))
                 stride, padding, *others = member._settings()
                 filters = step.input, member.weight, member.bias, stride, padding, *others
                 if isinstance(member, DepthwiseConv2d):
@@ -238,8 +241,8 @@ class FusedConvs(nn.Module):
                     (height, width), member.weight, *filters[3:5], *others[:-1]
                 )
                 height, width = size
-            else:
-                return None
+                if height < 1 or width < 1:
+                    return None  # which is told in the words of the layer
             sizes.append((height, width))
         try:
             return _sparseconv.Chain(x.shape, x.dtype, stages)
@@ -298,6 +301,7 @@ def _busy(member: nn.Module) -> Any:
         or at["_forward_pre_hooks"]
         or at["_backward_hooks"]
         or at["_backward_pre_hooks"]
+        or "forward" in at  # of this object alone
     )
 
 
