@@ -182,6 +182,21 @@ def test_too_large() -> None:
     assert sparse.sparse_conv1x1(torch.ones(1, 1, 1, 1), w).sum() == 1024
 
 
+@pytest.mark.parametrize("name", ["stride", "padding", "dilation"])
+@pytest.mark.parametrize("number", [2**31, 2**62, 2**80])
+def test_window_too_large(name: str, number: int) -> None:
+    """R31: sizes in which a few of such numbers overflow; one ended the process."""
+    x, calls = torch.ones(1, 4, 5, 5), [sparse.depthwise_conv2d, nn.DepthwiseConv2d]
+    if name != "dilation":
+        calls.append(sparse.conv2d_first)
+    for call in calls:
+        weight = torch.ones(4, 4 if call is sparse.conv2d_first else 1, 3, 3)
+        arguments: Any = (4,) if call is nn.DepthwiseConv2d else (x, weight)
+        with pytest.raises(ValueError, match=f"{name} is too large"):
+            call(*arguments, **{name: number})
+    assert sparse.depthwise_conv2d(x, torch.ones(4, 1, 3, 3), stride=9).sum() == 36
+
+
 def test_meta_and_subclass() -> None:
     """R27, R28"""
     packed = sparse.PackedWeight(W)

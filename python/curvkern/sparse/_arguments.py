@@ -12,6 +12,9 @@ from torch import Tensor
 from .._arguments import check_layout
 from ._operands import ACTIVATIONS, one_of, plain, ranked, same_device
 
+#: The largest stride, dilation and padding.
+LONGEST = 2**31 - 1
+
 
 def tensor(function: str, name: str, value: Any) -> Tensor:
     if not isinstance(value, Tensor):
@@ -40,11 +43,19 @@ def integer(function: str, name: str, value: Any, least: int) -> int:
     return number
 
 
+def step(function: str, name: str, value: Any, least: int) -> int:
+    """A number of pixels of which any few make a 64-bit number."""
+    number = integer(function, name, value, least)
+    if number > LONGEST:
+        raise ValueError(f"{function}: {name} is too large, at most {LONGEST}, got {number}")
+    return number
+
+
 def same(function: str, name: str, value: Any) -> int:
     """An integer, or a pair of equal ones, of at least 1."""
     if not isinstance(value, (tuple, list)):
-        return integer(function, name, value, 1)
-    numbers = [integer(function, name, entry, 1) for entry in value]
+        return step(function, name, value, 1)
+    numbers = [step(function, name, entry, 1) for entry in value]
     if len(numbers) != 2 or numbers[0] != numbers[1]:
         raise ValueError(
             f"{function}: {name} must be an integer or two equal ones, got {tuple(value)}"
@@ -55,8 +66,8 @@ def same(function: str, name: str, value: Any) -> int:
 def padding_of(function: str, value: Any) -> list[int]:
     """(left, right, top, bottom) from one number, (vertical, horizontal), or all four."""
     if not isinstance(value, (tuple, list)):
-        return [integer(function, "padding", value, 0)] * 4
-    numbers = [integer(function, "padding", entry, 0) for entry in value]
+        return [step(function, "padding", value, 0)] * 4
+    numbers = [step(function, "padding", entry, 0) for entry in value]
     if len(numbers) == 2:
         return [numbers[1], numbers[1], numbers[0], numbers[0]]
     if len(numbers) != 4:

@@ -57,6 +57,9 @@ def sparse_conv1x1(
 
     Notes
     -----
+    What is not stored is no weight: NaN and infinities of x reach only results that have a
+    weight for them, where a dense product with zeros makes them NaN.
+
     Derivatives exist to any order, in reverse and forward mode, in x, in the stored values of
     ``weight``, in bias and residual. The gradient of a ``sparse_csr`` tensor is one of the
     same pattern. torch cannot accumulate into the ``.grad`` of a ``sparse_bsr`` leaf: there

@@ -56,7 +56,8 @@ def sparsify(
     ----------
     model
         Any module, trained with torch. What is fused is found by ``torch.fx``; in a model that
-        cannot be traced, within ``torch.nn.Sequential``.
+        cannot be traced, or does something else where an optional argument is left out, within
+        ``torch.nn.Sequential``, whose modules are then to be called by it alone.
     min_sparsity
         The least share of zeros of a 1 x 1 convolution that is replaced, in [0, 1].
     block
@@ -92,6 +93,9 @@ def sparsify(
 
     Notes
     -----
+    Under ``torch.autocast`` sparse layers keep the dtype of their input, as float32. Zeros
+    that are dropped are no weights: NaN passes only where weights are.
+
     The result can be trained further: the values of the sparse weights are parameters. To keep
     normalisation in training, pass a model in training mode or ``fuse_bn=False``.
 
