@@ -92,7 +92,7 @@ int thread_count() {
     return std::max(1, runtime->max_threads());
 }
 
-std::string openmp_runtime() {
+const char* openmp_runtime() {
     const OpenMP* runtime = openmp();
     Dl_info info;
     if (runtime == nullptr || dladdr(reinterpret_cast<void*>(runtime->parallel), &info) == 0) {

@@ -8,7 +8,6 @@
 #pragma once
 
 #include <cstdint>
-#include <string>
 
 namespace curvkern {
 
@@ -19,8 +18,9 @@ using InterruptCheck = bool (*)();
 // How many threads parallel_chunks() would use now.
 int thread_count();
 
-// Path of the OpenMP runtime in use; empty when there is none.
-std::string openmp_runtime();
+// Path of the OpenMP runtime in use; empty when there is none. No std::string: sources that are
+// compiled per instruction set include this header.
+const char* openmp_runtime();
 
 // Makes children of fork() run on one thread. Call it once, before the first fork.
 void install_fork_handler();

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -21,7 +22,8 @@ def rows() -> Iterator[Row]:
     for dtype in BARS:
         for block in ((1, 1), (4, 1)):
             yield from _pointwise(dtype, block)
-        yield _depthwise(dtype)
+        yield from _depthwise(dtype)
+        yield _first(dtype)
 
 
 def _pointwise(dtype: torch.dtype, block: tuple[int, int]) -> Iterator[Row]:
@@ -56,20 +58,38 @@ def _pointwise(dtype: torch.dtype, block: tuple[int, int]) -> Iterator[Row]:
     yield _row("sparse_conv1x1", f"d/dx {names}", gradient, expected, dtype)
 
 
-def _depthwise(dtype: torch.dtype) -> Row:
-    generator = torch.Generator().manual_seed(1)
-    x = torch.randn(BATCH, CHANNELS, SIZE, SIZE, generator=generator, dtype=torch.float64).to(
-        dtype
-    )
-    w = torch.randn(CHANNELS, 1, 3, 3, generator=generator, dtype=torch.float64).to(dtype)
-    truth = F.conv2d(x.double(), w.double(), None, 1, 1, 1, CHANNELS)
-    return _row(
-        "depthwise_conv2d",
-        "value",
-        lambda: sparse.depthwise_conv2d(x, w, padding=1),
-        truth,
-        dtype,
-    )
+def _random(seed: int, dtype: torch.dtype, *shape: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def _depthwise(dtype: torch.dtype) -> Iterator[Row]:
+    name = "depthwise_conv2d"
+    x, w = _random(1, dtype, BATCH, CHANNELS, SIZE, SIZE), _random(2, dtype, CHANNELS, 1, 3, 3)
+    for stride in (1, 2):
+        wide = [t.to(torch.float64, copy=True).requires_grad_() for t in (x, w)]
+        truth = F.conv2d(wide[0], wide[1], None, stride, 1, 1, CHANNELS)
+        gy = _random(3, dtype, *truth.shape)
+        expected = torch.autograd.grad(truth, wide, gy.double())
+
+        def value(stride: int = stride) -> Tensor:
+            return sparse.depthwise_conv2d(x, w, stride=stride, padding=1)
+
+        def gradient(of: int, gy: Tensor = gy, stride: int = stride) -> Tensor:
+            leaves = [t.clone().requires_grad_() for t in (x, w)]
+            y = sparse.depthwise_conv2d(leaves[0], leaves[1], stride=stride, padding=1)
+            return torch.autograd.grad(y, leaves, gy)[of]
+
+        yield _row(name, f"value stride {stride}", value, truth.detach(), dtype)
+        for of, operand in enumerate("xw"):
+            quantity = f"d/d{operand} stride {stride}"
+            yield _row(name, quantity, partial(gradient, of), expected[of], dtype)
+
+
+def _first(dtype: torch.dtype) -> Row:
+    x, w = _random(4, dtype, BATCH, 3, 3 * SIZE, 3 * SIZE), _random(5, dtype, OUT, 3, 3, 3)
+    truth = F.conv2d(x.double(), w.double(), None, 2, 1)
+    return _row("conv2d_first", "value", lambda: sparse.conv2d_first(x, w), truth, dtype)
 
 
 def _row(

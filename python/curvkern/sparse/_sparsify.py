@@ -99,6 +99,9 @@ def sparsify(
     The result can be trained further: the values of the sparse weights are parameters. To keep
     normalisation in training, pass a model in training mode or ``fuse_bn=False``.
 
+    Evaluation keeps what was made of weights for as long as torch's version counter says that
+    they are the same: edits through ``.data`` are not noticed.
+
     Examples
     --------
     >>> import torch
