@@ -7,6 +7,7 @@
 #include <atomic>
 #include <chrono>
 #include <exception>
+#include <memory>
 #include <mutex>
 #include <thread>
 
@@ -23,6 +24,7 @@ struct OpenMP {
     void (*parallel)(void (*work)(void*), void* data, unsigned threads, unsigned flags);
     int (*max_threads)();
     int (*in_parallel)();
+    int (*thread_num)();
 };
 
 // dlsym on torch's handle searches torch's dependencies: the runtime torch itself calls.
@@ -35,7 +37,8 @@ bool find(OpenMP& openmp) {
     };
     return symbol(openmp.parallel, "GOMP_parallel") &&
            symbol(openmp.max_threads, "omp_get_max_threads") &&
-           symbol(openmp.in_parallel, "omp_in_parallel");
+           symbol(openmp.in_parallel, "omp_in_parallel") &&
+           symbol(openmp.thread_num, "omp_get_thread_num");
 }
 
 // Null as long as torch is not loaded; asked again each time, since it may still come.
@@ -49,38 +52,56 @@ const OpenMP* openmp() {
     return ready.load();
 }
 
+// Chunks that follow each other, of which a thread takes the next; a cache line of its own.
+struct alignas(64) Share {
+    std::atomic<std::int64_t> next;
+    std::int64_t end;
+};
+
 struct Job {
-    std::int64_t n, chunk, chunks;
+    std::int64_t n, chunk;
     InterruptCheck interrupted;
     detail::Chunk run;
     void* body;
+    Share* share;
+    std::int64_t shares;
     std::thread::id caller = std::this_thread::get_id();
-    std::atomic<std::int64_t> next{0};
     std::atomic<bool> stopped{false};
     std::atomic_flag failed{};
     std::exception_ptr failure{};  // the first; no exception may leave a parallel region
 };
 
-// Every thread of the team takes the next chunk until none is left.
+// Every thread of the team takes the chunks of its share one after the other, and then what is
+// left of others' shares. The share of a thread is the same at the next call, so it finds in
+// its L2 what it read and wrote at this one.
 void work(void* data) {
     Job& job = *static_cast<Job*>(data);
     const bool polls = job.interrupted != nullptr && std::this_thread::get_id() == job.caller;
     Clock::time_point last_poll = Clock::now();
-    while (!job.stopped.load(std::memory_order_relaxed)) {
-        const std::int64_t index = job.next.fetch_add(1, std::memory_order_relaxed);
-        if (index >= job.chunks) return;
-        const std::int64_t begin = index * job.chunk;
-        try {
-            job.run(job.body, begin, std::min(begin + job.chunk, job.n));
-        } catch (...) {
-            if (!job.failed.test_and_set()) job.failure = std::current_exception();
-            job.stopped.store(true);
-        }
-        if (polls && Clock::now() - last_poll >= poll_interval) {
-            if (job.interrupted()) job.stopped.store(true);
-            last_poll = Clock::now();
+    const std::int64_t own = job.shares > 1 ? openmp()->thread_num() : 0;
+    for (std::int64_t i = 0; i < job.shares; ++i) {
+        Share& share = job.share[(own + i) % job.shares];
+        while (!job.stopped.load(std::memory_order_relaxed)) {
+            const std::int64_t index = share.next.fetch_add(1, std::memory_order_relaxed);
+            if (index >= share.end) break;
+            const std::int64_t begin = index * job.chunk;
+            try {
+                job.run(job.body, begin, std::min(begin + job.chunk, job.n));
+            } catch (...) {
+                if (!job.failed.test_and_set()) job.failure = std::current_exception();
+                job.stopped.store(true);
+            }
+            if (polls && Clock::now() - last_poll >= poll_interval) {
+                if (job.interrupted()) job.stopped.store(true);
+                last_poll = Clock::now();
+            }
         }
     }
+}
+
+bool finish(Job& job) {
+    if (job.failure) std::rethrow_exception(job.failure);
+    return !job.stopped.load();
 }
 
 }  // namespace
@@ -112,16 +133,23 @@ bool in_forked_child() {
 
 bool detail::run_chunks(std::int64_t n, std::int64_t chunk, InterruptCheck interrupted,
                         Chunk run, void* body) {
-    Job job{n, chunk, n / chunk + (n % chunk != 0), interrupted, run, body};
-    const int available = job.chunks > 1 ? thread_count() : 1;
-    const auto threads = std::min<std::int64_t>(available, job.chunks);
+    const std::int64_t chunks = n / chunk + (n % chunk != 0);
+    const int available = chunks > 1 ? thread_count() : 1;
+    const auto threads = std::min<std::int64_t>(available, chunks);
     if (threads > 1) {
+        const auto share = std::make_unique<Share[]>(static_cast<std::size_t>(threads));
+        for (std::int64_t i = 0, end = 0; i < threads; ++i) {
+            share[i].next.store(end, std::memory_order_relaxed);
+            share[i].end = end += (chunks - end) / (threads - i);
+        }
+        Job job{n, chunk, interrupted, run, body, share.get(), threads};
         openmp()->parallel(work, &job, static_cast<unsigned>(threads), 0);
-    } else {
-        work(&job);
+        return finish(job);
     }
-    if (job.failure) std::rethrow_exception(job.failure);
-    return !job.stopped.load();
+    Share all{0, chunks};
+    Job job{n, chunk, interrupted, run, body, &all, 1};
+    work(&job);
+    return finish(job);
 }
 
 }  // namespace curvkern

@@ -178,6 +178,8 @@ bool multiply(const Product& product, void* scratch, std::int64_t scratch_bytes,
         });
     };
 
+    // Where strips are few, a thread packs all of them for its part of the rows: it then writes
+    // lines of memory that no other thread does, and reads its own weights alone.
     const std::int64_t count = strips.count();
     const bool by_parts = direct && plan.parts() > 1 && count < 4 * thread_count();
     const std::int64_t tasks = by_parts ? count * plan.parts() : count;
@@ -193,8 +195,8 @@ bool multiply(const Product& product, void* scratch, std::int64_t scratch_bytes,
     return parallel_chunks(tasks, 1, interrupted, [&](std::int64_t begin, std::int64_t) {
         const Workers::Turn turn(workers);
         if (by_parts) {
-            const std::int64_t part = begin % plan.parts();
-            run(turn.scratch(), strips.at(begin / plan.parts()), part, part + 1);
+            const std::int64_t part = begin / count;
+            run(turn.scratch(), strips.at(begin % count), part, part + 1);
         } else {
             run(turn.scratch(), strips.at(begin), 0, plan.parts());
         }

@@ -109,10 +109,10 @@ def variants(pattern: Pattern, dtype: torch.dtype, B: int, P: int, threads: int)
     found = []
     for width in widths:
         strips = B * -(-registers // width)
-        if threads == 1 or strips > 1:
-            found.append(f"strip{width}")
         if threads > 1 and strips < 4 * threads:  # each packs what it needs: more, but even
             found.append(f"strip{width}x{threads}")
+        else:
+            found.append(f"strip{width}")
     return found
 
 
