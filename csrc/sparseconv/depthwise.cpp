@@ -17,9 +17,15 @@ std::int64_t tap_bytes(const Depthwise& d) {
 std::int64_t planes(const Depthwise& d) {
     return d.images * d.channels * d.multiplier;
 }
+// In a chunk: as many chunks for each thread as for any other, and of about the same size.
 std::int64_t planes_at_once(const Depthwise& d) {
     const std::int64_t products = d.out_height * d.out_width * d.kernel_height * d.kernel_width;
-    return std::max<std::int64_t>(1, chunk_products / std::max<std::int64_t>(1, products));
+    const std::int64_t most =
+        std::max<std::int64_t>(1, chunk_products / std::max<std::int64_t>(1, products));
+    if (planes(d) <= most) return most;
+    const std::int64_t threads = thread_count();
+    const std::int64_t chunks = (planes(d) + most * threads - 1) / (most * threads) * threads;
+    return (planes(d) + chunks - 1) / chunks;
 }
 
 PlaneKernel kernel_of(const Depthwise& d) {
