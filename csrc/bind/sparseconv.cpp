@@ -8,6 +8,7 @@
 
 #include "bind/families.hpp"
 #include "bind/signals.hpp"
+#include "bind/sparseconv_checks.hpp"
 #include "bind/tensor_view.hpp"
 #include "sparseconv/depthwise.hpp"
 #include "sparseconv/depthwise_gradients.hpp"
@@ -20,24 +21,6 @@ namespace {
 
 using Indices = py::array_t<std::int64_t, py::array::c_style>;
 
-[[noreturn]] void refuse(const char* op, const std::string& what) {
-    throw py::value_error(std::string(op) + ": " + what);
-}
-
-Storage storage_of(const TensorView& view) {
-    return view.dtype() == Dtype::float64   ? Storage::float64
-           : view.dtype() == Dtype::float32 ? Storage::float32
-                                            : Storage::bfloat16;
-}
-
-Activation activation_of(const char* op, const std::string& name) {
-    constexpr const char* names[] = {"none", "relu", "relu6", "silu", "hardswish"};
-    for (int i = 0; i < 5; ++i) {
-        if (name == names[i]) return static_cast<Activation>(i);
-    }
-    refuse(op, "activation must be none, relu, relu6, silu or hardswish, got '" + name + "'");
-}
-
 TensorView tensor(py::handle object, const char* op, const char* name) {
     return TensorView(object, op, name, dlpack::device_cpu, true);
 }
@@ -49,22 +32,6 @@ const void* optional(std::optional<TensorView>& view, py::handle object, const c
     view.emplace(object, op, name, dlpack::device_cpu, true);
     view->require_same_dtype(like);
     return view->data();
-}
-
-void require_shape(const TensorView& view, const char* op, const char* name,
-                   std::initializer_list<std::int64_t> expected) {
-    bool same = view.ndim() == static_cast<int>(expected.size());
-    std::string wanted, got;
-    int axis = 0;
-    for (const std::int64_t size : expected) {
-        same = same && view.shape(axis) == size;
-        wanted += (axis++ == 0 ? "" : ", ") + std::to_string(size);
-    }
-    if (same) return;
-    for (axis = 0; axis < view.ndim(); ++axis) {
-        got += (axis == 0 ? "" : ", ") + std::to_string(view.shape(axis));
-    }
-    refuse(op, std::string(name) + " must have shape (" + wanted + "), got (" + got + ")");
 }
 
 // Values in the order of a plan.

@@ -2,38 +2,16 @@
 // device. What indices say was checked when their pattern was made.
 #pragma once
 
-#include <array>
 #include <initializer_list>
 #include <optional>
-#include <string>
 #include <utility>
 
-#include "bind/tensor_view.hpp"
+#include "bind/sparseconv_checks.hpp"
 #include "sparseconv/device.hpp"
 
 namespace curvkern::sparseconv::device {
 
 using Extent = std::pair<std::int64_t, std::int64_t>;
-using Padding = std::array<std::int64_t, 4>;  // left, right, top, bottom
-
-[[noreturn]] inline void refuse_call(const char* op, const std::string& what) {
-    throw py::value_error(std::string(op) + ": " + what);
-}
-
-inline Storage storage_of(const TensorView& view) {
-    return view.dtype() == Dtype::float64   ? Storage::float64
-           : view.dtype() == Dtype::float32 ? Storage::float32
-                                            : Storage::bfloat16;
-}
-
-inline Activation activation_of(const char* op, const std::string& name) {
-    constexpr const char* names[] = {"none", "relu", "relu6", "silu", "hardswish"};
-    for (int i = 0; i < 5; ++i) {
-        if (name == names[i]) return static_cast<Activation>(i);
-    }
-    refuse_call(op,
-                "activation must be none, relu, relu6, silu or hardswish, got '" + name + "'");
-}
 
 // The tensors of a call: each of the dtype and on the device of the first.
 class Tensors {
@@ -49,7 +27,7 @@ class Tensors {
                    std::initializer_list<std::int64_t> shape) const {
         const TensorView view = beside(object, name);
         view.require_same_dtype(first_);
-        require_shape(view, name, shape);
+        require_shape(view, op_, name, shape);
         return view.data();
     }
     const void* optional(py::handle object, const char* name,
@@ -65,7 +43,7 @@ class Tensors {
             throw py::type_error(std::string(op_) + ": " + name + " must hold numbers of " +
                                  std::to_string(8 * sizeof(T)) + " bits");
         }
-        require_shape(view, name, {size});
+        require_shape(view, op_, name, {size});
         return static_cast<const T*>(view.data());
     }
 
@@ -75,8 +53,8 @@ class Tensors {
             throw py::type_error(std::string(op_) + ": workspace must be float64");
         }
         if (view.size() < size) {
-            refuse_call(op_, "workspace must have at least " + std::to_string(size) +
-                                 " elements, got " + std::to_string(view.size()));
+            refuse(op_, "workspace must have at least " + std::to_string(size) +
+                            " elements, got " + std::to_string(view.size()));
         }
         return static_cast<double*>(view.data());
     }
@@ -89,33 +67,16 @@ class Tensors {
 
     void require_rank(const TensorView& view, const char* name, int rank) const {
         if (view.ndim() == rank) return;
-        refuse_call(op_, std::string(name) + " must have " + std::to_string(rank) +
-                             " dimensions, got " + std::to_string(view.ndim()));
+        refuse(op_, std::string(name) + " must have " + std::to_string(rank) +
+                        " dimensions, got " + std::to_string(view.ndim()));
     }
 
     void require_aligned(const void* data, const char* name) const {
         if (reinterpret_cast<std::uintptr_t>(data) % 32 == 0) return;
-        refuse_call(op_, std::string(name) + " must begin at a multiple of 32 bytes");
+        refuse(op_, std::string(name) + " must begin at a multiple of 32 bytes");
     }
 
   private:
-    void require_shape(const TensorView& view, const char* name,
-                       std::initializer_list<std::int64_t> shape) const {
-        bool same = view.ndim() == static_cast<int>(shape.size());
-        std::string wanted, got;
-        int axis = 0;
-        for (const std::int64_t size : shape) {
-            same = same && view.shape(axis) == size;
-            wanted += (axis++ == 0 ? "" : ", ") + std::to_string(size);
-        }
-        if (same) return;
-        for (axis = 0; axis < view.ndim(); ++axis) {
-            got += (axis == 0 ? "" : ", ") + std::to_string(view.shape(axis));
-        }
-        refuse_call(op_,
-                    std::string(name) + " must have shape (" + wanted + "), got (" + got + ")");
-    }
-
     const char* op_;
     dlpack::DeviceType where_;
     TensorView first_;
@@ -124,8 +85,8 @@ class Tensors {
 // (crow, col, order), and for a product of two images (row, first) of its tiles
 inline Blocks blocks_of(const char* op, const Tensors& tensors, const py::tuple& matrix,
                         Extent block) {
-    if (matrix.size() < 3) refuse_call(op, "matrix must be (crow, col, order)");
-    if (block.first < 1 || block.second < 1) refuse_call(op, "block must be positive");
+    if (matrix.size() < 3) refuse(op, "matrix must be (crow, col, order)");
+    if (block.first < 1 || block.second < 1) refuse(op, "block must be positive");
     const std::int64_t rows = tensors.beside(matrix[2], "order").size();
     const std::int64_t count = tensors.beside(matrix[1], "col").size();
     const Blocks found{tensors.numbers<std::int64_t>(matrix[0], "crow", rows + 1),
@@ -141,7 +102,7 @@ inline Blocks blocks_of(const char* op, const Tensors& tensors, const py::tuple&
 
 inline Window window_of(const char* op, Extent size, Extent out, Extent kernel,
                         std::int64_t stride, const Padding& padding, std::int64_t dilation) {
-    if (stride < 1 || dilation < 1) refuse_call(op, "stride and dilation must be positive");
+    if (stride < 1 || dilation < 1) refuse(op, "stride and dilation must be positive");
     const auto expected = [&](std::int64_t n, std::int64_t before, std::int64_t after,
                               std::int64_t taps) {
         return (n + before + after - dilation * (taps - 1) - 1) / stride + 1;
@@ -149,9 +110,9 @@ inline Window window_of(const char* op, Extent size, Extent out, Extent kernel,
     const Extent fits{expected(size.first, padding[2], padding[3], kernel.first),
                       expected(size.second, padding[0], padding[1], kernel.second)};
     if (out != fits) {
-        refuse_call(op, "the result must be " + std::to_string(fits.first) + " x " +
-                            std::to_string(fits.second) + ", got " + std::to_string(out.first) +
-                            " x " + std::to_string(out.second));
+        refuse(op, "the result must be " + std::to_string(fits.first) + " x " +
+                       std::to_string(fits.second) + ", got " + std::to_string(out.first) +
+                       " x " + std::to_string(out.second));
     }
     return {size.first,    size.second, out.first, out.second, kernel.first,
             kernel.second, stride,      dilation,  padding[0], padding[2]};

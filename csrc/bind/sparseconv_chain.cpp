@@ -5,7 +5,7 @@
 
 #include "bind/families.hpp"
 #include "bind/signals.hpp"
-#include "bind/sparseconv_arguments.hpp"
+#include "bind/sparseconv_checks.hpp"
 #include "sparseconv/chain.hpp"
 
 namespace curvkern {
@@ -35,8 +35,8 @@ class Held {
         require(from, "x", chain_.input());
         require(to, "y", chain_.output());
         if (memory.dtype() != Dtype::float32 || memory.size() * 4 < chain_.workspace()) {
-            device::refuse_call(op, "workspace must be float32 and have " +
-                                        std::to_string(chain_.workspace() / 4) + " elements");
+            refuse(op, "workspace must be float32 and have " +
+                           std::to_string(chain_.workspace() / 4) + " elements");
         }
         bool finished;
         {
@@ -49,19 +49,19 @@ class Held {
   private:
     void require(const TensorView& view, const char* name, const Extent& e) const {
         const std::int64_t expected[] = {chain_.batch(), e.channels, e.height, e.width};
-        bool same = view.ndim() == 4 && device::storage_of(view) == chain_.storage();
+        bool same = view.ndim() == 4 && storage_of(view) == chain_.storage();
         for (int i = 0; same && i < 4; ++i) same = view.shape(i) == expected[i];
         if (same) return;
-        device::refuse_call(op, std::string(name) + " is not what the chain was made for");
+        refuse(op, std::string(name) + " is not what the chain was made for");
     }
 
     // A vector of so many elements, or null.
     const void* vector(const py::handle& object, const char* name, std::int64_t size) const {
         if (object.is_none()) return nullptr;
         const TensorView view(object, op, name, dlpack::device_cpu, true);
-        if (view.size() != size || device::storage_of(view) != storage_) {
-            device::refuse_call(op, std::string(name) + " must have " + std::to_string(size) +
-                                        " elements of the dtype of the chain");
+        if (view.size() != size || storage_of(view) != storage_) {
+            refuse(op, std::string(name) + " must have " + std::to_string(size) +
+                           " elements of the dtype of the chain");
         }
         return view.data();
     }
@@ -69,8 +69,8 @@ class Held {
     static int tensor(const py::handle& number, std::size_t count) {
         const int found = number.cast<int>();
         if (found < 0 || found >= static_cast<int>(count)) {
-            device::refuse_call(op, "a stage must take what an earlier one computes, got " +
-                                        std::to_string(found));
+            refuse(op, "a stage must take what an earlier one computes, got " +
+                           std::to_string(found));
         }
         return found;
     }
@@ -85,11 +85,11 @@ class Held {
         const bool wide = storage_ == Storage::float64;
         if (values.size() != static_cast<std::int64_t>(plan.source().size()) ||
             values.dtype() != (wide ? Dtype::float64 : Dtype::float32)) {
-            device::refuse_call(op, "values must be those of the plan");
+            refuse(op, "values must be those of the plan");
         }
         if (plan.columns() != from.channels) {
-            device::refuse_call(op, "a product of " + std::to_string(plan.columns()) +
-                                        " channels is given " + std::to_string(from.channels));
+            refuse(op, "a product of " + std::to_string(plan.columns()) +
+                           " channels is given " + std::to_string(from.channels));
         }
         stage.out = {plan.rows(), from.height, from.width};
         require_room(stage.out);
@@ -97,14 +97,13 @@ class Held {
             const Extent& beside = extents[static_cast<std::size_t>(stage.residual)];
             if (beside.channels != stage.out.channels || beside.height != stage.out.height ||
                 beside.width != stage.out.width) {
-                device::refuse_call(op,
-                                    "a residual must have the shape of what it is added to");
+                refuse(op, "a residual must have the shape of what it is added to");
             }
         }
         stage.product.plan = &plan;
         stage.product.value = values.data();
         stage.product.bias = vector(parts[5], "bias", plan.rows());
-        stage.product.activation = device::activation_of(op, parts[6].cast<std::string>());
+        stage.product.activation = activation_of(op, parts[6].cast<std::string>());
         if (!parts[7].is_none()) {
             stage.gated = true;
             stage.gate = gate(parts[7].cast<py::tuple>(), from.channels);
@@ -113,21 +112,21 @@ class Held {
     }
 
     Gate gate(const py::tuple& parts, std::int64_t channels) const {
-        if (storage_ != Storage::float32) device::refuse_call(op, "gates are of float32");
+        if (storage_ != Storage::float32) refuse(op, "gates are of float32");
         const TensorView squeeze(parts[0], op, "squeeze", dlpack::device_cpu);
         const std::int64_t inner = squeeze.size() / channels;
         const auto numbers = [&](int i, const char* name, std::int64_t size) {
             return static_cast<const float*>(
                 vector(parts[static_cast<std::size_t>(i)], name, size));
         };
-        if (parts[2].is_none()) device::refuse_call(op, "a gate must have weights");
+        if (parts[2].is_none()) refuse(op, "a gate must have weights");
         return {numbers(0, "squeeze", inner * channels),
                 numbers(1, "squeeze_bias", inner),
                 numbers(2, "excite", inner * channels),
                 numbers(3, "excite_bias", channels),
                 channels,
                 inner,
-                device::activation_of(op, parts[4].cast<std::string>()),
+                activation_of(op, parts[4].cast<std::string>()),
                 parts[5].cast<bool>()};
     }
 
@@ -139,12 +138,12 @@ class Held {
         const Extent& from = extents[static_cast<std::size_t>(stage.input)];
         const TensorView weight(parts[2], op, "weight", dlpack::device_cpu, true);
         if (weight.ndim() != 4 || weight.size() == 0 || weight.shape(1) != 1 ||
-            weight.shape(0) % from.channels != 0 || device::storage_of(weight) != storage_) {
-            device::refuse_call(op, "weight must have filters for each channel");
+            weight.shape(0) % from.channels != 0 || storage_of(weight) != storage_) {
+            refuse(op, "weight must have filters for each channel");
         }
         const auto stride = parts[4].cast<std::int64_t>(),
                    dilation = parts[5].cast<std::int64_t>();
-        const auto padding = parts[6].cast<device::Padding>();
+        const auto padding = parts[6].cast<Padding>();
         Depthwise& d = stage.filters;
         d.weight = weight.data();
         d.bias = vector(parts[3], "bias", weight.shape(0));
@@ -163,7 +162,7 @@ class Held {
         d.left = padding[0];
         d.top = padding[2];
         d.storage = storage_;
-        d.activation = device::activation_of(op, parts[7].cast<std::string>());
+        d.activation = activation_of(op, parts[7].cast<std::string>());
         return stage;
     }
 
@@ -175,11 +174,11 @@ class Held {
         const Extent& from = extents[static_cast<std::size_t>(stage.input)];
         const TensorView weight(parts[2], op, "weight", dlpack::device_cpu, true);
         if (weight.ndim() != 4 || weight.size() == 0 || weight.shape(1) != from.channels ||
-            device::storage_of(weight) != storage_) {
-            device::refuse_call(op, "weight must have filters of all channels");
+            storage_of(weight) != storage_) {
+            refuse(op, "weight must have filters of all channels");
         }
         const auto stride = parts[4].cast<std::int64_t>();
-        const auto padding = parts[5].cast<device::Padding>();
+        const auto padding = parts[5].cast<Padding>();
         window(stage, from, weight, stride, 1, padding);
         FirstConv& f = stage.first;
         f.weight = weight.data();
@@ -197,7 +196,7 @@ class Held {
         f.left = padding[0];
         f.top = padding[2];
         f.storage = storage_;
-        f.activation = device::activation_of(op, parts[6].cast<std::string>());
+        f.activation = activation_of(op, parts[6].cast<std::string>());
         return stage;
     }
 
@@ -205,28 +204,27 @@ class Held {
     static void require_room(const Extent& e) {
         constexpr std::int64_t most = std::int64_t{1} << 52;
         std::int64_t elements = 0;
-        if (e.channels < 1) device::refuse_call(op, "a stage must have channels");
+        if (e.channels < 1) refuse(op, "a stage must have channels");
         if (__builtin_mul_overflow(e.height, e.width, &elements) ||
             __builtin_mul_overflow(elements, e.channels, &elements) || elements > most) {
-            device::refuse_call(op, "what a stage computes is too large");
+            refuse(op, "what a stage computes is too large");
         }
     }
 
     // What a stage computes, and which rows it takes for that.
     static void window(Stage& stage, const Extent& from, const TensorView& weight,
-                       std::int64_t stride, std::int64_t dilation,
-                       const device::Padding& padding) {
+                       std::int64_t stride, std::int64_t dilation, const Padding& padding) {
         constexpr std::int64_t most = most_step;
-        if (stride < 1 || dilation < 1) device::refuse_call(op, "strides must be positive");
-        if (stride > most || dilation > most) device::refuse_call(op, "strides are too large");
+        if (stride < 1 || dilation < 1) refuse(op, "strides must be positive");
+        if (stride > most || dilation > most) refuse(op, "strides are too large");
         const auto size = [&](std::int64_t n, std::int64_t before, std::int64_t after,
                               std::int64_t taps) {
             if (before > most || after > most) {
-                device::refuse_call(op, "padding is too large");
+                refuse(op, "padding is too large");
             }
             const std::int64_t room = n + before + after - dilation * (taps - 1) - 1;
             if (before < 0 || after < 0 || room < 0) {
-                device::refuse_call(op, "a filter must fit into the image");
+                refuse(op, "a filter must fit into the image");
             }
             return room / stride + 1;
         };
@@ -242,7 +240,7 @@ class Held {
     std::vector<Stage> read(const std::array<std::int64_t, 4>& shape,
                             const py::list& stages) const {
         for (const std::int64_t size : shape) {
-            if (size < 1) device::refuse_call(op, "x must not be empty");
+            if (size < 1) refuse(op, "x must not be empty");
         }
         std::vector<Extent> extents{{shape[1], shape[2], shape[3]}};
         require_room(extents[0]);
@@ -257,11 +255,11 @@ class Held {
             } else if (kind == "first") {
                 found.push_back(first(parts, extents));
             } else {
-                device::refuse_call(op, "there is no stage '" + kind + "'");
+                refuse(op, "there is no stage '" + kind + "'");
             }
             extents.push_back(found.back().out);
         }
-        if (found.empty()) device::refuse_call(op, "a chain must have stages");
+        if (found.empty()) refuse(op, "a chain must have stages");
         return found;
     }
 

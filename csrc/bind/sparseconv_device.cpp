@@ -19,7 +19,7 @@ class Convolutions {
         const Tensors tensors(op, where_, x, "x");
         tensors.require_rank(tensors.first(), "x", 3);
         if (lanes < 1 || lanes > warp_size || (lanes & (lanes - 1)) != 0) {
-            refuse_call(op, "lanes must be 1, 2, 4, 8, 16 or 32, got " + std::to_string(lanes));
+            refuse(op, "lanes must be 1, 2, 4, 8, 16 or 32, got " + std::to_string(lanes));
         }
         Product p{};
         p.storage = tensors.storage();
@@ -27,7 +27,7 @@ class Convolutions {
         p.batch = tensors.first().shape(0);
         p.columns = tensors.first().shape(1);
         p.pixels = tensors.first().shape(2);
-        if (p.columns % block.second != 0) refuse_call(op, "block must divide x's channels");
+        if (p.columns % block.second != 0) refuse(op, "block must divide x's channels");
         const std::int64_t rows = p.matrix.rows * block.first;
         p.values = values_of(tensors, values, p.matrix);
         tensors.require_aligned(p.values, "values");
@@ -80,7 +80,7 @@ class Convolutions {
         const Tensors tensors(op, where_, x, "x");
         tensors.require_rank(tensors.first(), "x", 3);
         if (matrix.size() != 5) {
-            refuse_call(op, "matrix must be (crow, col, order, row, first)");
+            refuse(op, "matrix must be (crow, col, order, row, first)");
         }
         Correlation c{};
         c.storage = tensors.storage();
@@ -112,7 +112,7 @@ class Convolutions {
         const std::int64_t batch = tensors.first().shape(0),
                            channels = tensors.first().shape(1), filters = w.shape(0);
         const std::int64_t taken = depthwise ? 1 : channels;
-        if (depthwise && filters != channels) refuse_call(op, "weight must have a filter each");
+        if (depthwise && filters != channels) refuse(op, "weight must have a filter each");
         const Window window = window_of(op, size_of(tensors.first()), size_of(out), size_of(w),
                                         stride, padding, dilation);
         const Convolution c{
@@ -219,6 +219,7 @@ void bind_sparseconv_device(py::module_& module, const sparseconv::device::Calls
                             dlpack::DeviceType where) {
     using namespace sparseconv::device;
     using py::arg;
+    using sparseconv::Padding;
     const Convolutions on(calls, where);
     module.def(
         "sparseconv_device_multiply",
