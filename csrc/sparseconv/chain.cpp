@@ -10,10 +10,6 @@
 namespace curvkern::sparseconv {
 namespace {
 
-std::int64_t whole_lines(std::int64_t bytes) {
-    return (bytes + 63) / 64 * 64;
-}
-
 // Of one thread.
 std::int64_t stage_scratch(const Stage& stage) {
     switch (stage.kind) {

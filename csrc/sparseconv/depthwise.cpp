@@ -28,15 +28,8 @@ std::int64_t planes_at_once(const Depthwise& d) {
     return (planes(d) + chunks - 1) / chunks;
 }
 
-PlaneKernel kernel_of(const Depthwise& d) {
-    const DepthwiseKernels& kernels = CURVKERN_SELECT_ISA(sparseconv::, ::depthwise_kernels());
-    const auto storage = static_cast<int>(d.storage);
-    const bool square = d.kernel_height == d.kernel_width;
-    if (square && (d.kernel_width == 3 || d.kernel_width == 5) && d.stride <= 2 &&
-        d.dilation == 1) {
-        return kernels.small[storage][d.kernel_width == 5][d.stride - 1];
-    }
-    return kernels.any[storage];
+const DepthwiseKernels& depthwise_table() {
+    return CURVKERN_SELECT_ISA(sparseconv::, ::depthwise_kernels());
 }
 
 }  // namespace
@@ -58,12 +51,12 @@ Bands bands_of(const Depthwise& d) {
 std::int64_t plane_scratch(const Depthwise& d) {
     const Bands bands = bands_of(d);
     const std::int64_t buffer = bands.buffered_rows * bands.row_size * wide_size(d.storage);
-    return tap_bytes(d) + (buffer + 63) / 64 * 64;
+    return tap_bytes(d) + whole_lines(buffer);
 }
 
 void depthwise_planes(const Depthwise& d, std::int64_t first, std::int64_t last, void* memory) {
     const Bands bands = bands_of(d);
-    const PlaneKernel kernel = kernel_of(d);
+    const PlaneKernel kernel = kernel_of(depthwise_table(), d);
     const std::int64_t filters = d.channels * d.multiplier;
     char* const buffer = static_cast<char*>(memory) + tap_bytes(d);
     for (std::int64_t i = first; i < last; ++i) {

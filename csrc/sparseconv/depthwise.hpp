@@ -47,6 +47,18 @@ struct DepthwiseKernels {
     PlaneKernel any[3], small[3][2][2];
 };
 
+// Of such a table, the kernel for a convolution.
+template <class Kernels>
+auto kernel_of(const Kernels& kernels, const Depthwise& d) {
+    const auto storage = static_cast<int>(d.storage);
+    const bool square = d.kernel_height == d.kernel_width;
+    if (square && (d.kernel_width == 3 || d.kernel_width == 5) && d.stride <= 2 &&
+        d.dilation == 1) {
+        return kernels.small[storage][d.kernel_width == 5][d.stride - 1];
+    }
+    return kernels.any[storage];
+}
+
 #define CURVKERN_DECLARE(isa)                    \
     namespace isa {                              \
     const DepthwiseKernels& depthwise_kernels(); \

@@ -12,9 +12,6 @@ constexpr std::int64_t gradient_band_bytes = 24 << 10;     // stays in L1
 constexpr std::int64_t gradient_chunk_products = 1 << 18;  // some microseconds
 constexpr std::int64_t least_units = 64;  // that threads share, if there are as many images
 
-std::int64_t lines(std::int64_t bytes) {
-    return (bytes + 63) / 64 * 64;
-}
 const DepthwiseGradients& gradient_table() {
     return CURVKERN_SELECT_ISA(sparseconv::, ::depthwise_gradients());
 }
@@ -110,10 +107,10 @@ struct InputMemory {
 InputMemory input_memory(const Depthwise& d) {
     const TransposedBands bands = transposed_bands(d);
     const std::int64_t taps = d.multiplier * filter_size(d), wide = wide_size(d.storage);
-    return {lines(taps * static_cast<std::int64_t>(sizeof(Term))),
-            lines((d.stride * d.stride + 1) * 8), taps * widest_register,
-            lines(2 * d.stride * bands.columns * wide),
-            lines(d.multiplier * bands.buffered_rows * bands.columns * wide)};
+    return {whole_lines(taps * static_cast<std::int64_t>(sizeof(Term))),
+            whole_lines((d.stride * d.stride + 1) * 8), taps * widest_register,
+            whole_lines(2 * d.stride * bands.columns * wide),
+            whole_lines(d.multiplier * bands.buffered_rows * bands.columns * wide)};
 }
 std::int64_t threads_for(std::int64_t units, std::int64_t at_once) {
     return std::min<std::int64_t>(thread_count(), (units + at_once - 1) / at_once);
@@ -134,28 +131,17 @@ WeightUnits weight_units(const Depthwise& d) {
 }
 std::int64_t weight_buffer(const Depthwise& d) {
     const Bands bands = bands_of(d);
-    return lines(bands.buffered_rows * bands.row_size * wide_size(d.storage));
+    return whole_lines(bands.buffered_rows * bands.row_size * wide_size(d.storage));
 }
 std::int64_t sums_bytes(const Depthwise& d, const WeightUnits& units) {
-    return lines(units.count * filter_size(d) * 8);
-}
-
-DepthwiseGradients::Weight weight_kernel(const Depthwise& d) {
-    const DepthwiseGradients& kernels = gradient_table();
-    const auto storage = static_cast<int>(d.storage);
-    const bool square = d.kernel_height == d.kernel_width;
-    if (square && (d.kernel_width == 3 || d.kernel_width == 5) && d.stride <= 2 &&
-        d.dilation == 1) {
-        return kernels.small[storage][d.kernel_width == 5][d.stride - 1];
-    }
-    return kernels.any[storage];
+    return whole_lines(units.count * filter_size(d) * 8);
 }
 
 }  // namespace
 
 std::int64_t depthwise_input_scratch(const Depthwise& d) {
     if (is_turned(d)) {
-        return lines(weight_bytes(d)) + 64 + depthwise_scratch(turned(d, nullptr));
+        return whole_lines(weight_bytes(d)) + 64 + depthwise_scratch(turned(d, nullptr));
     }
     const InputMemory memory = input_memory(d);
     const std::int64_t units = d.images * d.channels;
@@ -168,7 +154,7 @@ bool depthwise_input_grad(const Depthwise& d, void* scratch, std::int64_t scratc
     char* shared = aligned(scratch);
     if (is_turned(d)) {
         turn_filters(d, shared);
-        const std::int64_t taken = 64 + lines(weight_bytes(d));
+        const std::int64_t taken = 64 + whole_lines(weight_bytes(d));
         return depthwise(turned(d, shared), shared + taken - 64, scratch_bytes - taken,
                          interrupted);
     }
@@ -209,7 +195,7 @@ bool depthwise_weight_grad(const Depthwise& d, void* scratch, std::int64_t scrat
     const std::int64_t fixed = sums_bytes(d, units);
     auto* const sums = reinterpret_cast<double*>(aligned(scratch));
     Workers workers(aligned(scratch) + fixed, (scratch_bytes - 64 - fixed) / each, each);
-    const auto kernel = weight_kernel(d);
+    const auto kernel = kernel_of(gradient_table(), d);
     // Unit i is filter i % filters over the images of part i / filters.
     const bool finished = parallel_chunks(
         units.count, units_at_once(d, units.images), interrupted,

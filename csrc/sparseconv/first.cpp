@@ -11,9 +11,6 @@ namespace {
 constexpr std::int64_t first_band_bytes = 32 << 10;     // stays in L1
 constexpr std::int64_t first_chunk_products = 1 << 20;  // some microseconds
 
-std::int64_t first_lines(std::int64_t bytes) {
-    return (bytes + 63) / 64 * 64;
-}
 const FirstKernels& first_table() {
     return CURVKERN_SELECT_ISA(sparseconv::, ::first_kernels());
 }
@@ -50,12 +47,12 @@ FirstBands first_bands(const FirstConv& f) {
 std::int64_t first_packed_bytes(const FirstConv& f) {
     const std::int64_t filters =
         (f.filters + most_filters_at_once - 1) / most_filters_at_once * most_filters_at_once;
-    return first_lines(first_taps(f) * 8 +
+    return whole_lines(first_taps(f) * 8 +
                        filters * (first_taps(f) + 1) * wide_size(f.storage));
 }
 std::int64_t first_buffer_bytes(const FirstConv& f) {
     const FirstBands bands = first_bands(f);
-    return first_lines(f.channels * bands.buffered_rows * bands.row_size *
+    return whole_lines(f.channels * bands.buffered_rows * bands.row_size *
                        wide_size(f.storage));
 }
 void first_pack(const FirstConv& f, void* packed) {

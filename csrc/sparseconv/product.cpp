@@ -207,7 +207,7 @@ bool multiply(const Product& product, void* scratch, std::int64_t scratch_bytes,
 std::int64_t correlation_scratch(const Plan& plan, Storage storage) {
     const std::int64_t workers = std::min<std::int64_t>(thread_count(), plan.chunks());
     const auto values = static_cast<std::int64_t>(plan.source().size()) * wide_size(storage);
-    return workers * task_scratch(plan) + (values + 63) / 64 * 64 + 64;
+    return workers * task_scratch(plan) + whole_lines(values) + 64;
 }
 
 bool correlate(const Correlation& correlation, void* scratch, std::int64_t scratch_bytes,
@@ -218,7 +218,7 @@ bool correlate(const Correlation& correlation, void* scratch, std::int64_t scrat
     const std::int64_t wide = wide_size(storage), pitch = plan.pitch();
     const auto n = static_cast<std::int64_t>(plan.source().size());
     const Strips strips(plan, correlation.batch, correlation.pixels, storage);
-    const std::int64_t each = task_scratch(plan), value_bytes = (n * wide + 63) / 64 * 64;
+    const std::int64_t each = task_scratch(plan), value_bytes = whole_lines(n * wide);
     char* sums = aligned(scratch);
     Workers workers(sums + value_bytes,
                     std::max<std::int64_t>(1, (scratch_bytes - 64 - value_bytes) / each), each);

@@ -41,6 +41,9 @@ class Workers {
     std::unique_ptr<std::atomic<bool>[]> taken_;
 };
 
+inline std::int64_t whole_lines(std::int64_t bytes) {
+    return (bytes + 63) / 64 * 64;
+}
 inline char* aligned(void* memory) {
     const auto address = reinterpret_cast<std::uintptr_t>(memory);
     return static_cast<char*>(memory) + ((64 - address % 64) % 64);
