@@ -235,3 +235,24 @@ def test_fork_after_parallel_use(run_python: Any) -> None:
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         """
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"inplace": "no"}, TypeError, "inplace must be a bool, got str"),
+        ({"autotune": 1}, TypeError, "autotune must be a bool, got int"),
+        ({"fuse_bn": None}, TypeError, "fuse_bn must be a bool, got NoneType"),
+        ({"example_input": "x"}, TypeError, "example_input must be a tensor or a tuple"),
+        ({"min_sparsity": "a"}, TypeError, "min_sparsity must be a number, got str"),
+        ({"min_sparsity": 1.5}, ValueError, r"min_sparsity must be in \[0, 1\], got 1.5"),
+        ({"block": "b"}, ValueError, "block must be 'auto' or a pair, got 'b'"),
+    ],
+)
+def test_arguments_of_sparsify(
+    options: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    model = torch.nn.Sequential(torch.nn.Conv2d(4, 4, 1))
+    with pytest.raises(error, match=f"sparsify: {words}"):
+        sparse.sparsify(model, **options)
+    assert type(model[0]) is torch.nn.Conv2d

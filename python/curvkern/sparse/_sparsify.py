@@ -116,6 +116,19 @@ def sparsify(
     if not isinstance(model, nn.Module):
         raise TypeError(f"{NAME}: model must be a torch.nn.Module, got {type(model).__name__}")
     settings = _settings(min_sparsity, block, autotune)
+    for flag, value in (
+        ("fuse_bn", fuse_bn),
+        ("fuse_activation", fuse_activation),
+        ("autotune", autotune),
+        ("inplace", inplace),
+    ):
+        if not isinstance(value, bool):
+            raise TypeError(f"{NAME}: {flag} must be a bool, got {type(value).__name__}")
+    if not isinstance(example_input, (Tensor, tuple, type(None))):
+        raise TypeError(
+            f"{NAME}: example_input must be a tensor or a tuple of arguments, got "
+            f"{type(example_input).__name__}"
+        )
     for module in model.modules():  # a weight that a hook has computed cannot be copied
         if hasattr(module, "weight_mask") and "weight" not in module._parameters:
             module.weight = module.weight.detach()  # type: ignore[operator]
