@@ -45,7 +45,7 @@ def test_gradients_of_nothing() -> None:
 def test_chains_of_large_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     """R31: what lies between stages may be large where the result is small."""
     x = torch.randn(1, 4, 5, 5)
-    for far in (2**20, 2**21, 2**31, 2**61):
+    for far in (2**20, 2**21, 2**31 - 1):
         around = depthwise(4, padding=far)
         stages = [
             _sparseconv.Chain.depthwise(0, around.weight, None, 1, [far] * 4, 1, "none"),
