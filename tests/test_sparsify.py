@@ -156,6 +156,8 @@ def test_module_and_its_states() -> None:
     fresh.load_state_dict(dense.state_dict())  # the mask stays
     assert torch.equal(fresh.weight_csr().to_dense(), dense.weight[:, :, 0, 0] * module.mask())
     state = module.state_dict()
+    for tensor in state.values():  # what torch.save writes
+        assert tensor.untyped_storage().nbytes() == tensor.nbytes
     for name, bad in (("values", torch.ones(3)), ("col_indices", state["col_indices"].float()),
                       ("crow_indices", torch.zeros(3, dtype=torch.int64))):  # fmt: skip
         before = other(x)

@@ -68,7 +68,7 @@ def of_dense(function: str, dense: Tensor, mask: Tensor | None, block: Sequence[
         dense = dense * nonzero
     kept = kept_blocks(function, nonzero, block)
     crow = torch.nn.functional.pad(kept.sum(1).cumsum(0), (1, 0))
-    col = kept.nonzero()[:, 1]
+    col = kept.nonzero()[:, 1].clone()  # else saved with the rows
     values = reference.at_pattern(dense, crow, col, block)
     rows, columns = dense.shape
     return Parts(crow, col, values, (rows, columns))
