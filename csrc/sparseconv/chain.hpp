@@ -38,6 +38,9 @@ struct Stage {
     std::int64_t reach = 1, step = 1, top = 0;
 };
 
+// Bytes that one thread works in for a stage.
+std::int64_t stage_scratch(const Stage& stage);
+
 // In bytes: a tensor between two stages is not kept as a whole where it takes more than
 // `whole`; the buffers of a band take no more than `band`, unless one row does.
 struct Limits {
