@@ -26,6 +26,18 @@ struct Chain::Poll {
     }
 };
 
+// A convolution with where its images and its results lie.
+template <class Convolution>
+Convolution Chain::placed(Convolution c, const Rows& from, const Rows& to) {
+    c.x = from.data;
+    c.x_row = from.row;
+    c.x_plane = from.plane;
+    c.y = to.data;
+    c.y_row = to.row;
+    c.y_plane = to.plane;
+    return c;
+}
+
 Chain::Rows Chain::whole(std::int64_t tensor, const void* x, void* y, char* lane) const {
     if (tensor < 0) return {nullptr, 0, 0};
     const auto t = static_cast<std::size_t>(tensor);
@@ -55,31 +67,6 @@ Product Chain::product(const Stage& stage, std::int64_t begin, std::int64_t end,
     p.y_plane = to.plane;
     p.residual_plane = beside.plane;
     return p;
-}
-
-Depthwise Chain::depthwise(const Stage& stage, std::int64_t begin, std::int64_t end,
-                           const Rows& from, const Rows& to) const {
-    Depthwise d = stage.filters;
-    d.x = from.data;
-    d.x_row = from.row;
-    d.x_plane = from.plane;
-    d.y = to.data;
-    d.y_row = to.row;
-    d.y_plane = to.plane;
-    d.begin = begin;
-    d.end = end;
-    return d;
-}
-
-FirstConv Chain::first(const Stage& stage, const Rows& from, const Rows& to) const {
-    FirstConv f = stage.first;
-    f.x = from.data;
-    f.x_row = from.row;
-    f.x_plane = from.plane;
-    f.y = to.data;
-    f.y_row = to.row;
-    f.y_plane = to.plane;
-    return f;
 }
 
 bool Chain::run(const void* x, void* y, void* workspace, InterruptCheck interrupted) const {
@@ -165,11 +152,13 @@ bool Chain::run_whole(const Segment& segment, const void* x, void* y, char* lane
     const Rows from = whole(stage.input, x, y, lane), to = whole(segment.last, x, y, lane);
     char* scratch = lane + scratch_;
     if (stage.kind == Stage::Kind::depthwise) {
-        return sparseconv::depthwise(depthwise(stage, 0, stage.out.height, from, to), scratch,
-                                     scratch_bytes_, poll.check());
+        Depthwise d = placed(stage.filters, from, to);
+        d.begin = 0;
+        d.end = stage.out.height;
+        return depthwise(d, scratch, scratch_bytes_, poll.check());
     }
     if (stage.kind == Stage::Kind::first) {
-        return first_conv(first(stage, from, to), scratch, scratch_bytes_, poll.check());
+        return first_conv(placed(stage.first, from, to), scratch, scratch_bytes_, poll.check());
     }
     const Rows beside = whole(stage.residual, x, y, lane);
     return multiply(product(stage, 0, stage.out.height, from, beside, to, lane), scratch,
@@ -225,11 +214,13 @@ bool Chain::run_bands(const Segment& segment, std::int64_t begin, std::int64_t e
             const Stage& stage = stage_of(i);
             if (until[i] <= done[i]) continue;
             if (stage.kind == Stage::Kind::depthwise) {
-                const Depthwise d = depthwise(stage, done[i], until[i], rows[i], rows[i + 1]);
+                Depthwise d = placed(stage.filters, rows[i], rows[i + 1]);
+                d.begin = done[i];
+                d.end = until[i];
                 depthwise_planes(d, 0, stage.out.channels, padded[i]);
             } else if (stage.kind == Stage::Kind::first) {
                 // as many rows at a time as its buffer holds
-                const FirstConv f = first(stage, rows[i], rows[i + 1]);
+                const FirstConv f = placed(stage.first, rows[i], rows[i + 1]);
                 const char* weights =
                     packed_[static_cast<std::size_t>(segment.first) + i].data();
                 char* packed = aligned(const_cast<char*>(weights));

@@ -93,9 +93,8 @@ class Chain {
                     const Rows& beside, const Rows& to, const char* lane) const;
     // Makes the values of a gated product, which stay in the lane until its segment is done.
     bool open_gate(std::int64_t stage, const void* x, void* y, char* lane, Poll& poll) const;
-    Depthwise depthwise(const Stage& stage, std::int64_t begin, std::int64_t end,
-                        const Rows& from, const Rows& to) const;
-    FirstConv first(const Stage& stage, const Rows& from, const Rows& to) const;
+    template <class Convolution>
+    static Convolution placed(Convolution c, const Rows& from, const Rows& to);
     bool run_whole(const Segment& segment, const void* x, void* y, char* lane,
                    Poll& poll) const;
     bool run_image(const void* x, void* y, char* lane, Poll& poll) const;
