@@ -418,11 +418,22 @@ def test_what_is_fused() -> None:
         assert (quick(x) - model(x)).abs().max() < 1e-5
 
 
+def measuring(monkeypatch: pytest.MonkeyPatch, *, chain: float, dense: float) -> None:
+    """Fix what a run as one call and a dense layer take; layers one by one 2, sparse ones 1."""
+    from curvkern.sparse import _execution
+
+    def seconds(calls: Any, _: Any) -> Any:
+        for call in calls.values():
+            call()
+        known = {"chain": chain, "layers": 2.0, "new": 1.0, "dense": dense}
+        return {name: known.get(name, 0.5) for name in calls}
+
+    monkeypatch.setattr(_execution, "measure", seconds)
+
+
 @torch.no_grad()
 def test_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """With an example, layers run together where that was the quicker; else as they were."""
-    from curvkern.sparse import _execution
-
     model = network()
     x = torch.randn(1, 3, 64, 64)
     expected = model(x)
@@ -432,14 +443,7 @@ def test_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for chain in (1.0, 3.0):
         for dense in (1.9, 0.9):  # a layer that loses alone by less than half
-
-            def seconds(calls: Any, _: Any, chain: float = chain, dense: float = dense) -> Any:
-                for call in calls.values():
-                    call()
-                known = {"chain": chain, "layers": 2.0, "new": 1.0, "dense": dense}
-                return {name: known.get(name, 0.5) for name in calls}
-
-            monkeypatch.setattr(_execution, "measure", seconds)
+            measuring(monkeypatch, chain=chain, dense=dense)
             quick = sparse.sparsify(model, example_input=x, min_sparsity=0.5)
             assert bar(quick)
             assert bool(fused_modules(quick)) == (chain == 1.0), (chain, dense)

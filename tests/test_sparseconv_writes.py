@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from curvkern import sparse
+from test_sparseconv_chain import measuring
 
 CHANNELS = 8
 
@@ -180,15 +181,23 @@ def test_an_argument_that_is_passed_on_is_traced():
     assert_same(pruned(Resized()), torch.randn(1, CHANNELS, 5, 5))
 
 
-def test_inputs_by_name():
+@pytest.mark.parametrize("chain", [1.0, 3.0])
+@pytest.mark.parametrize("dense", [0.3, 0.9, 1.9])
+def test_inputs_by_name(chain, dense, monkeypatch):
+    """Whichever is the quickest, of layers as one call, one by one and dense."""
+
     def way(net, x):
-        return F.relu(net.b(input=net.d(input=x)) + x)
+        return F.relu(net.b(input=net.d(input=x)) + net.act(input=x))
 
     x = torch.randn(1, CHANNELS, 9, 7)
-    net = pruned(Net(way))
+    net = pruned(Net(way)).eval()
     assert_same(net, x)
+    measuring(monkeypatch, chain=chain, dense=dense)
     quick = sparse.sparsify(net, example_input=x)
-    torch.testing.assert_close(quick(x), net(x), rtol=1e-4, atol=1e-5)
+    fused = [m for m in quick.modules() if type(m).__name__ == "FusedConvs"]
+    assert bool(fused) == (chain == 1.0 and dense > 0.3)
+    with torch.no_grad():
+        torch.testing.assert_close(quick(x), net(x), rtol=1e-4, atol=1e-5)
 
 
 def test_scaling_in_place_that_nobody_else_sees_is_fused():

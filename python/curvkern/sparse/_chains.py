@@ -67,7 +67,17 @@ def traced(model: nn.Module) -> fx.Graph | None:
     for node in graph.nodes:
         if isinstance(node.type, str):  # an annotation that pickling would look up
             node.type = None
+        if _takes_input_by_name(model, node):
+            node.args, node.kwargs = (node.kwargs["input"],), {}
     return graph
+
+
+def _takes_input_by_name(model: nn.Module, node: fx.Node) -> bool:
+    """Whether a module of torch is called as ``conv(input=x)``, which is ``conv(x)``."""
+    if node.op != "call_module" or node.args or set(node.kwargs) != {"input"}:
+        return False
+    module = model.get_submodule(str(node.target))
+    return type(module).__module__.startswith("torch.nn.modules.")
 
 
 def _one_way(model: nn.Module, graph: fx.Graph) -> bool:
