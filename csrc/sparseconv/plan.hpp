@@ -27,7 +27,8 @@ struct Layout {
     int parts;        // of rows, of about as many nonzeros each, for threads to share
 };
 
-// Of L1, for activations: at most chunk_bytes.
+// Of L1, for activations. What is packed at a time takes at most a quarter more, which
+// chunk_bytes are enough for.
 std::int64_t working_bytes();
 
 class Plan {

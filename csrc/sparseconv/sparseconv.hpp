@@ -29,7 +29,7 @@
 namespace curvkern::sparseconv {
 
 inline constexpr int most_vectors = 8;                 // registers in a strip
-inline constexpr std::int64_t chunk_bytes = 40 << 10;  // of activations at a time
+inline constexpr std::int64_t chunk_bytes = 52 << 10;  // of activations at a time, at most
 inline constexpr int widest_register = 64;
 inline constexpr std::int64_t most_step = 1 << 20;  // of strides, dilations and padding
 inline constexpr int rows_ahead = 2;  // of the one that is worked on, which are prefetched
