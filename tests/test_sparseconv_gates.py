@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from curvkern import _sparseconv, sparse
+from curvkern.nn import SparseWeightConv2d
 from test_sparseconv_chain import LIMITS, counted, fused_modules
 
 
@@ -83,3 +84,41 @@ def test_squeeze_and_excitation(
         assert (y - quick(x)).abs().max() < 1e-5 * (1 + y.abs().max())
         quick.double()
         assert quick(x.double()).dtype is torch.float64
+
+
+@torch.no_grad()
+def test_modules_that_are_put_in_place_of_those_of_a_scale() -> None:
+    """They are called, one by one, if the chain computes something else."""
+    x = torch.randn(2, 8, 5, 7)
+
+    class Whole(torch.nn.Module):
+        """Not traced, so that convolutions of a scale are among those to be replaced."""
+
+        def __init__(self, body: torch.nn.Module) -> None:
+            super().__init__()
+            self.body = body
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.body(x)
+            return y if bool(y.isfinite().all()) else x
+
+    for linear in (False, True):
+        model = Excited(8, 3, torch.nn.ReLU(), torch.nn.Sigmoid(), linear, True).eval()
+        sparse.magnitude_prune_(model.project, 0.8)
+        quick = sparse.sparsify(model, autotune=False, min_sparsity=0.5)
+        assert fused_modules(quick)
+        whole = sparse.sparsify(Whole(quick), autotune=False, min_sparsity=0)
+        assert linear or type(whole.get_submodule("body.down")) is SparseWeightConv2d
+        for name, other in (
+            ("", None),
+            ("sigmoid", torch.nn.Tanh()),
+            ("act", torch.nn.Tanh()),
+            ("pool", torch.nn.AdaptiveMaxPool2d(1)),
+            ("up", torch.nn.Sequential(copy.deepcopy(model.up), torch.nn.Tanh())),
+        ):
+            for root in (model, quick, whole.body):
+                if name:
+                    setattr(root, name, other)
+            expected = model(x)
+            for found in (quick(x), whole(x)):
+                assert (found - expected).abs().max() < 1e-5 * (1 + expected.abs().max())

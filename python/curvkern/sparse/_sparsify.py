@@ -228,8 +228,12 @@ def _apply(
 
 
 def _put(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
+    """Put a module where another one is, under all of its names."""
+    old = model.get_submodule(name)
+    for parent in list(model.modules()):
+        for child, found in parent._modules.items():
+            if found is old:
+                setattr(parent, child, module)
 
 
 def _leave(chain: Chain, *, fold: bool) -> None:
