@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from curvkern import _sparseconv, sparse
 from curvkern.nn import SparseWeightConv2d
+from curvkern.sparse import _execution
 from test_sparseconv_chain import LIMITS, counted, fused_modules
 
 
@@ -84,6 +85,34 @@ def test_squeeze_and_excitation(
         assert (y - quick(x)).abs().max() < 1e-5 * (1 + y.abs().max())
         quick.double()
         assert quick(x.double()).dtype is torch.float64
+
+
+@torch.no_grad()
+def test_what_is_left_of_a_chain_that_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer goes back to being dense; the scale stays with the layers after it."""
+    model = Excited(8, 3, torch.nn.ReLU(), torch.nn.Sigmoid(), False, True).eval()
+    sparse.magnitude_prune_(model.project, 0.8)
+    x = torch.randn(1, 8, 9, 9)
+    expected, lost = model(x), []
+
+    def seconds(calls: Any, _: Any) -> Any:
+        for call in calls.values():
+            call()
+        found = {"layers": 2.0, "new": 1.0, "dense": 1.9, "chain": 1.0 if lost else 3.0}
+        if "chain" in calls:
+            lost.append(True)
+        elif not dense:  # the first layer
+            found["dense"] = 0.9
+            dense.append(True)
+        return {name: found.get(name, 0.5) for name in calls}
+
+    dense: list[bool] = []
+    monkeypatch.setattr(_execution, "measure", seconds)
+    quick = sparse.sparsify(model, example_input=x, min_sparsity=0.5)
+    assert type(quick.first) is torch.nn.Conv2d
+    (fused,) = fused_modules(quick)
+    assert [bool(step.gate) for step in fused.steps] == [True, False]
+    assert (quick(x) - expected).abs().max() < 1e-5 * (1 + expected.abs().max())
 
 
 @torch.no_grad()
