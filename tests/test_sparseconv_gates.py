@@ -12,8 +12,10 @@ from torch.nn import functional as F
 
 from curvkern import _sparseconv, sparse
 from curvkern.nn import SparseWeightConv2d
+from curvkern.nn._fused import FusedConvs
 from curvkern.sparse import _execution
-from test_sparseconv_chain import LIMITS, counted, fused_modules
+from test_sparseconv_chain import LIMITS, assert_fenced, counted, fence_weights, fused_modules
+from test_sparseconv_kernels import guarded
 
 
 class Excited(torch.nn.Module):
@@ -85,6 +87,55 @@ def test_squeeze_and_excitation(
         assert (y - quick(x)).abs().max() < 1e-5 * (1 + y.abs().max())
         quick.double()
         assert quick(x.double()).dtype is torch.float64
+
+
+def stages(quick: torch.nn.Module, fused: FusedConvs) -> tuple[torch.nn.Module, ...]:
+    return tuple(quick.get_submodule(name) for step in fused.steps for name in step.names)
+
+
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
+@pytest.mark.parametrize("limits", LIMITS, ids=str)
+@torch.no_grad()
+def test_nothing_beyond_the_ends_is_touched(
+    limits: Any, thread_counts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R54, and that nothing is read that was not written."""
+    fence_weights(monkeypatch)
+    monkeypatch.setattr(_sparseconv.Chain, "limits", limits)
+    for c, r, linear, bias in ((5, 1, False, True), (33, 17, True, False), (16, 8, True, True)):
+        model = Excited(c, r, torch.nn.ReLU(), torch.nn.Sigmoid(), linear, bias).eval()
+        sparse.magnitude_prune_(model.project, 0.8)
+        quick = sparse.sparsify(model, autotune=False, min_sparsity=0.5)
+        for parameter in quick.parameters():
+            parameter.data = guarded(parameter.data)[0]
+        (fused,) = fused_modules(quick)
+        for batch, size in ((1, (7, 7)), (3, (5, 9)), (1, (23, 26))):
+            x = torch.randn(batch, c, *size)
+            expected = model(x)
+            for threads in (1, 2):
+                thread_counts(threads)
+                chain = fused.chain(x, stages(quick, fused))
+                assert chain is not None
+                assert_fenced(chain, x, expected, 1e-5 * float(1 + expected.abs().max()))
+
+
+@torch.no_grad()
+def test_scales_in_other_dtypes_are_computed_by_torch() -> None:
+    """Only float32 has a native gate; layers before and after it are then called alone."""
+    model = Excited(16, 5, torch.nn.SiLU(), torch.nn.Sigmoid(), True, True).eval()
+    sparse.magnitude_prune_(model.project, 0.8)
+    x = torch.randn(2, 16, 9, 9)
+    for dtype, bar in ((torch.float64, 1e-12), (torch.bfloat16, 2.0**-5)):
+        given, image = copy.deepcopy(model).to(dtype), x.to(dtype)
+        quick = sparse.sparsify(given, autotune=False, min_sparsity=0.5)
+        (fused,) = fused_modules(quick)
+        members = stages(quick, fused)
+        assert fused.chain(image, members) is None
+        y = quick(image)
+        assert y.dtype is dtype
+        assert torch.equal(y, fused.each(image, members))
+        wide = given.double()(image.double())
+        assert (y.double() - wide).abs().max() <= bar * (1 + wide.abs().max())
 
 
 @torch.no_grad()
