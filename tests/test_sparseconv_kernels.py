@@ -216,18 +216,22 @@ def test_signed_zeros_and_nan() -> None:
         assert y[..., [*range(5), *range(6, 33)]].isfinite().all()
 
 
-def guarded(tensor: Tensor) -> tuple[Tensor, Any]:
-    """A copy whose last byte is the last before a page that may not be touched."""
+def guarded(tensor: Tensor, *, front: bool = False) -> tuple[Tensor, Any]:
+    """A copy between pages that may not be touched: one begins with the first byte after it.
+
+    ``front``: instead, the other one ends with the last byte before it.
+    """
     page = mmap.PAGESIZE
     size = tensor.numel() * tensor.element_size()
     whole = -(-size // page) * page
-    memory = mmap.mmap(-1, whole + page)
+    memory = mmap.mmap(-1, whole + 2 * page)
     start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
     libc = ctypes.CDLL(None, use_errno=True)
     protect = libc.mprotect
     protect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    assert protect(start + whole, page, 0) == 0
-    array = np.frombuffer(memory, np.uint8, size, whole - size)
+    for beyond in (start, start + page + whole):
+        assert protect(beyond, page, 0) == 0
+    array = np.frombuffer(memory, np.uint8, size, page if front else page + whole - size)
     copy = torch.from_numpy(array).view(tensor.dtype).reshape(tensor.shape)
     copy.copy_(tensor)
     return copy, memory

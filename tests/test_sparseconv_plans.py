@@ -16,6 +16,7 @@ from torch.testing import assert_close
 
 from curvkern import nn, sparse
 from curvkern.nn import _plans
+from test_sparseconv_chain import measuring
 
 X = torch.linspace(-2, 2, 8 * 7 * 7).reshape(1, 8, 7, 7)
 
@@ -74,7 +75,8 @@ CHANGES: dict[str, Callable[[Any], object]] = {
 
 @pytest.mark.parametrize("format", ["auto", "tuned", "dense", "strip4"])
 @pytest.mark.parametrize("change", CHANGES)
-def test_changes_are_noticed(change: str, format: str) -> None:
+def test_changes_are_noticed(change: str, format: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    measuring(monkeypatch, chain=1.0, dense=1.9)
     module = sparse_module(format=format)
     check(module)
     CHANGES[change](module)
@@ -93,7 +95,11 @@ def test_steps_of_training_between_evaluations() -> None:
     check(module.eval())
 
 
-def test_shapes_layouts_and_residuals(thread_counts: Callable[[int], None]) -> None:
+@pytest.mark.parametrize("dense", [0.3, 1.9])
+def test_shapes_layouts_and_residuals(
+    dense: float, thread_counts: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measuring(monkeypatch, chain=1.0, dense=dense)
     module = sparse_module(activation="relu", format="tuned")
     for threads in (1, 2):
         thread_counts(threads)

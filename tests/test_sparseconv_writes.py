@@ -131,6 +131,18 @@ def test_writes(way, fuse):
     assert_same(pruned(Net(way)), x, fuse_activation=fuse)
 
 
+@pytest.mark.parametrize("chain", [1.0, 3.0])
+@pytest.mark.parametrize("dense", [0.3, 0.9, 1.9])
+def test_writes_whatever_is_the_quickest(chain, dense, monkeypatch):
+    measuring(monkeypatch, chain=chain, dense=dense)
+    x = torch.randn(2, CHANNELS, 9, 7)
+    for way in WAYS:
+        net = pruned(Net(way))
+        quick = sparse.sparsify(net, example_input=x, min_sparsity=0.5)
+        with torch.no_grad():
+            torch.testing.assert_close(quick(x), net(x), rtol=1e-4, atol=1e-5)
+
+
 def test_writes_that_nobody_else_sees_are_fused():
     def way(net, x):
         y = net.b(F.relu_(net.d(net.inplace(net.a(x)))))

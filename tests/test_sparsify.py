@@ -13,6 +13,7 @@ from torch.testing import assert_close
 
 from curvkern import _sparseconv, nn, sparse
 from sparseconv_truth import NET, arrays, error
+from test_sparseconv_chain import measuring
 
 ACTIVATIONS = {"relu6": torch.nn.ReLU6, "relu": torch.nn.ReLU, "silu": torch.nn.SiLU,
                "hardswish": torch.nn.Hardswish, "none": torch.nn.Identity}  # fmt: skip
@@ -48,7 +49,11 @@ def stored_network() -> torch.nn.Sequential:
      {"autotune": False, "min_sparsity": 0.5, "block": (2, 1)}, {"example_input": True}],
     ids=str,
 )  # fmt: skip
-def test_stored_network(options: dict[str, Any]) -> None:
+@pytest.mark.parametrize("dense", [0.3, 1.9])
+def test_stored_network(
+    options: dict[str, Any], dense: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measuring(monkeypatch, chain=1.0, dense=dense)
     stored = arrays(NET)
     if "example_input" in options:
         options = {"example_input": stored["x"]}
@@ -102,8 +107,10 @@ def test_models(name: str) -> None:
     assert any(isinstance(m, torch.nn.BatchNorm2d) for m in training.modules())
 
 
-def test_choices_are_kept() -> None:
+@pytest.mark.parametrize("dense", [0.3, 1.9])
+def test_choices_are_kept(dense: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """The variant of a shape is measured once, and results are bitwise equal ever after."""
+    measuring(monkeypatch, chain=1.0, dense=dense)
     conv = torch.nn.Conv2d(32, 32, 1)
     mask = torch.rand(32, 32) > 0.9
     module = nn.SparseWeightConv2d.from_dense(conv, mask, format="tuned").eval()
@@ -111,7 +118,8 @@ def test_choices_are_kept() -> None:
     with torch.no_grad():
         first = module(x)
         times = copy.deepcopy(module.timings())
-        assert "dense" in next(iter(times.values()))
+        assert next(iter(times.values()))["dense"] == dense
+        monkeypatch.undo()
         for _ in range(3):
             assert torch.equal(module(x), first)
         assert module.timings() == times

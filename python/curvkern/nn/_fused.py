@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .. import _runtime, _sparseconv
 from .._arguments import memory_error
-from ..sparse import _execution, _patterns
+from ..sparse import _execution, _gates, _patterns
 from ..sparse._chains import activation_of
 from ._depthwise import DepthwiseConv2d, FirstConv2d
 from ._plans import CAPACITY, _modes, plain, threads
@@ -220,6 +220,8 @@ class FusedConvs(nn.Module):
             height, width = sizes[step.input]
             if type(member) not in (SparseWeightConv2d, DepthwiseConv2d, FirstConv2d):
                 return None  # a class of their own may compute something else
+            if modules and not _gates.has_scale(modules):
+                return None  # put there since the graph was made
             if isinstance(member, SparseWeightConv2d):
                 if member.stride != 1 or member.format == "dense":
                     return None

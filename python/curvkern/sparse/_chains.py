@@ -56,6 +56,8 @@ class _Tracer(fx.Tracer):
 
 def traced(model: nn.Module) -> fx.Graph | None:
     """The graph of a model; None where it cannot be traced, or where training is written in."""
+    if hooked(model):  # a graph is of its forward alone
+        return None
     try:
         graph = _Tracer().trace(model)
         if not _one_way(model, graph):
@@ -77,7 +79,8 @@ def _takes_input_by_name(model: nn.Module, node: fx.Node) -> bool:
     if node.op != "call_module" or node.args or set(node.kwargs) != {"input"}:
         return False
     module = model.get_submodule(str(node.target))
-    return type(module).__module__.startswith("torch.nn.modules.")
+    # a hook sees which of the two it is
+    return type(module).__module__.startswith("torch.nn.modules.") and not hooked(module)
 
 
 def _one_way(model: nn.Module, graph: fx.Graph) -> bool:
@@ -135,7 +138,7 @@ def foldable(module: nn.Module) -> bool:
 
 
 def hooked(module: nn.Module) -> bool:
-    """Whether someone listens to a module, or computes its parameters."""
+    """Whether someone listens to a module, computes its parameters or has its own forward."""
     hooks = list(module._forward_pre_hooks.values())
     if hasattr(module, "weight_mask"):  # the hook of torch.nn.utils.prune
         hooks = [hook for hook in hooks if not hasattr(hook, "apply_mask")]
@@ -145,6 +148,7 @@ def hooked(module: nn.Module) -> bool:
         or module._backward_hooks
         or module._backward_pre_hooks
         or hasattr(module, "parametrizations")
+        or "forward" in module.__dict__
     )
 
 
@@ -188,10 +192,19 @@ def in_graph(
         if following is None:
             continue
         name, module = _activation(modules, following)
+        if name == "relu6" and _overwritten(modules, following):
+            continue
         if name is not None and (rewrite or (module and calls[following.target] == 1)):
             chain.activation, chain.act = name, module
             chain.nodes.append(following)
     return _once(chains)
+
+
+def _overwritten(modules: dict[str, nn.Module], node: fx.Node) -> bool:
+    """Whether a result is written into: the gradient of a layer with relu6 would be of it,
+    torch's own is of what relu6 takes.
+    """
+    return any(u.args[:1] == (node,) and _writes.writes(modules, u) for u in node.users)
 
 
 def _once(chains: list[Chain]) -> list[Chain]:
@@ -253,6 +266,8 @@ def in_sequentials(model: nn.Module, *, bn: bool, activation: bool) -> list[Chai
             if not activation or not rest or uses[id(rest[0][1])] != 1:
                 continue
             found = None if hooked(rest[0][1]) else activation_of(rest[0][1])
+            if found == "relu6" and any(getattr(m, "inplace", False) for _, m in rest[1:2]):
+                continue  # as _overwritten
             if found is not None:
                 chain.activation, chain.act = found, rest[0][0]
     return list(chains.values())

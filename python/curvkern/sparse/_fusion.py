@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,9 +59,16 @@ def _taken(node: fx.Node, gates: dict[fx.Node, _gates.Gate]) -> list[Any]:
     return [gates[node].source, *node.args[1:]] if node in gates else list(node.args)
 
 
-def runs(model: nn.Module, nodes: list[fx.Node], unsafe: _writes.Unsafe) -> list[Run]:
-    """The longest runs among nodes, which are in the order of their graph."""
-    calls = Counter(node.target for node in nodes if node.op == "call_module")
+def runs(
+    model: nn.Module,
+    nodes: Iterable[fx.Node],
+    calls: Counter[fx.node.Target],
+    unsafe: _writes.Unsafe,
+) -> list[Run]:
+    """The longest runs among nodes, which are in the order of their graph.
+
+    ``calls``: how often the graph calls each module.
+    """
     layers = [node for node in nodes if _fusible(model, node, calls)]
     gates = {
         node: gate for node in layers if (gate := _gates.before(model, node, calls, unsafe))
@@ -176,7 +183,8 @@ def fuse(
     erased = erase_identities(model, graph)
     won: list[tuple[Run, FusedConvs]] = []
     unsafe = _writes.Unsafe(model, graph)
-    waiting = runs(model, list(graph.nodes), unsafe)
+    calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
+    waiting = runs(model, graph.nodes, calls, unsafe)
     while waiting:
         run = waiting.pop(0)
         fused, x = run.module(), inputs.get(run.names[0])
@@ -184,13 +192,13 @@ def fuse(
             won.append((run, fused))
         elif any(name in losers for name in run.names):
             rest = [node for node in run.nodes if node.target not in losers]
-            waiting = runs(model, rest, unsafe) + waiting
+            waiting = runs(model, rest, calls, unsafe) + waiting
+    put(model, graph, won)  # first, as what is put back has another node for its result
     kept = {name for run, _ in won for name in run.names}
     for node in list(graph.nodes):
         if node.op == "call_module" and node.target in losers and node.target not in kept:
             _put_back(model, graph, node, losers[str(node.target)])
             erased = True
-    put(model, graph, won)
     graph.lint()
     return erased or bool(won)
 

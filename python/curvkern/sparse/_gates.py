@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,15 +62,13 @@ class _Walk:
     def names(self, source: fx.Node) -> tuple[str, ...] | None:
         flat = self._method("unflatten", (1, (-1, 1, 1)))
         kind = nn.Linear if flat else nn.Conv2d
-        sigmoid = self._module(lambda m: type(m) in (nn.Sigmoid, nn.Hardsigmoid))
+        sigmoid = self._module(_sigmoid)
         excite = self._module(lambda m: _linear(m, kind))
-        act = self._module(lambda m: _chains.activation_of(m) is not None)
+        act = self._module(_activation)
         squeeze = self._module(lambda m: _linear(m, kind))
         if flat and not self._method("flatten", (1,)):
             return None
-        pool = self._module(
-            lambda m: type(m) is nn.AdaptiveAvgPool2d and m.output_size in (1, (1, 1))
-        )
+        pool = self._module(_pool)
         names = pool, squeeze, act, excite, sigmoid
         if self.at is not source or None in names:
             return None
@@ -103,6 +102,26 @@ class _Walk:
             return None
         self._step()
         return str(node.target)
+
+
+def has_scale(modules: Sequence[nn.Module]) -> bool:
+    """Whether modules, in the order of the names of a gate, find a scale as the chain does."""
+    pool, squeeze, act, excite, sigmoid = modules
+    kind = nn.Linear if type(squeeze) is nn.Linear else nn.Conv2d
+    linear = _linear(squeeze, kind) and _linear(excite, kind)
+    return linear and _pool(pool) and _activation(act) and _sigmoid(sigmoid)
+
+
+def _pool(module: nn.Module) -> bool:
+    return type(module) is nn.AdaptiveAvgPool2d and module.output_size in (1, (1, 1))
+
+
+def _activation(module: nn.Module) -> bool:
+    return _chains.activation_of(module) is not None
+
+
+def _sigmoid(module: nn.Module) -> bool:
+    return type(module) in (nn.Sigmoid, nn.Hardsigmoid)
 
 
 def _linear(module: nn.Module, kind: type[nn.Module]) -> bool:

@@ -97,7 +97,8 @@ def sparsify(
     that are dropped are no weights: NaN passes only where weights are.
 
     The result can be trained further: the values of the sparse weights are parameters. To keep
-    normalisation in training, pass a model in training mode or ``fuse_bn=False``.
+    normalisation in training, pass a model in training mode or ``fuse_bn=False``. A ``forward``
+    that asks for ``self.training`` is fixed to the mode that the model is in.
 
     Evaluation keeps what was made of weights for as long as torch's version counter says that
     they are the same: edits through ``.data`` are not noticed.
@@ -228,8 +229,12 @@ def _apply(
 
 
 def _put(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
+    """Put a module where another one is, under all of its names."""
+    old = model.get_submodule(name)
+    for parent in list(model.modules()):
+        for child, found in parent._modules.items():
+            if found is old:
+                setattr(parent, child, module)
 
 
 def _leave(chain: Chain, *, fold: bool) -> None:
