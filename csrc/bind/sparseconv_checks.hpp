@@ -30,20 +30,24 @@ inline Activation activation_of(const char* op, const std::string& name) {
     refuse(op, "activation must be none, relu, relu6, silu or hardswish, got '" + name + "'");
 }
 
-inline void require_shape(const TensorView& view, const char* op, const char* name,
-                          std::initializer_list<std::int64_t> expected) {
-    bool same = view.ndim() == static_cast<int>(expected.size());
+[[noreturn]] inline void refuse_shape(const TensorView& view, const char* op, const char* name,
+                                      std::initializer_list<std::int64_t> expected) {
     std::string wanted, got;
-    int axis = 0;
     for (const std::int64_t size : expected) {
-        same = same && view.shape(axis) == size;
-        wanted += (axis++ == 0 ? "" : ", ") + std::to_string(size);
+        wanted += (wanted.empty() ? "" : ", ") + std::to_string(size);
     }
-    if (same) return;
-    for (axis = 0; axis < view.ndim(); ++axis) {
+    for (int axis = 0; axis < view.ndim(); ++axis) {
         got += (axis == 0 ? "" : ", ") + std::to_string(view.shape(axis));
     }
     refuse(op, std::string(name) + " must have shape (" + wanted + "), got (" + got + ")");
+}
+
+inline void require_shape(const TensorView& view, const char* op, const char* name,
+                          std::initializer_list<std::int64_t> expected) {
+    bool same = view.ndim() == static_cast<int>(expected.size());
+    int axis = 0;
+    for (const std::int64_t size : expected) same = same && view.shape(axis++) == size;
+    if (!same) refuse_shape(view, op, name, expected);
 }
 
 }  // namespace curvkern::sparseconv

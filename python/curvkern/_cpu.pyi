@@ -60,9 +60,6 @@ class SupportGraph:
     def row(self) -> npt.NDArray[np.int64]: ...
     def value(self) -> npt.NDArray[np.float64]: ...
 
-def depthwise_scratch(
-    x: Tensor, weight: Tensor, y: Tensor, stride: int, dilation: int, left: int, top: int
-) -> int: ...
 def depthwise(
     x: Tensor,
     weight: Tensor,
@@ -72,7 +69,6 @@ def depthwise(
     left: int,
     top: int,
     activation: str,
-    scratch: Tensor,
     y: Tensor,
 ) -> None: ...
 def depthwise_input_grad(
@@ -93,9 +89,6 @@ def depthwise_weight_grad(
     left: int,
     top: int,
 ) -> None: ...
-def first_scratch(
-    x: Tensor, weight: Tensor, y: Tensor, stride: int, left: int, top: int
-) -> int: ...
 def first(
     x: Tensor,
     weight: Tensor,
@@ -104,7 +97,6 @@ def first(
     left: int,
     top: int,
     activation: str,
-    scratch: Tensor,
     y: Tensor,
 ) -> None: ...
 def check_sparse_pattern(
@@ -133,7 +125,6 @@ class SparsePlan:
         parts: int,
     ) -> None: ...
     def size(self) -> int: ...
-    def sddmm_scratch(self, element: int) -> int: ...
     def gather(self, values: Tensor, out: Tensor) -> None: ...
     def multiply(
         self,
@@ -142,9 +133,9 @@ class SparsePlan:
         bias: Tensor | None,
         residual: Tensor | None,
         activation: str,
-        y: Tensor,
-    ) -> None: ...
-    def sddmm(self, g: Tensor, x: Tensor, scratch: Tensor, values: Tensor) -> None: ...
+        y: Tensor | None = None,
+    ) -> Tensor: ...
+    def sddmm(self, g: Tensor, x: Tensor, values: Tensor) -> None: ...
 
 class ConvChain:
     """Convolutions one after the other, on images of one shape."""

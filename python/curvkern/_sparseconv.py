@@ -138,10 +138,7 @@ def conv1x1_packed(
 ) -> Tensor:
     """act(W x + bias + residual) for x of shape (B, K, P) or (B, K, H, W)."""
     torch.get_num_threads()  # as in _native
-    batch, _, *pixels = x.shape
-    y = x.new_empty((batch, packed.rows, *pixels))
-    packed.plan.multiply(x, packed.values, bias, residual, activation, y)
-    return y
+    return packed.plan.multiply(x, packed.values, bias, residual, activation)
 
 
 #: A stage of a chain: its kind and what :class:`curvkern._cpu.ConvChain` takes for it.
@@ -264,8 +261,7 @@ def sddmm(gy: Tensor, x: Tensor, pattern: Pattern) -> Tensor:
     plan = pattern.plan(False, False, 8, 1)
     r, c = pattern.block
     values = x.new_empty(pattern.nnz, r, c) if r * c > 1 else x.new_empty(pattern.nnz)
-    scratch = torch.empty(plan.sddmm_scratch(x.element_size()))
-    plan.sddmm(gy, x, scratch, values)
+    plan.sddmm(gy, x, values)
     return values
 
 
@@ -322,8 +318,7 @@ def depthwise(
     """act(conv2d) of (B, C, H, W) by (N, 1, kh, kw), padded by (left, right, top, bottom)."""
     y = _output(x, weight, stride, padding, dilation)
     place = (stride, dilation, padding[0], padding[2])
-    scratch = torch.empty(_native().depthwise_scratch(x, weight, y, *place))
-    _native().depthwise(x, weight, bias, *place, activation, scratch, y)
+    _native().depthwise(x, weight, bias, *place, activation, y)
     return y
 
 
@@ -354,9 +349,7 @@ def first_native(
 ) -> Tensor:
     """The same by the compiled kernel, however many channels there are."""
     y = _output(x, weight, stride, padding)
-    place = (stride, padding[0], padding[2])
-    scratch = torch.empty(_native().first_scratch(x, weight, y, *place))
-    _native().first(x, weight, bias, *place, activation, scratch, y)
+    _native().first(x, weight, bias, stride, padding[0], padding[2], activation, y)
     return y
 
 
