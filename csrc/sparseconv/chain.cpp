@@ -26,6 +26,16 @@ struct Chain::Poll {
     }
 };
 
+namespace {
+
+// Whether threads would not gain what it takes to start them, some microseconds.
+bool is_brief(const Product& product) {
+    constexpr std::int64_t lanes = 16, loads = std::int64_t{1} << 13;
+    return product.plan->entries() * ((product.pixels + lanes - 1) / lanes) <= loads;
+}
+
+}  // namespace
+
 Chain::Rows Chain::whole(std::int64_t tensor, const Work& work) const {
     if (tensor < 0) return {nullptr, 0, 0};
     const auto t = static_cast<std::size_t>(tensor);
@@ -166,8 +176,9 @@ bool Chain::run_whole(const Segment& segment, const Work& work) const {
     if (stage.kind == Stage::Kind::first) {
         return first_conv(placed(stage.first, from, to), scratch, scratch_bytes_, check);
     }
-    const Product p =
+    Product p =
         product(stage, 0, stage.out.height, from, whole(stage.residual, work), to, work.lane);
+    p.serial = is_brief(p);
     return multiply(p, scratch, scratch_bytes_, check);
 }
 
