@@ -18,13 +18,13 @@ constexpr const char* op = "ConvChain";
 class Held {
   public:
     Held(std::array<std::int64_t, 4> shape, std::int64_t element, const py::list& stages,
-         int threads, std::array<std::int64_t, 2> limits)
+         int threads, std::array<std::int64_t, 2> limits, std::array<std::int64_t, 2> group)
         : objects_(stages),  // a copy: the list may change
           storage_(element == 8   ? Storage::float64
                    : element == 4 ? Storage::float32
                                   : Storage::bfloat16),
-          chain_(read(shape, stages), {shape[1], shape[2], shape[3]}, storage_, shape[0],
-                 threads, {limits[0], limits[1]}) {}
+          chain_(read(shape, {group[0], group[1]}, stages), {shape[1], shape[2], shape[3]},
+                 storage_, shape[0], threads, {limits[0], limits[1]}, {group[0], group[1]}) {}
 
     const Chain& chain() const { return chain_; }
 
@@ -237,7 +237,7 @@ class Held {
         stage.top = padding[2];
     }
 
-    std::vector<Stage> read(const std::array<std::int64_t, 4>& shape,
+    std::vector<Stage> read(const std::array<std::int64_t, 4>& shape, const Group& group,
                             const py::list& stages) const {
         for (const std::int64_t size : shape) {
             if (size < 1) refuse(op, "x must not be empty");
@@ -260,7 +260,26 @@ class Held {
             extents.push_back(found.back().out);
         }
         if (found.empty()) refuse(op, "a chain must have stages");
+        check_group(shape[0], found, extents, group);
         return found;
+    }
+
+    static void check_group(std::int64_t batch, const std::vector<Stage>& stages,
+                            const std::vector<Extent>& extents, const Group& group) {
+        const auto count = static_cast<std::int64_t>(stages.size());
+        if (group.images < 1 || group.images > std::max<std::int64_t>(1, batch)) {
+            refuse(op, "a group must have images of the batch");
+        }
+        if (group.first < 0 || group.first > count) refuse(op, "a group must begin at a stage");
+        for (auto i = static_cast<std::size_t>(group.first); i < stages.size(); ++i) {
+            if (!takes_group(stages[i])) refuse(op, "a stage takes one image at a time");
+        }
+        for (Extent e : extents) {
+            if (__builtin_mul_overflow(e.channels, group.images, &e.channels)) {
+                refuse(op, "a group is too large");
+            }
+            require_room(e);
+        }
     }
 
     py::tuple objects_;
@@ -276,8 +295,9 @@ void bind_sparseconv_chain(py::module_& module) {
     using sparseconv::chains::Held;
     py::class_<Held>(module, "ConvChain")
         .def(py::init<std::array<std::int64_t, 4>, std::int64_t, const py::list&, int,
-                      std::array<std::int64_t, 2>>(),
-             arg("shape"), arg("element"), arg("stages"), arg("threads"), arg("limits"))
+                      std::array<std::int64_t, 2>, std::array<std::int64_t, 2>>(),
+             arg("shape"), arg("element"), arg("stages"), arg("threads"), arg("limits"),
+             arg("group"))
         .def("workspace", [](const Held& held) { return (held.chain().workspace() + 3) / 4; })
         .def("shape",
              [](const Held& held) {

@@ -26,25 +26,23 @@ struct Chain::Poll {
     }
 };
 
-// A convolution with where its images and its results lie.
-template <class Convolution>
-Convolution Chain::placed(Convolution c, const Rows& from, const Rows& to) {
-    c.x = from.data;
-    c.x_row = from.row;
-    c.x_plane = from.plane;
-    c.y = to.data;
-    c.y_row = to.row;
-    c.y_plane = to.plane;
-    return c;
+namespace {
+
+// Whether threads would not gain what it takes to start them, some microseconds.
+bool is_brief(const Product& product) {
+    constexpr std::int64_t lanes = 16, loads = std::int64_t{1} << 13;
+    return product.plan->entries() * ((product.pixels + lanes - 1) / lanes) <= loads;
 }
 
-Chain::Rows Chain::whole(std::int64_t tensor, const void* x, void* y, char* lane) const {
+}  // namespace
+
+Chain::Rows Chain::whole(std::int64_t tensor, const Work& work) const {
     if (tensor < 0) return {nullptr, 0, 0};
     const auto t = static_cast<std::size_t>(tensor);
     const std::int64_t plane = extent_[t].height * extent_[t].width;
-    if (t == 0) return {static_cast<char*>(const_cast<void*>(x)), 0, plane};
-    if (t + 1 == extent_.size()) return {static_cast<char*>(y), 0, plane};
-    return {lane + offset_[t], 0, plane};
+    if (t == 0) return {const_cast<char*>(work.x), 0, plane};
+    if (t + 1 == extent_.size()) return {work.y, 0, plane};
+    return {work.lane + offset_[t] + work.image * slot_[t], 0, plane};
 }
 
 Product Chain::product(const Stage& stage, std::int64_t begin, std::int64_t end,
@@ -70,34 +68,52 @@ Product Chain::product(const Stage& stage, std::int64_t begin, std::int64_t end,
 }
 
 bool Chain::run(const void* x, void* y, void* workspace, InterruptCheck interrupted) const {
-    const std::int64_t element = element_size(storage_);
-    const std::int64_t x_bytes = extent_[0].channels * extent_[0].height * extent_[0].width;
-    const Extent& out = extent_.back();
-    const std::int64_t y_bytes = out.channels * out.height * out.width;
+    const auto count = static_cast<std::int64_t>(stages_.size());
+    const std::int64_t x_bytes = tensor_bytes(0), y_bytes = tensor_bytes(count);
     Poll poll{interrupted};
     Workers lanes(aligned(workspace), lanes_, lane_bytes_);
     std::atomic<bool> finished{true};
-    const auto image = [&](std::int64_t i, char* lane) {
-        const auto* from = static_cast<const char*>(x) + i * x_bytes * element;
-        return run_image(from, static_cast<char*>(y) + i * y_bytes * element, lane, poll);
+    const auto group = [&](std::int64_t begin, std::int64_t end, char* lane) {
+        const char* from = static_cast<const char*>(x) + begin * x_bytes;
+        return run_group({from, static_cast<char*>(y) + begin * y_bytes, lane, 0, poll},
+                         end - begin);
     };
     if (lanes_ == 1) {
-        for (std::int64_t i = 0; i < batch_; ++i) {
-            if (!image(i, aligned(workspace))) return false;
+        for (std::int64_t i = 0; i < batch_; i += group_.images) {
+            const std::int64_t end = std::min(i + group_.images, batch_);
+            if (!group(i, end, aligned(workspace))) return false;
         }
         return true;
     }
-    parallel_chunks(batch_, 1, nullptr, [&](std::int64_t i, std::int64_t) {
+    parallel_chunks(batch_, group_.images, nullptr, [&](std::int64_t begin, std::int64_t end) {
         const Workers::Turn turn(lanes);
-        if (finished && !image(i, turn.scratch())) finished = false;
+        if (finished && !group(begin, end, turn.scratch())) finished = false;
     });
     return finished;
 }
 
-bool Chain::run_image(const void* x, void* y, char* lane, Poll& poll) const {
+bool Chain::run_group(const Work& work, std::int64_t images) const {
+    const auto count = static_cast<std::int64_t>(stages_.size());
+    const std::int64_t x_bytes = tensor_bytes(0), y_bytes = tensor_bytes(count);
+    for (std::int64_t i = 0; i < images; ++i) {
+        const char* from = work.x + i * x_bytes;
+        if (!run_image({from, work.y + i * y_bytes, work.lane, i, work.poll})) return false;
+    }
+    if (group_.first == count) return true;
+    gather(work, images);
+    for (std::int64_t i = group_.first; i < count; ++i) {
+        run_interleaved(i, work.lane, images);
+        if (work.poll.stops()) return false;
+    }
+    scatter(work, images);
+    return true;
+}
+
+bool Chain::run_image(const Work& work) const {
     for (const Segment& segment : segments_) {
+        if (grouped(segment)) break;
         if (stages_[static_cast<std::size_t>(segment.first)].gated &&
-            !open_gate(segment.first, x, y, lane, poll)) {
+            !open_gate(segment.first, work)) {
             return false;
         }
         bool finished = true;
@@ -108,26 +124,26 @@ bool Chain::run_image(const void* x, void* y, char* lane, Poll& poll) const {
             std::atomic<bool> all{true};
             parallel_chunks(shares, 1, nullptr, [&](std::int64_t i, std::int64_t) {
                 const std::int64_t begin = height * i / shares, end = height * (i + 1) / shares;
-                char* memory = lane + band_ + i * band_bytes_;
-                if (!run_bands(segment, begin, end, x, y, lane, memory, poll)) all = false;
+                char* memory = work.lane + band_ + i * band_bytes_;
+                if (!run_bands(segment, begin, end, memory, work)) all = false;
             });
             finished = all;
         } else {
-            finished = run_whole(segment, x, y, lane, poll);
+            finished = run_whole(segment, work);
         }
-        if (!finished || poll.stops()) return false;
+        if (!finished || work.poll.stops()) return false;
     }
     return true;
 }
 
-bool Chain::open_gate(std::int64_t number, const void* x, void* y, char* lane,
-                      Poll& poll) const {
+bool Chain::open_gate(std::int64_t number, const Work& work) const {
+    char* const lane = work.lane;
     const Stage& stage = stages_[static_cast<std::size_t>(number)];
     const std::vector<std::int32_t>& columns = columns_[static_cast<std::size_t>(number)];
     const auto n = static_cast<std::int64_t>(columns.size());
     const std::int64_t channels = stage.gate.channels;
     const std::int64_t pixels = stage.out.height * stage.out.width;
-    const Rows from = whole(stage.input, x, y, lane);
+    const Rows from = whole(stage.input, work);
     auto* values = reinterpret_cast<float*>(lane + gate_);
     auto* mean = reinterpret_cast<float*>(lane + gate_ + whole_lines(4 * n));
     float *inner = mean + channels, *scale = inner + stage.gate.inner;
@@ -137,7 +153,7 @@ bool Chain::open_gate(std::int64_t number, const void* x, void* y, char* lane,
             mean[c] = mean_of(reinterpret_cast<float*>(from.data) + c * from.plane, pixels);
         }
     };
-    if (!parallel_chunks(channels, some, poll.check(), average)) return false;
+    if (!parallel_chunks(channels, some, work.poll.check(), average)) return false;
     excite(stage.gate, mean, inner, scale);
     const auto* given = static_cast<const float*>(stage.product.value);
     for (std::int64_t i = 0; i < n; ++i) {
@@ -146,27 +162,28 @@ bool Chain::open_gate(std::int64_t number, const void* x, void* y, char* lane,
     return true;
 }
 
-bool Chain::run_whole(const Segment& segment, const void* x, void* y, char* lane,
-                      Poll& poll) const {
+bool Chain::run_whole(const Segment& segment, const Work& work) const {
     const Stage& stage = stages_[static_cast<std::size_t>(segment.first)];
-    const Rows from = whole(stage.input, x, y, lane), to = whole(segment.last, x, y, lane);
-    char* scratch = lane + scratch_;
+    const Rows from = whole(stage.input, work), to = whole(segment.last, work);
+    char* scratch = work.lane + scratch_;
+    const InterruptCheck check = work.poll.check();
     if (stage.kind == Stage::Kind::depthwise) {
         Depthwise d = placed(stage.filters, from, to);
         d.begin = 0;
         d.end = stage.out.height;
-        return depthwise(d, scratch, scratch_bytes_, poll.check());
+        return depthwise(d, scratch, scratch_bytes_, check);
     }
     if (stage.kind == Stage::Kind::first) {
-        return first_conv(placed(stage.first, from, to), scratch, scratch_bytes_, poll.check());
+        return first_conv(placed(stage.first, from, to), scratch, scratch_bytes_, check);
     }
-    const Rows beside = whole(stage.residual, x, y, lane);
-    return multiply(product(stage, 0, stage.out.height, from, beside, to, lane), scratch,
-                    scratch_bytes_, poll.check());
+    Product p =
+        product(stage, 0, stage.out.height, from, whole(stage.residual, work), to, work.lane);
+    p.serial = is_brief(p);
+    return multiply(p, scratch, scratch_bytes_, check);
 }
 
 bool Chain::run_bands(const Segment& segment, std::int64_t begin, std::int64_t end,
-                      const void* x, void* y, char* lane, char* memory, Poll& poll) const {
+                      char* memory, const Work& work) const {
     const auto count = static_cast<std::size_t>(segment.last - segment.first);
     const auto stage_of = [&](std::size_t i) -> const Stage& {
         return stages_[static_cast<std::size_t>(segment.first) + i];
@@ -176,8 +193,8 @@ bool Chain::run_bands(const Segment& segment, std::int64_t begin, std::int64_t e
     std::vector<Rows> rows(count + 1);
     std::vector<char*> padded(count);
     capacity(segment, segment.rows, held);
-    rows[0] = whole(stage_of(0).input, x, y, lane);
-    rows[count] = whole(segment.last, x, y, lane);
+    rows[0] = whole(stage_of(0).input, work);
+    rows[count] = whole(segment.last, work);
     done[count - 1] = begin;
     for (std::size_t i = count - 1; i > 0; --i) {
         done[i - 1] = first_row(stage_of(i), done[i]);
@@ -230,13 +247,13 @@ bool Chain::run_bands(const Segment& segment, std::int64_t begin, std::int64_t e
                 }
             } else {
                 Product p = product(stage, done[i], until[i], rows[i],
-                                    whole(stage.residual, x, y, lane), rows[i + 1], lane);
+                                    whole(stage.residual, work), rows[i + 1], work.lane);
                 p.serial = true;
                 multiply(p, memory, 0, nullptr);
             }
             done[i] = until[i];
         }
-        if (poll.stops()) return false;
+        if (work.poll.stops()) return false;
     }
     return true;
 }

@@ -7,8 +7,12 @@
 // Elsewhere a stage runs as a whole, from one part of a workspace to another, so that no page
 // is new.
 //
+// The last stages, whose images are small, may run for a group of images at once, which then
+// lie interleaved, (channels, height, width, images): a product takes them for one image of so
+// many more pixels, and a depthwise convolution fills its registers with a pixel of each.
+//
 // Each stage calls the loops of its layer for all rows or for some, which give the same bits:
-// those of a chain do not depend on bands or threads.
+// those of a chain do not depend on bands, groups or threads.
 #pragma once
 
 #include <vector>
@@ -47,11 +51,20 @@ struct Limits {
     std::int64_t whole, band;
 };
 
+// Stages from `first` on, all of which can, take so many images at once.
+struct Group {
+    std::int64_t first, images;
+};
+inline bool takes_group(const Stage& stage) {
+    if (stage.kind == Stage::Kind::depthwise) return is_small(stage.filters);
+    return stage.kind == Stage::Kind::pointwise && !stage.gated;
+}
+
 class Chain {
   public:
-    // For `threads` on one image, or on an image each where a batch has several.
+    // For `threads` on one image, or on a group of images each where a batch has several.
     Chain(std::vector<Stage> stages, Extent input, Storage storage, std::int64_t batch,
-          int threads, Limits limits);
+          int threads, Limits limits, Group group);
     // Packed weights are aligned within their memory, which a copy's would not be.
     Chain(const Chain&) = delete;
     Chain& operator=(const Chain&) = delete;
@@ -79,27 +92,51 @@ class Chain {
         std::int64_t row, plane;
     };
     struct Poll;
+    // What is worked on: an image, the `image`th of its group, or all images of a group.
+    struct Work {
+        const char* x;
+        char *y, *lane;
+        std::int64_t image;
+        Poll& poll;
+    };
 
     void cut(Limits limits);
-    void place();
+    void place_tensors();
+    void place_scratch();
     std::int64_t capacity(const Segment& segment, std::int64_t rows,
                           std::vector<std::int64_t>& held) const;
+    std::int64_t tensor_elements(std::int64_t tensor) const;
     std::int64_t tensor_bytes(std::int64_t tensor) const;
     std::int64_t row_bytes(std::int64_t tensor) const;
     std::int64_t first_row(const Stage& stage, std::int64_t row) const;
     std::int64_t end_row(const Stage& stage, std::int64_t end) const;
-    Rows whole(std::int64_t tensor, const void* x, void* y, char* lane) const;
+    bool grouped(const Segment& segment) const { return segment.first >= group_.first; }
+
+    Rows whole(std::int64_t tensor, const Work& work) const;
     Product product(const Stage& stage, std::int64_t begin, std::int64_t end, const Rows& from,
                     const Rows& beside, const Rows& to, const char* lane) const;
     // Makes the values of a gated product, which stay in the lane until its segment is done.
-    bool open_gate(std::int64_t stage, const void* x, void* y, char* lane, Poll& poll) const;
+    bool open_gate(std::int64_t stage, const Work& work) const;
+    // A convolution with where its images and its results lie.
     template <class Convolution>
-    static Convolution placed(Convolution c, const Rows& from, const Rows& to);
-    bool run_whole(const Segment& segment, const void* x, void* y, char* lane,
-                   Poll& poll) const;
-    bool run_image(const void* x, void* y, char* lane, Poll& poll) const;
-    bool run_bands(const Segment& segment, std::int64_t begin, std::int64_t end, const void* x,
-                   void* y, char* lane, char* memory, Poll& poll) const;
+    static Convolution placed(Convolution c, const Rows& from, const Rows& to) {
+        c.x = from.data;
+        c.x_row = from.row;
+        c.x_plane = from.plane;
+        c.y = to.data;
+        c.y_row = to.row;
+        c.y_plane = to.plane;
+        return c;
+    }
+    bool run_group(const Work& work, std::int64_t images) const;
+    bool run_image(const Work& work) const;
+    bool run_whole(const Segment& segment, const Work& work) const;
+    bool run_bands(const Segment& segment, std::int64_t begin, std::int64_t end, char* memory,
+                   const Work& work) const;
+    // What the stages of a group take of those before them, and what they make of it.
+    void gather(const Work& work, std::int64_t images) const;
+    void run_interleaved(std::int64_t stage, char* lane, std::int64_t images) const;
+    void scatter(const Work& work, std::int64_t images) const;
 
     std::vector<Stage> stages_;
     std::vector<std::vector<char>> packed_;  // by stage, of first convolutions
@@ -107,9 +144,12 @@ class Chain {
         columns_;                 // by stage, of the values of gated products
     std::vector<Extent> extent_;  // by tensor
     Storage storage_;
-    std::int64_t batch_, lanes_, threads_;  // images at a time, and threads on each
+    Group group_;
+    std::int64_t batch_, lanes_, threads_;  // groups at a time, and threads on each
     std::vector<Segment> segments_;
-    std::vector<std::int64_t> offset_;  // by tensor: where it lies in a lane, -1: nowhere
+    // By tensor, -1 where it is not: where it lies in a lane, that of an image or, `slot_`
+    // bytes apart, those of a group; and where it lies interleaved.
+    std::vector<std::int64_t> offset_, slot_, interleaved_;
     std::int64_t gate_ = 0, scratch_ = 0, band_ = 0, band_bytes_ = 0, lane_bytes_ = 0,
                  scratch_bytes_ = 0;
 };

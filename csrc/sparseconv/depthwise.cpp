@@ -64,6 +64,24 @@ void depthwise_planes(const Depthwise& d, std::int64_t first, std::int64_t last,
     }
 }
 
+std::int64_t interleaved_scratch(const Depthwise& d) {
+    const PaddedPlane padded = padded_plane(d);
+    const std::int64_t images = whole_lines(d.images * wide_size(d.storage));
+    return padded.rows * padded.columns * images + 64;
+}
+
+void depthwise_interleaved(const Depthwise& d, void* memory) {
+    const auto kernel =
+        depthwise_table()
+            .interleaved[static_cast<int>(d.storage)][d.kernel_width == 5][d.stride - 1];
+    char* const buffer = aligned(memory);
+    // Padding, which no plane writes to.
+    std::memset(buffer, 0, static_cast<std::size_t>(interleaved_scratch(d) - 64));
+    for (std::int64_t filter = 0; filter < d.channels * d.multiplier; ++filter) {
+        kernel(d, filter, buffer);
+    }
+}
+
 std::int64_t depthwise_scratch(const Depthwise& d) {
     const std::int64_t chunks = (planes(d) + planes_at_once(d) - 1) / planes_at_once(d);
     return std::min<std::int64_t>(thread_count(), chunks) * plane_scratch(d) + 64;

@@ -39,23 +39,37 @@ struct Bands {
 };
 Bands bands_of(const Depthwise& d);
 
+// What small filters see of a plane, zeros included.
+struct PaddedPlane {
+    std::int64_t rows, columns;
+};
+inline PaddedPlane padded_plane(const Depthwise& d) {
+    return {(d.out_height - 1) * d.stride + d.kernel_height,
+            (d.out_width - 1) * d.stride + d.kernel_width};
+}
+
 // The plane of a filter; `tap` has room for the filter, a register each.
 using PlaneKernel = void (*)(const Depthwise& d, const Bands& bands, std::int64_t image,
                              std::int64_t filter, void* tap, void* buffer);
 struct DepthwiseKernels {
     // by storage; any kernel, 3 x 3 and 5 x 5 with strides 1 and 2 and no dilation
     PlaneKernel any[3], small[3][2][2];
+    // likewise, the planes of a filter of images that lie interleaved
+    void (*interleaved[3][2][2])(const Depthwise& d, std::int64_t filter, void* buffer);
 };
+
+// Whether there are kernels for just these filters.
+inline bool is_small(const Depthwise& d) {
+    const bool square = d.kernel_height == d.kernel_width;
+    return square && (d.kernel_width == 3 || d.kernel_width == 5) && d.stride <= 2 &&
+           d.dilation == 1;
+}
 
 // Of such a table, the kernel for a convolution.
 template <class Kernels>
 auto kernel_of(const Kernels& kernels, const Depthwise& d) {
     const auto storage = static_cast<int>(d.storage);
-    const bool square = d.kernel_height == d.kernel_width;
-    if (square && (d.kernel_width == 3 || d.kernel_width == 5) && d.stride <= 2 &&
-        d.dilation == 1) {
-        return kernels.small[storage][d.kernel_width == 5][d.stride - 1];
-    }
+    if (is_small(d)) return kernels.small[storage][d.kernel_width == 5][d.stride - 1];
     return kernels.any[storage];
 }
 
@@ -70,6 +84,11 @@ CURVKERN_FOR_EACH_ISA(CURVKERN_DECLARE)
 // before the first call; afterwards it is ready for others of the same sizes.
 std::int64_t plane_scratch(const Depthwise& d);
 void depthwise_planes(const Depthwise& d, std::int64_t first, std::int64_t last, void* memory);
+
+// All planes of images that lie interleaved, the values of a pixel side by side: x as
+// (channels, height, width, images), and y likewise. By the calling thread; of small filters.
+std::int64_t interleaved_scratch(const Depthwise& d);
+void depthwise_interleaved(const Depthwise& d, void* memory);
 
 std::int64_t depthwise_scratch(const Depthwise& d);
 bool depthwise(const Depthwise& d, void* scratch, std::int64_t scratch_bytes,

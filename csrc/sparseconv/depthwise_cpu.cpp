@@ -4,6 +4,7 @@
 #include "sparseconv/depthwise.hpp"
 #include "sparseconv/depthwise_bands.hpp"
 #include "sparseconv/depthwise_direct.hpp"
+#include "sparseconv/depthwise_interleaved.hpp"
 
 namespace curvkern::sparseconv {
 namespace {
@@ -116,6 +117,10 @@ void fill(DepthwiseKernels& k, int storage) {
     k.small[storage][0][1] = small<S, 3, 2>;
     k.small[storage][1][0] = small<S, 5, 1>;
     k.small[storage][1][1] = small<S, 5, 2>;
+    k.interleaved[storage][0][0] = interleaved<S, 3, 1>;
+    k.interleaved[storage][0][1] = interleaved<S, 3, 2>;
+    k.interleaved[storage][1][0] = interleaved<S, 5, 1>;
+    k.interleaved[storage][1][1] = interleaved<S, 5, 2>;
 }
 
 }  // namespace

@@ -212,47 +212,65 @@ class FusedConvs(nn.Module):
 
     def chain(self, x: Tensor, members: tuple[nn.Module, ...]) -> _sparseconv.Chain | None:
         """The native chain for such an image; None where there is none."""
-        stages: list[_sparseconv.Stage] = []
-        sizes = [(int(x.shape[2]), int(x.shape[3]))]
         rest = iter(members)
-        for step in self.steps:
-            member, modules = next(rest), [next(rest) for _ in step.gate]
-            height, width = sizes[step.input]
-            if type(member) not in (SparseWeightConv2d, DepthwiseConv2d, FirstConv2d):
-                return None  # a class of their own may compute something else
-            if modules and not _gates.has_scale(modules):
-                return None  # put there since the graph was made
-            if isinstance(member, SparseWeightConv2d):
-                if member.stride != 1 or member.format == "dense":
-                    return None
-                packed = _packed(member, x, height * width)
-                product = step.residual, packed, member.bias, member.activation
-                gate = _gate(modules) if modules else None
-                stages.append(_sparseconv.Chain.pointwise(step.input, *product, gate))
-            else:
-                assert isinstance(member, (DepthwiseConv2d, FirstConv2d))
-                stride, padding, *others = member._settings()
-                filters = step.input, member.weight, member.bias, stride, padding, *others
-                if isinstance(member, DepthwiseConv2d):
-                    stages.append(_sparseconv.Chain.depthwise(*filters))
-                elif _sparseconv.first_is_native(member.in_channels):
-                    stages.append(_sparseconv.Chain.first(*filters))
-                else:
-                    return None
-                size = _sparseconv.output_size(
-                    (height, width), member.weight, *filters[3:5], *others[:-1]
-                )
-                height, width = size
-                if height < 1 or width < 1:
-                    return None  # which is told in the words of the layer
-            sizes.append((height, width))
+        layers: list[tuple[Any, list[Any]]]
+        layers = [(next(rest), [next(rest) for _ in step.gate]) for step in self.steps]
+        sizes = self._sizes(x, [layer for layer, _ in layers])
+        if sizes is None or not all(_gates.has_scale(gate) for _, gate in layers if gate):
+            return None  # a gate may have been put there since the graph was made
+        able = [_takes_group(layer) and not gate for layer, gate in layers]
+        alone = max((i + 1 for i, can in enumerate(able) if not can), default=0)
+        group = _sparseconv.Chain.grouping(sizes, x.dtype, x.shape[0], alone)
+        stages: list[_sparseconv.Stage] = []
+        for i, (layer, gate) in enumerate(layers):
+            step, (_, height, width) = self.steps[i], sizes[i + 1]
+            if isinstance(layer, SparseWeightConv2d):
+                pixels = height * width * (group[1] if i >= group[0] else 1)
+                packed = _packed(layer, x, pixels)
+                product = step.residual, packed, layer.bias, layer.activation
+                scale = _gate(gate) if gate else None
+                stages.append(_sparseconv.Chain.pointwise(step.input, *product, scale))
+                continue
+            kind = "depthwise" if isinstance(layer, DepthwiseConv2d) else "first"
+            filters = step.input, layer.weight, layer.bias, *layer._settings()
+            stages.append(getattr(_sparseconv.Chain, kind)(*filters))
         try:
-            return _sparseconv.Chain(x.shape, x.dtype, stages)
+            return _sparseconv.Chain(x.shape, x.dtype, stages, group)
         except (TypeError, ValueError):
             return None  # which is told in the words of the layer
 
+    def _sizes(self, x: Tensor, layers: list[Any]) -> list[tuple[int, int, int]] | None:
+        """Channels, height and width by tensor; None where a layer is not native."""
+        sizes = [(int(x.shape[1]), int(x.shape[2]), int(x.shape[3]))]
+        for step, layer in zip(self.steps, layers, strict=True):
+            _, height, width = sizes[step.input]
+            if type(layer) is SparseWeightConv2d:
+                if layer.stride != 1 or layer.format == "dense":
+                    return None
+            elif type(layer) in (DepthwiseConv2d, FirstConv2d):
+                first = type(layer) is FirstConv2d
+                if first and not _sparseconv.first_is_native(layer.in_channels):
+                    return None
+                *place, _ = layer._settings()
+                height, width = _sparseconv.output_size((height, width), layer.weight, *place)
+                if height < 1 or width < 1:
+                    return None  # which is told in the words of the layer
+            else:
+                return None  # a class of their own may compute something else
+            sizes.append((layer.out_channels, height, width))
+        return sizes
+
     def extra_repr(self) -> str:
         return ", ".join(step.name for step in self.steps)
+
+
+def _takes_group(layer: Any) -> bool:
+    """Whether a stage takes interleaved images: of depthwise convolutions, small filters."""
+    if not isinstance(layer, DepthwiseConv2d):
+        return isinstance(layer, SparseWeightConv2d)
+    stride, _, dilation, _ = layer._settings()
+    small: bool = layer.weight.shape[2:] in ((3, 3), (5, 5)) and stride <= 2 and dilation == 1
+    return small
 
 
 def _scale(
