@@ -1,8 +1,8 @@
 """Benchmark cases of pruned networks: whole ones after sparsify, and training steps of layers.
 
-Images of 224 x 224, random weights of which a share is zero. Rivals run the same weights as
-dense ones: torch layer by layer ("eager"), torch.compile with frozen weights, onnxruntime. All
-of them are ready before a timed call: compiled, exported, autotuned.
+Images of 224 x 224, or batches of small ones, random weights of which a share is zero. Rivals
+run the same weights as dense ones: torch layer by layer ("eager"), torch.compile with frozen
+weights, onnxruntime. All of them are ready before a timed call: compiled, exported, autotuned.
 """
 
 from __future__ import annotations
@@ -22,24 +22,28 @@ from curvkern.sparse import models
 
 EAGER, COMPILED, ORT = "eager", "torch.compile", "onnxruntime"
 DENSE, LAST = "nn.Conv2d", "channels_last"
-SIZE = 224
+SIZE, SMALL = 224, 32
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "MobileNetV1": models.mobilenet_v1,
     "MobileNetV2": models.mobilenet_v2,
     "EfficientNet-B0": models.efficientnet_b0,
+    "half MobileNetV1": lambda: models.mobilenet_v1(0.5, 10),
+    "half MobileNetV2": lambda: models.mobilenet_v2(0.5, 10),
 }
 #: Channels in and out, height of the image: layers that are trained, by batches of 8.
 LAYERS = [(256, 256, 28), (256, 512, 14), (512, 512, 14)]
 
 
 def cases() -> list[Case]:
-    """Inference of three networks, one of few zeros, and training of three layers."""
+    """Inference of networks, with few zeros and of small images too; training of layers."""
     return [
         _network("MobileNetV1", 90, 1, (Bar(ORT, faster=2.0),)),
         _network("MobileNetV1", 90, 8, ()),
         _network("MobileNetV2", 90, 1, (Bar(ORT, faster=1.4),)),
         _network("EfficientNet-B0", 90, 1, ()),
         _network("MobileNetV1", 50, 1, (Bar(EAGER, slower=1.05),)),
+        _network("half MobileNetV1", 90, 32, (), SMALL),
+        _network("half MobileNetV2", 90, 32, (), SMALL),
         *(_training(*layer) for layer in LAYERS),
     ]
 
@@ -96,13 +100,15 @@ def _ready(make: Callable[[], Callable[[Tensor], Tensor]], x: Tensor) -> Callabl
     return call
 
 
-def _network(region: str, sparsity: int, batch: int, bars: tuple[Bar, ...]) -> Case:
+def _network(
+    region: str, sparsity: int, batch: int, bars: tuple[Bar, ...], size: int = SIZE
+) -> Case:
     rivals = ((ORT, "onnxruntime"), (ORT, "onnxscript"))
 
     def setup(n: int) -> Contestants:
         del n  # networks are what they are
         model = _pruned(NETWORKS[region], sparsity)
-        x = torch.randn(batch, 3, SIZE, SIZE)
+        x = torch.randn(batch, 3, size, size)
         contestants = {
             OURS: _ready(lambda: sparse.sparsify(model, min_sparsity=0.4, example_input=x), x),
             EAGER: _ready(lambda: model, x),
@@ -112,13 +118,13 @@ def _network(region: str, sparsity: int, batch: int, bars: tuple[Bar, ...]) -> C
             contestants[ORT] = _ready(lambda: _exported(model, x), x)
         return contestants
 
-    products, weights = _counts(NETWORKS[region], sparsity)
-    pixels = SIZE * SIZE
+    products, weights = _counts(NETWORKS[region], sparsity, size)
+    pixels = size * size
     case = Case(
         family="sparseconv_networks",
         op="inference",
         region=region,
-        mode=f"{sparsity} %, batch {batch}",
+        mode=f"{sparsity} %, batch {batch}" + ("" if size == SIZE else f" of {size} x {size}"),
         dtype="float32",
         where=f"{weights / 1e6:.1f} million weights that are not zero",
         setup=setup,
@@ -133,7 +139,7 @@ def _network(region: str, sparsity: int, batch: int, bars: tuple[Bar, ...]) -> C
     return case
 
 
-def _counts(build: Callable[[], nn.Module], sparsity: int) -> tuple[float, float]:
+def _counts(build: Callable[[], nn.Module], sparsity: int, size: int) -> tuple[float, float]:
     """Products for an image, and weights, without those of zeros."""
     found = [0.0, 0.0]
 
@@ -149,7 +155,7 @@ def _counts(build: Callable[[], nn.Module], sparsity: int) -> tuple[float, float
         for module in model.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 module.register_forward_hook(count)
-        model(torch.empty(1, 3, SIZE, SIZE))
+        model(torch.empty(1, 3, size, size))
     return found[0], found[1]
 
 
