@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstring>
 #include <thread>
 
+#include "sparseconv/chain_bands.hpp"
 #include "sparseconv/workers.hpp"
 
 namespace curvkern::sparseconv {
@@ -125,7 +125,10 @@ bool Chain::run_image(const Work& work) const {
             parallel_chunks(shares, 1, nullptr, [&](std::int64_t i, std::int64_t) {
                 const std::int64_t begin = height * i / shares, end = height * (i + 1) / shares;
                 char* memory = work.lane + band_ + i * band_bytes_;
-                if (!run_bands(segment, begin, end, memory, work)) all = false;
+                Bands bands(*this, segment, begin, end, memory, work);
+                while (all && bands.next()) {
+                    if (work.poll.stops()) all = false;
+                }
             });
             finished = all;
         } else {
@@ -180,82 +183,6 @@ bool Chain::run_whole(const Segment& segment, const Work& work) const {
         product(stage, 0, stage.out.height, from, whole(stage.residual, work), to, work.lane);
     p.serial = is_brief(p);
     return multiply(p, scratch, scratch_bytes_, check);
-}
-
-bool Chain::run_bands(const Segment& segment, std::int64_t begin, std::int64_t end,
-                      char* memory, const Work& work) const {
-    const auto count = static_cast<std::size_t>(segment.last - segment.first);
-    const auto stage_of = [&](std::size_t i) -> const Stage& {
-        return stages_[static_cast<std::size_t>(segment.first) + i];
-    };
-    const std::int64_t element = element_size(storage_);
-    std::vector<std::int64_t> held, done(count), until(count);
-    std::vector<Rows> rows(count + 1);
-    std::vector<char*> padded(count);
-    capacity(segment, segment.rows, held);
-    rows[0] = whole(stage_of(0).input, work);
-    rows[count] = whole(segment.last, work);
-    done[count - 1] = begin;
-    for (std::size_t i = count - 1; i > 0; --i) {
-        done[i - 1] = first_row(stage_of(i), done[i]);
-        const Extent& e = stage_of(i - 1).out;
-        rows[i] = {memory, done[i - 1], held[i - 1] * e.width};
-        memory += whole_lines(e.channels * rows[i].plane * element);
-    }
-    for (std::size_t i = 0; i < count; ++i) {
-        if (stage_of(i).kind == Stage::Kind::pointwise) continue;
-        padded[i] = memory;
-        std::memset(memory, 0, static_cast<std::size_t>(stage_scratch(stage_of(i))));
-        memory += stage_scratch(stage_of(i));
-    }
-    while (done[count - 1] < end) {
-        until[count - 1] = std::min(done[count - 1] + segment.rows, end);
-        for (std::size_t i = count - 1; i > 0; --i) {
-            until[i - 1] = std::max(done[i - 1], end_row(stage_of(i), until[i]));
-            // What the next stage needs of the rows that there are moves to the head.
-            const std::int64_t first = first_row(stage_of(i), done[i]);
-            const std::int64_t width = stage_of(i - 1).out.width * element;
-            const std::int64_t kept = std::max<std::int64_t>(0, done[i - 1] - first) * width;
-            if (kept > 0 && first > rows[i].row) {
-                char* plane = rows[i].data;
-                const std::int64_t shift = (first - rows[i].row) * width;
-                for (std::int64_t c = 0; c < stage_of(i - 1).out.channels; ++c) {
-                    std::memmove(plane, plane + shift, static_cast<std::size_t>(kept));
-                    plane += rows[i].plane * element;
-                }
-            }
-            rows[i].row = std::max(rows[i].row, first);
-            done[i - 1] = std::max(done[i - 1], first);
-        }
-        for (std::size_t i = 0; i < count; ++i) {
-            const Stage& stage = stage_of(i);
-            if (until[i] <= done[i]) continue;
-            if (stage.kind == Stage::Kind::depthwise) {
-                Depthwise d = placed(stage.filters, rows[i], rows[i + 1]);
-                d.begin = done[i];
-                d.end = until[i];
-                depthwise_planes(d, 0, stage.out.channels, padded[i]);
-            } else if (stage.kind == Stage::Kind::first) {
-                // as many rows at a time as its buffer holds
-                const FirstConv f = placed(stage.first, rows[i], rows[i + 1]);
-                const char* weights =
-                    packed_[static_cast<std::size_t>(segment.first) + i].data();
-                char* packed = aligned(const_cast<char*>(weights));
-                const std::int64_t some = first_bands(f).rows;
-                for (std::int64_t row = done[i]; row < until[i]; row += some) {
-                    first_rows(f, packed, 0, row, std::min(row + some, until[i]), padded[i]);
-                }
-            } else {
-                Product p = product(stage, done[i], until[i], rows[i],
-                                    whole(stage.residual, work), rows[i + 1], work.lane);
-                p.serial = true;
-                multiply(p, memory, 0, nullptr);
-            }
-            done[i] = until[i];
-        }
-        if (work.poll.stops()) return false;
-    }
-    return true;
 }
 
 }  // namespace curvkern::sparseconv

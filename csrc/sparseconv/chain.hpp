@@ -92,6 +92,7 @@ class Chain {
         std::int64_t row, plane;
     };
     struct Poll;
+    class Bands;
     // What is worked on: an image, the `image`th of its group, or all images of a group.
     struct Work {
         const char* x;
@@ -131,8 +132,6 @@ class Chain {
     bool run_group(const Work& work, std::int64_t images) const;
     bool run_image(const Work& work) const;
     bool run_whole(const Segment& segment, const Work& work) const;
-    bool run_bands(const Segment& segment, std::int64_t begin, std::int64_t end, char* memory,
-                   const Work& work) const;
     // What the stages of a group take of those before them, and what they make of it.
     void gather(const Work& work, std::int64_t images) const;
     void run_interleaved(std::int64_t stage, char* lane, std::int64_t images) const;
