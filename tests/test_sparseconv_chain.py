@@ -198,7 +198,7 @@ def fence_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def packed(*arguments: Any) -> _sparseconv.Packed:
         made = pack(*arguments)
-        return _sparseconv.Packed(made.plan, guarded(made.values)[0], made.rows)
+        return _sparseconv.Packed(made.plan, guarded(made.values)[0])
 
     monkeypatch.setattr(_sparseconv, "_pack", packed)
 

@@ -115,25 +115,26 @@ def test_modules_of_two_names(inplace):
 class Overwritten(nn.Module):
     """torch's relu6 keeps what it takes, so that its result may be written into."""
 
-    def __init__(self, traced: bool) -> None:
+    def __init__(self, between, traced: bool) -> None:
         super().__init__()
-        first = nn.Conv2d(CHANNELS, CHANNELS, 1)
-        self.body = nn.Sequential(first, nn.ReLU6(), nn.SiLU(inplace=True))
+        self.body = nn.Sequential(nn.Conv2d(CHANNELS, CHANNELS, 1), nn.ReLU6(), *between)
         self.deep = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, groups=CHANNELS)
         self.traced = traced
 
     def forward(self, x):
         y = self.body(x)
         if not self.traced:
+            y += 1
             return y if bool(y.isfinite().all()) else x
         z = F.relu6(self.deep(y))
-        z += y
+        z.flatten(1).mul_(2)
         return z
 
 
 @pytest.mark.parametrize("traced", [True, False])
-def test_gradients_where_a_result_is_overwritten(traced):
-    model = pruned(Overwritten(traced))
+@pytest.mark.parametrize("between", [[], [nn.SiLU(True)], [nn.Identity(), nn.SiLU(True)]])
+def test_gradients_where_a_result_is_overwritten(between, traced):
+    model = pruned(Overwritten(between, traced))
     quick = sparse.sparsify(model, autotune=False)
     x = torch.randn(2, CHANNELS, 7, 5, requires_grad=True)
     found, wanted = (torch.autograd.grad(m(x).square().sum(), x)[0] for m in (quick, model))

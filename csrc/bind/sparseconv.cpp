@@ -135,17 +135,17 @@ py::object run_multiply(const Plan& plan, py::handle x, py::handle values, py::h
     const std::int64_t batch = x_view.shape(0), height = x_view.shape(2), rows = plan.rows();
     const bool flat = x_view.ndim() == 3;
     const std::int64_t width = flat ? 1 : x_view.shape(3), pixels = height * width;
-    if (y.is_none()) {
-        const py::tuple shape = flat ? py::tuple(py::make_tuple(batch, rows, height))
-                                     : py::tuple(py::make_tuple(batch, rows, height, width));
-        y = empty_like(x, shape);
+    if (flat) {
+        require_shape(x_view, op, "x", {batch, plan.columns(), height});
+        if (y.is_none()) y = empty_like(x, py::make_tuple(batch, rows, height));
+    } else {
+        require_shape(x_view, op, "x", {batch, plan.columns(), height, width});
+        if (y.is_none()) y = empty_like(x, py::make_tuple(batch, rows, height, width));
     }
     const TensorView y_view = tensor(y, op, "y");
     if (flat) {
-        require_shape(x_view, op, "x", {batch, plan.columns(), height});
         require_shape(y_view, op, "y", {batch, rows, height});
     } else {
-        require_shape(x_view, op, "x", {batch, plan.columns(), height, width});
         require_shape(y_view, op, "y", {batch, rows, height, width});
     }
     y_view.require_same_dtype(x_view);

@@ -1,8 +1,6 @@
 // Chains of convolutions: how the shapes of their stages relate.
 #include <pybind11/stl.h>
 
-#include <limits>
-
 #include "bind/families.hpp"
 #include "bind/signals.hpp"
 #include "bind/sparseconv_checks.hpp"

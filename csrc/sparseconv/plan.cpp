@@ -11,6 +11,8 @@
 namespace curvkern::sparseconv {
 namespace {
 
+constexpr std::int64_t small_l1 = 32 << 10;
+
 std::size_t at(std::int64_t i) {
     return static_cast<std::size_t>(i);
 }
@@ -46,11 +48,12 @@ int height_of(std::int64_t block_rows) {
 
 // How many channels are packed at a time: as few times as L1 allows, and each time about as
 // many. The rest of L1 is for the streams of weights and sums. All channels at once need no
-// sums, and may take a quarter more: 112 to 672 channels of 14 x 14 pixels took 41 us in place
-// of 47.
+// sums, and may take a quarter more where L1 has 48 KiB: 112 to 672 channels of 14 x 14 pixels
+// took 41 us in place of 47.
 std::int64_t channels_of(std::int64_t columns, std::int64_t pitch) {
-    if (columns * pitch <= working_bytes() * 5 / 4) return std::max<std::int64_t>(1, columns);
-    const std::int64_t most = working_bytes() / pitch;
+    const std::int64_t working = working_bytes(), most = working / pitch;
+    const std::int64_t at_once = working == small_l1 ? working : working * 5 / 4;
+    if (columns * pitch <= at_once) return std::max<std::int64_t>(1, columns);
     const std::int64_t chunks = std::max<std::int64_t>(1, (columns + most - 1) / most);
     return std::max<std::int64_t>(1, (columns + chunks - 1) / chunks);
 }
@@ -67,8 +70,7 @@ std::int64_t working_bytes() {
 #if defined(_SC_LEVEL1_DCACHE_SIZE)
         cache = sysconf(_SC_LEVEL1_DCACHE_SIZE);
 #endif
-        return cache >= (std::int64_t{48} << 10) ? std::int64_t{40} << 10
-                                                 : std::int64_t{32} << 10;
+        return cache >= (std::int64_t{48} << 10) ? std::int64_t{40} << 10 : small_l1;
     }();
     return bytes;
 }

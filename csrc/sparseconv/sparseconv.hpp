@@ -9,7 +9,7 @@
 // two cache lines, as in rows of 49 or 196 floats. Hence:
 //
 // - a strip of up to `most_vectors` registers of pixels is copied to an aligned buffer, some
-//   channels at a time so that the buffer (`chunk_bytes`) and the streams beside it stay in L1;
+//   channels at a time so that they (`working_bytes`) and the streams beside them stay in L1;
 // - what a row has summed over these channels waits in a scratch of aligned rows (L2) for the
 //   next channels. Within a chunk the order of rows is free: they are sorted by how many
 //   nonzeros they have there, so that the end of a row is never a mispredicted branch;

@@ -80,7 +80,6 @@ class Packed:
 
     plan: SparsePlan
     values: Tensor
-    rows: int
 
 
 def _native() -> Any:
@@ -118,17 +117,17 @@ def variants(pattern: Pattern, dtype: torch.dtype, B: int, P: int, threads: int)
     return found
 
 
-def _pack(plan: SparsePlan, values: Tensor, rows: int) -> Packed:
+def _pack(plan: SparsePlan, values: Tensor) -> Packed:
     wide = torch.float64 if values.dtype is torch.float64 else torch.float32
     packed = torch.empty(plan.size(), dtype=wide)
     plan.gather(values, packed)
-    return Packed(plan, packed, rows)
+    return Packed(plan, packed)
 
 
 def pack(pattern: Pattern, values: Tensor, variant: str) -> Packed:
     """Values in the order of a variant, for as long as they do not change."""
     width, parts = _strip(variant)
-    return _pack(pattern.plan(False, True, width, parts), values, pattern.shape[0])
+    return _pack(pattern.plan(False, True, width, parts), values)
 
 
 def conv1x1_packed(
@@ -162,9 +161,10 @@ class Chain:
         shape: Sequence[int],
         dtype: torch.dtype,
         stages: list[Stage],
-        group: tuple[int, int],
+        group: tuple[int, int] | None = None,
     ) -> None:
         threads = torch.get_num_threads()
+        group = group or (len(stages), 1)
         self._native = _native().ConvChain(
             tuple(shape), dtype.itemsize, stages, threads, self.limits, group
         )
@@ -180,10 +180,10 @@ class Chain:
         """Which stages should take several images at once, and how many: ``group``.
 
         ``sizes`` are channels, height and width by tensor; ``alone`` stages cannot. The others
-        should where images are small: filters then take as long for a pixel of up to 16 images
-        as for one, and 40 to 100 ns for a plane by itself, however small, which is 5 for each
-        of 8 or more pixels. On 7 x 7 pixels of 8 images nothing is gained, nor where what lies
-        between two stages does not fit into L2.
+        should where images are small: a filter takes 40 ns or more for a plane by itself,
+        however small, and as long for a pixel of up to 16 images as for one. With more than 8
+        pixels for each image that there is nothing is gained, nor where what lies between two
+        stages does not fit into L2.
         """
         threads, count = torch.get_num_threads(), len(sizes) - 1
         for first in range(alone, count):
@@ -280,7 +280,7 @@ def conv1x1(
 ) -> Tensor:
     """The same from values as they are stored."""
     plan = pattern.plan(False, True, *_auto(pattern, x, variant))
-    packed = _pack(plan, values, pattern.shape[0])
+    packed = _pack(plan, values)
     return conv1x1_packed(x, packed, bias, residual, activation)
 
 
@@ -289,7 +289,7 @@ def conv1x1_input_grad(
 ) -> Tensor:
     """W' gy for gy of shape (B, O, P)."""
     plan = pattern.plan(True, True, *_auto(pattern, gy, variant))
-    return conv1x1_packed(gy, _pack(plan, values, pattern.shape[1]))
+    return conv1x1_packed(gy, _pack(plan, values))
 
 
 def sddmm(gy: Tensor, x: Tensor, pattern: Pattern) -> Tensor:

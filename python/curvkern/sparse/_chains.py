@@ -192,19 +192,10 @@ def in_graph(
         if following is None:
             continue
         name, module = _activation(modules, following)
-        if name == "relu6" and _overwritten(modules, following):
-            continue
         if name is not None and (rewrite or (module and calls[following.target] == 1)):
             chain.activation, chain.act = name, module
             chain.nodes.append(following)
     return _once(chains)
-
-
-def _overwritten(modules: dict[str, nn.Module], node: fx.Node) -> bool:
-    """Whether a result is written into: the gradient of a layer with relu6 would be of it,
-    torch's own is of what relu6 takes.
-    """
-    return any(u.args[:1] == (node,) and _writes.writes(modules, u) for u in node.users)
 
 
 def _once(chains: list[Chain]) -> list[Chain]:
@@ -266,8 +257,6 @@ def in_sequentials(model: nn.Module, *, bn: bool, activation: bool) -> list[Chai
             if not activation or not rest or uses[id(rest[0][1])] != 1:
                 continue
             found = None if hooked(rest[0][1]) else activation_of(rest[0][1])
-            if found == "relu6" and any(getattr(m, "inplace", False) for _, m in rest[1:2]):
-                continue  # as _overwritten
             if found is not None:
                 chain.activation, chain.act = found, rest[0][0]
     return list(chains.values())

@@ -25,9 +25,14 @@ from .. import _autograd, _ops, _runtime
 from ..reference import sparseconv as reference
 from . import _operations
 
-#: Activations whose derivative is a function of their value.
-FUSED = ("none", "relu", "relu6")
-AFTER: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "hardswish": F.hardswish}
+#: Activations that a kernel applies where derivatives are wanted: that of the rest is of what
+#: they take, so that, as in torch, their values may be written into.
+FUSED = ("none", "relu")
+AFTER: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu6": F.relu6,
+    "silu": F.silu,
+    "hardswish": F.hardswish,
+}
 
 
 def wanted(*tensors: Tensor | None) -> bool:
