@@ -29,16 +29,14 @@ def markdown(documents: list[dict]) -> str:
 
 
 def _family(results: dict) -> str:
-    headers = [header for header in report.HEADERS if header != "threads"]
     lines = [
         f"**{results['cases'][0]['family']}**, {results['created'][:10]}, one thread, medians:",
         "",
-        "| " + " | ".join(headers) + " |",
-        "|---|---|---|---|---:|---:|---:|---:|---:|---|",
+        "| " + " | ".join(report.HEADERS) + " |",
+        "|---|---|---|---|---:|---:|---:|---:|---:|---:|---|",
     ]
     for case in filter(_shown, results["cases"]):
-        cells = dict(zip(report.HEADERS, report.row(case), strict=True))
-        lines.append("| " + " | ".join(cells[header] for header in headers) + " |")
+        lines.append("| " + " | ".join(report.row(case)) + " |")
     lost = report.losing(results)
     lines += ["", "Losing cases, of all that were measured:" if lost else "No losing case."]
     lines += ["", *(f"- {line}" for line in lost)] if lost else []
@@ -47,8 +45,9 @@ def _family(results: dict) -> str:
 
 
 def _shown(case: dict) -> bool:
-    """The README shows the cases that have a bar and those on real input; the JSON has all."""
-    return bool(case["bars"]) or case["where"].startswith("real input")
+    """The README shows cases with a bar, those on real input and networks; the JSON has all."""
+    real = case["where"].startswith("real input")
+    return bool(case["bars"]) or real or case["op"] == "inference"
 
 
 def updated(readme: str, table: str) -> str:

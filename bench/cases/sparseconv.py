@@ -1,11 +1,11 @@
 """Benchmark cases of sparse convolutions: the pointwise layers of three networks, and others.
 
-Batch 1 and images of 224 x 224. Layers are called one after the other, so that each finds its
-operands where the others have left them; "each 8 times" finds them in the caches but for the
-first time. "best dense" takes, for each layer, the quickest of conv2d of
-contiguous and of channels_last tensors and of mm, which setup finds out; which of our variants
-a layer takes is decided at its first call on so many threads. Beside it stands torch's product
-of a CSR matrix (MKL).
+Images of 224 x 224. Layers are called one after the other, so that each finds its operands
+where the others have left them; "each 8 times" finds them in the caches but for the first time.
+"best dense" takes, for each layer, the quickest of conv2d of contiguous and of channels_last
+tensors and of mm, which setup finds out; which of our variants a layer takes is decided at its
+first call on so many threads. Beside it stand torch's product of a CSR matrix (MKL) and, where
+it is installed, onnxruntime's dense convolution.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from curvkern._bench.case import OURS, Bar, Case, Contestants
 
 DENSE = "best dense"
 CSR = "torch CSR"
+ORT = "onnxruntime"
 REPEATS = 5  # of calls in a turn: a layer meets the weights and plans of its last call
 AGAIN = 8
 LAST = "conv2d channels_last"
@@ -88,8 +89,11 @@ def cases() -> list[Case]:
         _pointwise("MobileNetV1", NETWORKS["MobileNetV1"], 90, 4, 4.0),
         _pointwise("MobileNetV2", NETWORKS["MobileNetV2"], 90, 1, 2.6),
         _pointwise("EfficientNet-B0", NETWORKS["EfficientNet-B0"], 90, 1, 2.6),
-        _pointwise("MobileNetV2", NETWORKS["MobileNetV2"], 90, 1, 2.6, again=AGAIN),
-        _pointwise("EfficientNet-B0", NETWORKS["EfficientNet-B0"], 90, 1, 2.6, again=AGAIN),
+        *(_pointwise(net, NETWORKS[net], 90, 1, again=AGAIN) for net in NETWORKS),
+        *(
+            _pointwise(net, NETWORKS[net], 90, 1, batch=8)
+            for net in ("MobileNetV1", "MobileNetV2")
+        ),
         *(_pointwise(_name(*shape), shape, 90, 1) for shape in shapes),
         *(_gradients(channels) for channels in (256, 512)),
         *(_depthwise(*sizes) for sizes in DEPTHWISE),
@@ -145,32 +149,60 @@ class _Tuned:
 
     def _choose(self, threads: int) -> _sparseconv.Packed:
         pixels = self.x.shape[2] * self.x.shape[3]
-        names = _sparseconv.variants(self.pattern, self.x.dtype, 1, pixels, threads)
+        batch = self.x.shape[0]
+        names = _sparseconv.variants(self.pattern, self.x.dtype, batch, pixels, threads)
         ways = [_sparseconv.pack(self.pattern, self.values, name) for name in names]
         return min(
             ways, key=lambda way: _seconds(lambda: _sparseconv.conv1x1_packed(self.x, way))
         )
 
 
-def _layer(layer: Layer, sparsity: int, height: int) -> dict[str, Callable[[], Tensor]]:
+def _onnxruntime(x: Tensor, kernel: Tensor) -> Callable[[], Tensor]:
+    """The dense convolution in a session of one thread."""
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "w"], ["y"])],
+        "conv",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, list(x.shape))],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(kernel.numpy(), "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, ["CPUExecutionProvider"]
+    )
+    image = {"x": x.numpy()}
+    return lambda: torch.from_numpy(session.run(None, image)[0])
+
+
+def _layer(
+    layer: Layer, sparsity: int, height: int, batch: int, rivals: bool
+) -> dict[str, Callable[[], Tensor]]:
     channels, outputs, size = layer
     dense, mask = _matrix(outputs, channels, sparsity, height)
-    x = torch.randn(1, channels, size, size)
+    x = torch.randn(batch, channels, size, size)
     flat, kernel = x.flatten(2), dense[:, :, None, None].contiguous()
     last = x.contiguous(memory_format=torch.channels_last)
     kernel_last = kernel.contiguous(memory_format=torch.channels_last)
     ways: list[Callable[[], Tensor]] = [
         lambda: F.conv2d(x, kernel),
         lambda: F.conv2d(last, kernel_last),
-        lambda: torch.mm(dense, flat[0]),
+        lambda: torch.mm(dense, flat[0]) if batch == 1 else torch.matmul(dense, flat),
     ]
     pattern, values = _stored(dense, mask)
     csr = dense.to_sparse_csr()
-    return {
+    calls: dict[str, Callable[[], Tensor]] = {
         OURS: _Tuned(pattern, values, x),
         DENSE: min(ways, key=_seconds),
-        CSR: lambda: csr @ flat[0],
+        CSR: lambda: [csr @ image for image in flat][-1],
     }
+    if rivals:
+        calls[ORT] = _onnxruntime(x, kernel)
+    return calls
 
 
 def _pointwise(
@@ -180,15 +212,18 @@ def _pointwise(
     height: int,
     bar: float | None = None,
     again: int = 1,
+    batch: int = 1,
 ) -> Case:
     """Layers, each so often; ``again``: so many times in a row."""
     counts = {layer: times * again for layer, times in layers.items()}
+    rivals = ((ORT, "onnxruntime"), (ORT, "onnx")) if again == batch == height == 1 else ()
 
     def setup(n: int) -> Contestants:
         del n  # layers are what they are
         torch.manual_seed(0)
         with torch.inference_mode():
-            each = {layer: _layer(layer, sparsity, height) for layer in layers}
+            has = bool(rivals) and not case.missing_rivals()
+            each = {layer: _layer(layer, sparsity, height, batch, has) for layer in layers}
 
         def run(name: str) -> Callable[[], Tensor]:
             calls = [each[layer][name] for layer, times in counts.items() for _ in range(times)]
@@ -202,18 +237,19 @@ def _pointwise(
 
             return call
 
-        return {name: run(name) for name in (OURS, DENSE, CSR)}
+        return {name: run(name) for name in next(iter(each.values()))}
 
-    products = sum(i * o * s * s * times for (i, o, s), times in counts.items())
-    moved = sum((i + o) * s * s * 4 * times for (i, o, s), times in counts.items())
-    outputs = sum(o * s * s * times for (_, o, s), times in counts.items())
-    return Case(
+    products = batch * sum(i * o * s * s * times for (i, o, s), times in counts.items())
+    moved = batch * sum((i + o) * s * s * 4 * times for (i, o, s), times in counts.items())
+    outputs = batch * sum(o * s * s * times for (_, o, s), times in counts.items())
+    case = Case(
         family="sparseconv",
         op="conv1x1",
         region=region,
         mode=f"{sparsity} %"
         + (f", {height}x1" if height > 1 else "")
-        + (f", each {again} times" if again > 1 else ""),
+        + (f", each {again} times" if again > 1 else "")
+        + (f", batch {batch}" if batch > 1 else ""),
         dtype="float32",
         where=f"{sum(counts.values())} layers of {products / 1e6:.0f} million products",
         setup=setup,
@@ -223,8 +259,10 @@ def _pointwise(
         bars=() if bar is None else (Bar(DENSE, faster=bar),),
         elements=outputs,
         repeats=REPEATS,
-        quick=region == "MobileNetV1" and sparsity == 90 and height == 1,
+        rivals=rivals,
+        quick=region == "MobileNetV1" and sparsity == 90 and again == batch == height == 1,
     )
+    return case
 
 
 def _gradients(channels: int) -> Case:
