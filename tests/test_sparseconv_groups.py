@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -11,11 +12,13 @@ from curvkern import _sparseconv
 from sparseconv_chains import (
     LIMITS,
     Model,
+    assert_fenced,
     chains,
+    depthwise,
     first_is_native,
     grouped,
-    guarded,
     native,
+    pointwise,
 )
 
 
@@ -54,7 +57,7 @@ def test_groups_from_any_stage_on(
 ) -> None:
     """After bands, across residuals, of larger images, and nothing beyond the ends (R54)."""
     monkeypatch.setattr(_sparseconv.Chain, "limits", limits)
-    for first in range(len(chains(1)[name])):
+    for first in range(len(chains(1)[name]) + 1):
         for dtype in (torch.float32, torch.float64, torch.bfloat16):
             model = Model(chains(5)[name]).eval().to(dtype)
             images = torch.randn(7, 5, 9, 11).to(dtype)
@@ -63,16 +66,34 @@ def test_groups_from_any_stage_on(
                 grouped(monkeypatch, (first, count))
                 for threads in (1, 2):
                     thread_counts(threads)
-                    chain = native(model, images)
-                    if dtype is torch.bfloat16:  # which numpy, and guarded, do not know
-                        assert torch.equal(chain(images), expected), (first, count, threads)
-                        continue
-                    x, _kept = guarded(images)
-                    y, _also = guarded(torch.zeros_like(expected))
-                    room = torch.full((chain._native.workspace(),), torch.nan)
-                    workspace, _too = guarded(room)
-                    chain._native.run(x, workspace, y)
-                    assert torch.equal(y, expected), (first, count, threads)
+                    assert_fenced(native(model, images), images, expected, 0.0)
+
+
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kernel", [3, 5])
+@torch.no_grad()
+def test_filters_alone(
+    kernel: int, dtype: torch.dtype, thread_counts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Strides that leave rows and columns unused, and no product whose scratch is larger."""
+    for size in itertools.product(range(3, 10), repeat=2):
+        for padding in (0, (1, 0, 1, 0)):
+            room = min(size) + (padding != 0) - kernel
+            if room < 0:
+                continue
+            layers = [(depthwise(2, kernel, stride=2, padding=padding), 0, None)]
+            if room >= 4:  # of which 3 x 3 pixels or more are left
+                last = depthwise(2, 3, 4, stride=2, padding=padding, activation="relu6")
+                layers.append((last, 1, None))
+            model = Model(layers).eval().to(dtype)
+            images = torch.randn(17, 2, *size).to(dtype)
+            expected = model.one_by_one(images)
+            for count in (9, 16):  # the last group is smaller, and fills no register
+                grouped(monkeypatch, (0, count))
+                for threads in (1, 2):
+                    thread_counts(threads)
+                    assert_fenced(native(model, images), images, expected, 0.0)
 
 
 @torch.no_grad()
@@ -92,21 +113,40 @@ def test_groups_are_of_small_images(thread_counts: Any) -> None:
     assert _sparseconv.Chain.grouping(sizes, torch.float32, 32, 3) == alone
 
 
+def depthwise_stage(
+    kernel: tuple[int, int] = (3, 3), stride: int = 1, dilation: int = 1
+) -> _sparseconv.Stage:
+    weight = torch.ones(4, 1, *kernel)
+    return _sparseconv.Chain.depthwise(0, weight, None, stride, [4] * 4, dilation, "none")
+
+
 @pytest.mark.parametrize(
-    ("name", "group", "message"),
+    ("stages", "group", "message"),
     [
-        ("separable", (0, 0), "images of the batch"),
-        ("separable", (0, 3), "images of the batch"),
-        ("separable", (-1, 1), "begin at a stage"),
-        ("separable", (5, 1), "begin at a stage"),
-        ("first", (2, 2), "one image at a time"),
-        ("odd", (3, 2), "one image at a time"),
+        ([depthwise_stage()], (0, 0), "images of the batch"),
+        ([depthwise_stage()], (0, 3), "images of the batch"),
+        ([depthwise_stage()], (-1, 1), "begin at a stage"),
+        ([depthwise_stage()], (2, 1), "begin at a stage"),
+        ([depthwise_stage((7, 7))], (0, 2), "one image at a time"),
+        ([depthwise_stage((3, 5))], (0, 2), "one image at a time"),
+        ([depthwise_stage(stride=3)], (0, 2), "one image at a time"),
+        ([depthwise_stage(dilation=2)], (0, 2), "one image at a time"),
+        ([depthwise_stage(), depthwise_stage((7, 7))], (0, 2), "one image at a time"),
+        (
+            [_sparseconv.Chain.first(0, torch.ones(4, 4, 3, 3), None, 1, [0] * 4, "none")],
+            (0, 2),
+            "one image at a time",
+        ),
     ],
 )
-def test_groups_that_are_refused(
-    name: str, group: Any, message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, x = Model(chains(3)[name]).eval(), torch.randn(2, 3, 9, 9)
+def test_groups_that_are_refused(stages: Any, group: Any, message: str) -> None:
+    _sparseconv.Chain((2, 4, 9, 9), torch.float32, stages, (len(stages), 2))
+    with pytest.raises(ValueError, match=message):
+        _sparseconv.Chain((2, 4, 9, 9), torch.float32, stages, group)
+
+
+@torch.no_grad()
+def test_gates_take_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
     stages: list[Any] = []
     make = _sparseconv.Chain.__init__
 
@@ -115,6 +155,57 @@ def test_groups_that_are_refused(
         make(self, shape, dtype, made, group)
 
     monkeypatch.setattr(_sparseconv.Chain, "__init__", keep)
-    native(model, x)
-    with pytest.raises(ValueError, match=message):
-        _sparseconv.Chain(x.shape, x.dtype, stages, group)
+    x = torch.randn(2, 4, 3, 3)
+    native(Model([(pointwise(4, 4), 0, None)]), x)
+    _sparseconv.Chain(x.shape, x.dtype, stages, (0, 2))
+    gate = torch.ones(1, 4), None, torch.ones(4, 1), None, "relu", False
+    stages = [(*stages[0][:-1], gate)]
+    _sparseconv.Chain(x.shape, x.dtype, stages, (1, 2))
+    with pytest.raises(ValueError, match="one image at a time"):
+        _sparseconv.Chain(x.shape, x.dtype, stages, (0, 2))
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_groups_that_are_too_large(first: int) -> None:
+    """R31: images, channels of them, and elements of those, at 2^63 and at 2^52 bytes."""
+    for images, message in (
+        (2**61, "a group is too large"),
+        (2**63 - 1, "a group is too large"),
+        (2**61 - 1, "what a stage computes is too large"),
+        (2**47, "what a stage computes is too large"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            _sparseconv.Chain(
+                (images, 4, 3, 3), torch.float32, [depthwise_stage()], (first, images)
+            )
+
+
+def test_interrupts(run_python: Any) -> None:
+    """R43: within a call whose stages all take groups, of which a signal stops the rest."""
+    run_python(
+        """
+import signal
+import torch
+from curvkern import _sparseconv
+signal.signal(signal.SIGVTALRM, signal.default_int_handler)
+weight = torch.full((32, 1, 3, 3), 0.14)
+stages = [
+    _sparseconv.Chain.depthwise(i, weight, None, 1, [1] * 4, 1, "none") for i in range(160)
+]
+x = torch.randn(16000, 32, 4, 4)
+for threads in (1, 2):
+    torch.set_num_threads(threads)
+    chain = _sparseconv.Chain(x.shape, x.dtype, stages, (0, 16))
+    expected = chain(x)
+    workspace = torch.empty(chain._native.workspace())
+    y = torch.full_like(expected, torch.nan)
+    signal.setitimer(signal.ITIMER_VIRTUAL, 0.01)  # of the time that it gets
+    try:
+        chain._native.run(x, workspace, y)
+        raise AssertionError("not interrupted")
+    except KeyboardInterrupt:
+        pass
+    assert y.isnan().any()
+    assert torch.equal(chain(x), expected)
+"""
+    )
