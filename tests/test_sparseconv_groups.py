@@ -11,6 +11,7 @@ import torch
 from curvkern import _sparseconv
 from sparseconv_chains import (
     LIMITS,
+    Layer,
     Model,
     assert_fenced,
     chains,
@@ -82,6 +83,7 @@ def test_filters_alone(
             room = min(size) + (padding != 0) - kernel
             if room < 0:
                 continue
+            layers: list[Layer]
             layers = [(depthwise(2, kernel, stride=2, padding=padding), 0, None)]
             if room >= 4:  # of which 3 x 3 pixels or more are left
                 last = depthwise(2, 3, 4, stride=2, padding=padding, activation="relu6")
@@ -167,7 +169,7 @@ def test_gates_take_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("first", [0, 1])
 def test_groups_that_are_too_large(first: int) -> None:
-    """R31: images, channels of them, and elements of those, at 2^63 and at 2^52 bytes."""
+    """R31: channels of all images from 2^63 on, and elements beyond 2^52."""
     for images, message in (
         (2**61, "a group is too large"),
         (2**63 - 1, "a group is too large"),
