@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from curvkern import _runtime, _sparseconv, nn, sparse
-from test_sparseconv_chain import Model, counted, depthwise, pointwise
+from sparseconv_chains import Model, counted, depthwise, pointwise
 
 
 @pytest.mark.parametrize("far", [2**21, 2**31, 2**60, 2**63 - 1])

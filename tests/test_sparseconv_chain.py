@@ -13,8 +13,20 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from curvkern import _sparseconv, nn, sparse
-from curvkern.nn._fused import FusedConvs, Step
-from test_sparseconv_kernels import guarded
+from sparseconv_chains import (
+    LIMITS,
+    Model,
+    assert_fenced,
+    chains,
+    counted,
+    fence_weights,
+    first_is_native,
+    fused_modules,
+    guarded,
+    measuring,
+    native,
+    pointwise,
+)
 
 ACTIVATIONS: dict[str, Any] = {
     "none": lambda z: z,
@@ -23,93 +35,6 @@ ACTIVATIONS: dict[str, Any] = {
     "silu": F.silu,
     "hardswish": F.hardswish,
 }
-#: Bytes of a whole tensor and of a band: bands of a row, of some, and none at all.
-LIMITS = [(0, 0), (0, 4000), (1 << 10, 1 << 14), (1 << 40, 1 << 40)]
-
-Layer = tuple[Any, int, "int | None"]  # a module, its input, its residual
-
-
-def pointwise(inputs: int, outputs: int, activation: str = "none", bias: bool = True) -> Any:
-    mask = torch.rand(outputs, inputs) < 0.4
-    mask[0, 0] = True
-    options = {"mask": mask, "activation": activation, "bias": bias}
-    return nn.SparseWeightConv2d(inputs, outputs, **options).eval()  # type: ignore[arg-type]
-
-
-def depthwise(
-    channels: int, kernel: Any = 3, outputs: int | None = None, **options: Any
-) -> Any:
-    return nn.DepthwiseConv2d(channels, outputs, kernel, **options).eval()
-
-
-def chains(c: int) -> dict[str, list[Layer]]:
-    """Chains by name, of c channels."""
-    return {
-        "separable": [
-            (depthwise(c, padding=1, activation="relu6"), 0, None),
-            (pointwise(c, 2 * c, "relu"), 1, None),
-            (depthwise(2 * c, stride=2, padding=1, activation="relu"), 2, None),
-            (pointwise(2 * c, c + 3), 3, None),
-        ],
-        "inverted": [
-            (pointwise(c, 3 * c, "relu6"), 0, None),
-            (depthwise(3 * c, padding=1, activation="relu6"), 1, None),
-            (pointwise(3 * c, c), 2, 0),
-            (pointwise(c, 2 * c, "hardswish", bias=False), 3, None),
-            (depthwise(2 * c, 5, padding=(1, 3, 0, 4), activation="silu"), 4, None),
-            (pointwise(2 * c, c, "silu"), 5, 3),
-        ],
-        "tensorflow": [
-            (depthwise(c, 3, stride=2, padding=(0, 2, 0, 2)), 0, None),
-            (depthwise(c, 5, 2 * c, stride=2, padding=(1, 3, 1, 3), bias=False), 1, None),
-            (pointwise(2 * c, c, "silu"), 2, None),
-        ],
-        "odd": [
-            (depthwise(c, (1, 2), stride=3, padding=(0, 1, 0, 0)), 0, None),
-            (pointwise(c, 1), 1, None),
-            (
-                depthwise(1, 3, 4, padding=(2, 2, 4, 3), dilation=2, activation="hardswish"),
-                2,
-                None,
-            ),
-            (depthwise(4, 7, stride=4, padding=(6, 5, 6, 6)), 3, None),
-            (pointwise(4, 5), 4, None),
-        ],
-        "first": [
-            (nn.FirstConv2d(c, 9, 3, activation="relu6").eval(), 0, None),
-            (depthwise(9, padding=1, activation="relu"), 1, None),
-            (pointwise(9, 5), 2, None),
-            (nn.FirstConv2d(5, 4, (2, 3), stride=3, padding=(1, 2, 0, 3)).eval(), 3, None),
-        ],
-        "pointwise": [
-            (pointwise(c, 2 * c, "relu"), 0, None),
-            (pointwise(2 * c, c), 1, 0),
-            (pointwise(c, c, "hardswish"), 2, 1 if c == 0 else None),
-        ],
-    }
-
-
-class Model(torch.nn.Module):
-    """Layers under a root, and the chain of them; first convolutions by the compiled kernel."""
-
-    def __init__(self, layers: list[Layer]) -> None:
-        super().__init__()
-        self.body = torch.nn.ModuleList(layer for layer, _, _ in layers)
-        steps = tuple(Step(f"body.{i}", a, b) for i, (_, a, b) in enumerate(layers))
-        self.fused = FusedConvs(steps, ("body",))
-
-    def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.fused(x, self.body)
-        return result
-
-    def one_by_one(self, x: Tensor) -> Tensor:
-        return self.fused.each(x, list(self.body))
-
-
-def native(model: Model, x: Tensor) -> _sparseconv.Chain:
-    chain = model.fused.chain(x, tuple(model.body))
-    assert chain is not None
-    return chain
 
 
 def truth(model: Model, x: Tensor) -> Tensor:
@@ -133,8 +58,7 @@ def truth(model: Model, x: Tensor) -> Tensor:
 
 @pytest.fixture(autouse=True)
 def _first_is_native(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On every instruction set, and for so many channels."""
-    monkeypatch.setattr(_sparseconv, "MOST_CHANNELS", dict.fromkeys(("v2", "v3", "v4"), 99))
+    first_is_native(monkeypatch)
 
 
 @pytest.mark.parametrize("limits", LIMITS, ids=str)
@@ -178,31 +102,6 @@ def test_bands_are_cut_where_tensors_are_large(monkeypatch: pytest.MonkeyPatch) 
     assert all(0 < rows < 40 for _, rows in segments)
 
 
-def assert_fenced(chain: _sparseconv.Chain, x: Tensor, expected: Tensor, error: float) -> None:
-    """Results are right between pages that may not be touched, whatever lay there before."""
-    size = (chain._native.workspace(),)
-    for front in (False, True):
-        image, _kept = guarded(x, front=front)
-        y, _also = guarded(torch.empty_like(expected), front=front)
-        workspace, _too = guarded(torch.empty(size), front=front)
-        for _ in range(2):
-            for memory in (y, workspace):
-                memory.view(torch.uint8).fill_(255)  # NaN in each dtype
-            chain._native.run(image, workspace, y)
-            assert (y - expected).abs().max() <= error
-
-
-def fence_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Packed values end where a page begins that may not be touched."""
-    pack = _sparseconv._pack
-
-    def packed(*arguments: Any) -> _sparseconv.Packed:
-        made = pack(*arguments)
-        return _sparseconv.Packed(made.plan, guarded(made.values)[0])
-
-    monkeypatch.setattr(_sparseconv, "_pack", packed)
-
-
 @pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
 @pytest.mark.parametrize("limits", LIMITS, ids=str)
 @pytest.mark.parametrize("name", chains(1))
@@ -225,128 +124,10 @@ def test_nothing_beyond_the_ends_is_touched(
                 assert_fenced(native(model, x), x, expected, 0.0)
 
 
-def grouped(monkeypatch: pytest.MonkeyPatch, group: tuple[int, int]) -> None:
-    """Let chains run the last stages, from that one on, for so many images at once."""
-    monkeypatch.setattr(_sparseconv.Chain, "grouping", lambda *_: group)
-
-
-@pytest.mark.parametrize("name", chains(1))
-@torch.no_grad()
-def test_bits_do_not_depend_on_groups(name: str, thread_counts: Any) -> None:
-    found = 0
-    for batch in (1, 3, 8, 33):
-        for size in ((1, 1), (2, 3), (4, 4), (7, 7)):
-            model = Model(chains(6)[name]).eval()
-            for dtype in (torch.float32, torch.float64, torch.bfloat16):
-                model = model.to(dtype)
-                x = torch.randn(batch, 6, *size).to(dtype)
-                thread_counts(1)
-                expected = model.one_by_one(x)
-                for threads in (1, 2):
-                    thread_counts(threads)
-                    chain = native(model, x)
-                    found += chain.group[1] > 1
-                    for _ in range(2):  # what is left of a group does not reach the next
-                        assert torch.equal(chain(x), expected), (batch, size, dtype, threads)
-    assert found >= (0 if name == "first" else 60)
-
-
-@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
-@pytest.mark.parametrize("limits", LIMITS, ids=str)
-@pytest.mark.parametrize("name", ["separable", "inverted", "tensorflow", "pointwise"])
-@torch.no_grad()
-def test_groups_from_any_stage_on(
-    name: str, limits: Any, thread_counts: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """After bands, across residuals, of larger images, and nothing beyond the ends (R54)."""
-    monkeypatch.setattr(_sparseconv.Chain, "limits", limits)
-    for first in range(len(chains(1)[name])):
-        for dtype in (torch.float32, torch.float64, torch.bfloat16):
-            model = Model(chains(5)[name]).eval().to(dtype)
-            images = torch.randn(7, 5, 9, 11).to(dtype)
-            expected = model.one_by_one(images)
-            for count in (1, 3, 7):
-                grouped(monkeypatch, (first, count))
-                for threads in (1, 2):
-                    thread_counts(threads)
-                    chain = native(model, images)
-                    if dtype is torch.bfloat16:  # which numpy, and guarded, do not know
-                        assert torch.equal(chain(images), expected), (first, count, threads)
-                        continue
-                    x, _kept = guarded(images)
-                    y, _also = guarded(torch.zeros_like(expected))
-                    room = torch.full((chain._native.workspace(),), torch.nan)
-                    workspace, _too = guarded(room)
-                    chain._native.run(x, workspace, y)
-                    assert torch.equal(y, expected), (first, count, threads)
-
-
-@torch.no_grad()
-def test_groups_are_of_small_images(thread_counts: Any) -> None:
-    """As many images as fit, for each thread as many, and none where little is gained."""
-    sizes = [(256, 16, 16), (64, 8, 8), (512, 4, 4), (512, 4, 4)]
-    found = []
-    for threads in (1, 2):
-        thread_counts(threads)
-        for batch in (1, 2, 5, 8, 20, 32, 33):
-            found.append(_sparseconv.Chain.grouping(sizes, torch.float32, batch, 0))
-    alone, late, early = (3, 1), 2, 1
-    assert found[:7] == [alone, (late, 2), (late, 5), *((early, n) for n in (8, 10, 16, 11))]
-    assert found[7:] == [alone, alone, (late, 3), (late, 4), *((early, n) for n in (10, 16, 9))]
-    wide = [(8192, 4, 4)] * 2  # one image fits
-    assert _sparseconv.Chain.grouping(wide, torch.float32, 32, 0) == (1, 1)
-    assert _sparseconv.Chain.grouping(sizes, torch.float32, 32, 3) == alone
-
-
-@pytest.mark.parametrize(
-    ("name", "group", "message"),
-    [
-        ("separable", (0, 0), "images of the batch"),
-        ("separable", (0, 3), "images of the batch"),
-        ("separable", (-1, 1), "begin at a stage"),
-        ("separable", (5, 1), "begin at a stage"),
-        ("first", (2, 2), "one image at a time"),
-        ("odd", (3, 2), "one image at a time"),
-    ],
-)
-def test_groups_that_are_refused(
-    name: str, group: Any, message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, x = Model(chains(3)[name]).eval(), torch.randn(2, 3, 9, 9)
-    stages: list[Any] = []
-    make = _sparseconv.Chain.__init__
-
-    def keep(self: _sparseconv.Chain, shape: Any, dtype: Any, made: Any, group: Any) -> None:
-        stages[:] = made
-        make(self, shape, dtype, made, group)
-
-    monkeypatch.setattr(_sparseconv.Chain, "__init__", keep)
-    native(model, x)
-    with pytest.raises(ValueError, match=message):
-        _sparseconv.Chain(x.shape, x.dtype, stages, group)
-
-
 def network(activation: type[torch.nn.Module] = torch.nn.ReLU6) -> Any:
     model = sparse.models.mobilenet_v2(0.25, 10).eval()
     sparse.magnitude_prune_(model, 0.8)
     return model
-
-
-def fused_modules(model: torch.nn.Module) -> list[FusedConvs]:
-    return [module for module in model.modules() if isinstance(module, FusedConvs)]
-
-
-def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How often native chains were called."""
-    calls = [0]
-    call = _sparseconv.Chain.__call__
-
-    def count(self: _sparseconv.Chain, x: Tensor) -> Tensor:
-        calls[0] += 1
-        return call(self, x)
-
-    monkeypatch.setattr(_sparseconv.Chain, "__call__", count)
-    return calls
 
 
 @pytest.mark.parametrize("build", ["mobilenet_v1", "mobilenet_v2", "efficientnet_b0"])
@@ -540,19 +321,6 @@ def test_what_is_fused() -> None:
     x = torch.randn(1, 6, 8, 8)
     with torch.no_grad():
         assert (quick(x) - model(x)).abs().max() < 1e-5
-
-
-def measuring(monkeypatch: pytest.MonkeyPatch, *, chain: float, dense: float) -> None:
-    """Fix what a run as one call and a dense layer take; layers one by one 2, sparse ones 1."""
-    from curvkern.sparse import _execution
-
-    def seconds(calls: Any, _: Any) -> Any:
-        for call in calls.values():
-            call()
-        known = {"chain": chain, "layers": 2.0, "new": 1.0, "dense": dense}
-        return {name: known.get(name, 0.5) for name in calls}
-
-    monkeypatch.setattr(_execution, "measure", seconds)
 
 
 @torch.no_grad()

@@ -14,8 +14,14 @@ from curvkern import _sparseconv, sparse
 from curvkern.nn import SparseWeightConv2d
 from curvkern.nn._fused import FusedConvs
 from curvkern.sparse import _execution
-from test_sparseconv_chain import LIMITS, assert_fenced, counted, fence_weights, fused_modules
-from test_sparseconv_kernels import guarded
+from sparseconv_chains import (
+    LIMITS,
+    assert_fenced,
+    counted,
+    fence_weights,
+    fused_modules,
+    guarded,
+)
 
 
 class Excited(torch.nn.Module):

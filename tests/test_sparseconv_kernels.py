@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import itertools
-import mmap
 import signal
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -17,6 +14,7 @@ from torch.testing import assert_close
 
 from curvkern import _runtime, _sparseconv
 from curvkern._sparseconv import Pattern
+from sparseconv_chains import guarded
 
 ACTIVATIONS = {
     "none": lambda z: z,
@@ -214,27 +212,6 @@ def test_signed_zeros_and_nan() -> None:
         assert y[0, 0, 5].isnan()
         assert y[0, 0, 7] == 0
         assert y[..., [*range(5), *range(6, 33)]].isfinite().all()
-
-
-def guarded(tensor: Tensor, *, front: bool = False) -> tuple[Tensor, Any]:
-    """A copy between pages that may not be touched: one begins with the first byte after it.
-
-    ``front``: instead, the other one ends with the last byte before it.
-    """
-    page = mmap.PAGESIZE
-    size = tensor.numel() * tensor.element_size()
-    whole = -(-size // page) * page
-    memory = mmap.mmap(-1, whole + 2 * page)
-    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    libc = ctypes.CDLL(None, use_errno=True)
-    protect = libc.mprotect
-    protect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    for beyond in (start, start + page + whole):
-        assert protect(beyond, page, 0) == 0
-    array = np.frombuffer(memory, np.uint8, size, page if front else page + whole - size)
-    copy = torch.from_numpy(array).view(tensor.dtype).reshape(tensor.shape)
-    copy.copy_(tensor)
-    return copy, memory
 
 
 @pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")

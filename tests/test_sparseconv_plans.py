@@ -16,7 +16,7 @@ from torch.testing import assert_close
 
 from curvkern import nn, sparse
 from curvkern.nn import _plans
-from test_sparseconv_chain import measuring
+from sparseconv_chains import measuring
 
 X = torch.linspace(-2, 2, 8 * 7 * 7).reshape(1, 8, 7, 7)
 

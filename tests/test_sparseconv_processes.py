@@ -18,9 +18,9 @@ from torch.nn.utils import prune
 from torch.testing import assert_close
 
 from curvkern import _sparseconv, nn, sparse
+from sparseconv_chains import guarded
 from test_memory import Repeated
 from test_mfac_optimizer_threads import in_threads
-from test_sparseconv_kernels import guarded
 
 RANKS = 2
 STEPS = 3

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from curvkern import sparse
-from test_sparseconv_chain import measuring
+from sparseconv_chains import measuring
 
 CHANNELS = 8
 

@@ -12,8 +12,8 @@ from torch.nn.utils import prune
 from torch.testing import assert_close
 
 from curvkern import _sparseconv, nn, sparse
+from sparseconv_chains import measuring
 from sparseconv_truth import NET, arrays, error
-from test_sparseconv_chain import measuring
 
 ACTIVATIONS = {"relu6": torch.nn.ReLU6, "relu": torch.nn.ReLU, "silu": torch.nn.SiLU,
                "hardswish": torch.nn.Hardswish, "none": torch.nn.Identity}  # fmt: skip
