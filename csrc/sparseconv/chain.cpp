@@ -9,20 +9,22 @@
 
 namespace curvkern::sparseconv {
 
-// Signals are looked for by the thread that called, every 50 ms.
+// Signals are looked for by the thread that called, every 50 ms; the others stop with it.
 struct Chain::Poll {
     InterruptCheck interrupted;
+    std::atomic<bool> stopped{false};
     std::thread::id caller = std::this_thread::get_id();
     std::chrono::steady_clock::time_point last = std::chrono::steady_clock::now();
 
     bool mine() const { return interrupted && std::this_thread::get_id() == caller; }
     InterruptCheck check() const { return mine() ? interrupted : nullptr; }
     bool stops() {
-        if (!mine()) return false;
+        if (!mine()) return stopped;
         const auto now = std::chrono::steady_clock::now();
-        if (now - last < std::chrono::milliseconds(50)) return false;
+        if (now - last < std::chrono::milliseconds(50)) return stopped;
         last = now;
-        return interrupted();
+        if (interrupted()) stopped = true;
+        return stopped;
     }
 };
 
@@ -134,7 +136,8 @@ bool Chain::run_image(const Work& work) const {
         } else {
             finished = run_whole(segment, work);
         }
-        if (!finished || work.poll.stops()) return false;
+        if (!finished) work.poll.stopped = true;
+        if (work.poll.stops()) return false;
     }
     return true;
 }

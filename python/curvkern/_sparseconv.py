@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -142,6 +143,10 @@ def conv1x1_packed(
     return packed.plan.multiply(x, packed.values, bias, residual, activation)
 
 
+#: The workspace of a thread, for all of its chains, and how many numbers of one are kept.
+_kept = threading.local()
+MOST_KEPT = 1 << 24
+
 #: A stage of a chain: its kind and what :class:`curvkern._cpu.ConvChain` takes for it.
 Stage = tuple[Any, ...]
 
@@ -170,8 +175,6 @@ class Chain:
         )
         #: the stages, from which on, that take several images at once, and how many of them
         self.group = group
-        #: workspaces, of which a call takes one: several threads may call at once
-        self._free: list[Tensor] = []
 
     @classmethod
     def grouping(
@@ -249,15 +252,16 @@ class Chain:
         """The result of the last stage."""
         _native()
         y = x.new_empty(self._native.shape())
-        try:
-            workspace = self._free.pop()
-        except IndexError:
-            size = self._native.workspace()
+        size = self._native.workspace()
+        # None during a call: one within it, from a handler of signals, takes its own
+        workspace, _kept.workspace = getattr(_kept, "workspace", None), None
+        if workspace is None or workspace.numel() < size:
             workspace = torch.empty(size, dtype=torch.float32, device="cpu")
         try:
             self._native.run(x, workspace, y)
         finally:
-            self._free.append(workspace)
+            if workspace.numel() <= MOST_KEPT:
+                _kept.workspace = workspace
         return y
 
 
@@ -398,13 +402,19 @@ def first_by_torch(
     padding: Sequence[int],
     activation: str,
 ) -> Tensor:
-    """The same by torch."""
-    left, right, top, bottom = padding
+    """The same by torch, bfloat16 in float32.
+
+    torch's convolution of bfloat16 is wrong on the CPU where images are two pixels wide.
+    """
+    dtype, left, right, top, bottom = x.dtype, *padding
+    if dtype is torch.bfloat16 and x.is_cpu:
+        x, weight = x.float(), weight.float()
+        bias = None if bias is None else bias.float()
     if (left, top) == (right, bottom):
         z = F.conv2d(x, weight, bias, stride, (top, left))
     else:
         z = F.conv2d(F.pad(x, tuple(padding)), weight, bias, stride)
-    out: Tensor = IN_PLACE[activation](z)
+    out: Tensor = IN_PLACE[activation](z).to(dtype)
     return out
 
 

@@ -56,9 +56,15 @@ class _Filters(nn.Conv2d):
             device=device,
             dtype=dtype,
         )
+        if min(self.kernel_size) < 1:
+            raise ValueError(f"{name}: kernel_size must be at least 1, got {kernel_size}")
         self._sides, self._step, self._spread = sides, step, spread
         self.activation = activation
         self._plans = Plans()
+        self._check()
+
+    def _check(self) -> None:
+        """Refuse what torch.nn.Conv2d can do and this cannot."""
 
     def _settings(self) -> tuple[Any, ...]:
         raise NotImplementedError
@@ -269,6 +275,13 @@ class FirstConv2d(_Filters):
         return cls._like(
             conv, activation, in_channels=conv.in_channels, out_channels=conv.out_channels
         )
+
+    def _check(self) -> None:
+        if self.groups != 1 or self._spread != 1:
+            raise ValueError(
+                f"FirstConv2d: groups and dilation must be 1, got {self.groups} and "
+                f"{self._spread}"
+            )
 
     def _settings(self) -> tuple[Any, ...]:
         return self._step, tuple(self._sides), self.activation

@@ -152,7 +152,7 @@ class FusedConvs(nn.Module):
             and marks == state.marks
             and settings == state.settings
         ):
-            if not all(plain(t) and t.numel() for t in solid):
+            if not all(map(plain, solid)):
                 return None
             state = cache.state = _State(tensors, marks, settings)
         calls = state.calls
