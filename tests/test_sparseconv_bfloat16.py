@@ -125,3 +125,11 @@ def test_windows(
         # of several filters a channel each has a gradient, and torch sums these
         parts = 1 if first else outputs // channels
         check(module, conv, module.weight.detach(), x, parts)
+
+
+@pytest.mark.parametrize("channels", [4, 12])
+def test_images_of_two_columns(channels: int) -> None:
+    """torch's own convolution of bfloat16 is wrong there."""
+    module = nn.FirstConv2d(channels, 8, 3, 2, 1).bfloat16()
+    x = torch.randn(16, channels, 20, 2).bfloat16()
+    check(module, lambda *t: F.conv2d(*t, 2, 1), module.weight.detach(), x)

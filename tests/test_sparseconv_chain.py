@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import threading
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from sparseconv_chains import (
     assert_fenced,
     chains,
     counted,
+    depthwise,
     fence_weights,
     first_is_native,
     fused_modules,
@@ -341,6 +343,35 @@ def test_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
             assert bool(fused_modules(quick)) == (chain == 1.0), (chain, dense)
             kept = sum(isinstance(m, nn.SparseWeightConv2d) for m in quick.modules())
             assert (kept > 0) == (chain == 1.0 or dense == 1.9)
+
+
+@torch.no_grad()
+def test_one_workspace_serves_all_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The largest that a thread needed, unless it takes much."""
+    monkeypatch.setattr(_sparseconv, "_kept", threading.local())
+    quick = sparse.sparsify(network(), autotune=False)
+    needed = []
+    for size in (40, 64, 48, 33):
+        x = torch.randn(2, 3, size, size)
+        expected = network()(x)
+        assert (quick(x) - expected).abs().max() < 1e-4 * (1 + expected.abs().max())
+        needed.append(_sparseconv._kept.workspace.numel())
+    assert needed[0] < needed[1] == needed[2] == needed[3]
+    monkeypatch.setattr(_sparseconv, "MOST_KEPT", 0)
+    quick(torch.randn(2, 3, 40, 40))
+    assert _sparseconv._kept.workspace is None
+
+
+@torch.no_grad()
+def test_a_layer_without_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A product that stores nothing is its bias, and a stage as others are."""
+    calls = counted(monkeypatch)
+    empty = nn.SparseWeightConv2d(6, 4, mask=torch.zeros(4, 6), activation="silu").eval()
+    model = Model([(depthwise(6, padding=1), 0, None), (empty, 1, None)]).eval()
+    x = torch.randn(3, 6, 5, 5)
+    expected = F.silu(empty.bias)[:, None, None].expand(3, 4, 5, 5)
+    torch.testing.assert_close(model(x), expected)
+    assert calls == [1]
 
 
 def test_interrupts(run_python: Any) -> None:

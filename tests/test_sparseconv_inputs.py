@@ -214,3 +214,22 @@ def test_meta_and_subclass() -> None:
     y = sparse.sparse_conv1x1(X.as_subclass(Subclass), packed)
     assert type(y) is Subclass
     assert_close(y.as_subclass(Tensor), sparse.sparse_conv1x1(X, packed))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        (nn.FirstConv2d, {"dilation": 2}, "groups and dilation must be 1, got 1 and 2"),
+        (nn.FirstConv2d, {"groups": 3}, "groups and dilation must be 1, got 3 and 1"),
+        (
+            nn.FirstConv2d,
+            {"kernel_size": (3, 0)},
+            r"kernel_size must be at least 1, got \(3, 0\)",
+        ),
+        (nn.DepthwiseConv2d, {"kernel_size": 0}, "kernel_size must be at least 1, got 0"),
+    ],
+)
+def test_layers_that_are_not_made(kind: Any, options: dict[str, Any], message: str) -> None:
+    sizes = {"in_channels": 3, "out_channels": 6, "kernel_size": 3} | options
+    with pytest.raises(ValueError, match=f"{kind.__name__}: {message}"):
+        kind(**sizes)

@@ -123,11 +123,13 @@ def to_float(function: str, name: str, value: Any) -> float:
         ) from None
 
 
-def memory_error(function: str, shape: Sequence[int], error: RuntimeError) -> Exception:
+def memory_error(
+    function: str, shape: Sequence[int], error: RuntimeError, what: str = "a result"
+) -> Exception:
     """What to raise for an error of torch: it has no class of its own for lack of memory."""
     lacking = ("allocate memory", "calculation overflowed", "multiplication overflow")
     if any(words in str(error) for words in lacking):
-        return MemoryError(f"{function}: a result of shape {tuple(shape)} is too large")
+        return MemoryError(f"{function}: {what} of shape {tuple(shape)} is too large")
     return error
 
 

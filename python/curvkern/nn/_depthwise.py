@@ -44,6 +44,8 @@ class _Filters(nn.Conv2d):
         step = _arguments.same(name, "stride", stride)
         spread = _arguments.same(name, "dilation", dilation)
         activation = _arguments.activation_name(name, activation)
+        if min(kernel_size if isinstance(kernel_size, tuple) else (kernel_size,)) < 1:
+            raise ValueError(f"{name}: kernel_size must be at least 1, got {kernel_size}")
         super().__init__(
             in_channels,
             out_channels,
@@ -56,8 +58,6 @@ class _Filters(nn.Conv2d):
             device=device,
             dtype=dtype,
         )
-        if min(self.kernel_size) < 1:
-            raise ValueError(f"{name}: kernel_size must be at least 1, got {kernel_size}")
         self._sides, self._step, self._spread = sides, step, spread
         self.activation = activation
         self._plans = Plans()
@@ -95,7 +95,9 @@ class _Filters(nn.Conv2d):
         try:
             return call(x)
         except RuntimeError as error:
-            raise memory_error(type(self).__name__, x.shape, error) from None
+            raise memory_error(
+                type(self).__name__, x.shape, error, "the result for x"
+            ) from None
 
     @classmethod
     def _like(cls, conv: nn.Conv2d, activation: str, **sizes: Any) -> Any:

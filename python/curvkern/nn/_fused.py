@@ -169,7 +169,7 @@ class FusedConvs(nn.Module):
         try:
             result: Tensor = call(x)
         except RuntimeError as error:
-            raise memory_error(NAME, x.shape, error) from None
+            raise memory_error(NAME, x.shape, error, "the result for x") from None
         return result
 
     def _members(self, roots: tuple[nn.Module, ...]) -> _Cache:

@@ -271,7 +271,7 @@ class SparseWeightConv2d(nn.Module):
         try:
             return call(x, residual)
         except RuntimeError as error:
-            raise memory_error(NAME, x.shape, error) from None
+            raise memory_error(NAME, x.shape, error, "the result for x") from None
 
     def _product(
         self,

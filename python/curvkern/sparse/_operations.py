@@ -43,7 +43,7 @@ def define(
                     return native(*arguments)
             return native(*arguments)
         except RuntimeError as error:
-            raise memory_error(name, arguments[0].shape, error) from None
+            raise memory_error(name, arguments[0].shape, error, "the result for x") from None
 
     _ops.define(schema, cpu=implementation, cuda=implementation, fake=fake)
     return implementation
