@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from curvkern import _sparseconv
+from curvkern import _sparseconv, sparse
 from sparseconv_chains import (
     LIMITS,
     Layer,
@@ -17,7 +17,9 @@ from sparseconv_chains import (
     chains,
     depthwise,
     first_is_native,
+    fused_modules,
     grouped,
+    measuring,
     native,
     pointwise,
 )
@@ -145,6 +147,19 @@ def test_groups_that_are_refused(stages: Any, group: Any, message: str) -> None:
     _sparseconv.Chain((2, 4, 9, 9), torch.float32, stages, (len(stages), 2))
     with pytest.raises(ValueError, match=message):
         _sparseconv.Chain((2, 4, 9, 9), torch.float32, stages, group)
+
+
+@torch.no_grad()
+def test_filters_of_small_images_are_tried_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Alone they lose by far, as a batch of small planes does; larger ones are not tried."""
+    measuring(monkeypatch, chain=1.0, dense=0.3)
+    layers = [torch.nn.Conv2d(6, 6, 3, padding=1, groups=6) for _ in range(2)]
+    model = torch.nn.Sequential(*layers).eval()
+    for shape, together in (((8, 6, 4, 4), 1), ((1, 6, 4, 4), 0), ((8, 6, 12, 12), 0)):
+        x = torch.randn(shape)
+        quick = sparse.sparsify(model, example_input=x)
+        assert len(fused_modules(quick)) == together
+        torch.testing.assert_close(quick(x), model(x), rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()

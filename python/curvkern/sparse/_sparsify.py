@@ -223,7 +223,7 @@ def _apply(
             record = Record(tuple(x.shape), torch.get_num_threads(), *seconds)
             kept = seconds[0] < seconds[1]
             new.sparsify_record = record  # type: ignore[assignment]
-            if not kept and fuses and _fusion.may_win(new, *seconds):
+            if not kept and fuses and _fusion.may_win(new, x, *seconds):
                 losers[chain.conv] = _fusion.Loser(conv, chain.activation)
             elif not kept:
                 conv.sparsify_record = record  # type: ignore[assignment]
