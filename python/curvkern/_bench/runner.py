@@ -183,7 +183,7 @@ def _all_threads(contestants: Contestants, elements: int, one_thread_ns: float) 
     times: list[float] = []
     with _no_garbage_collection():
         # a short one more often: cores that slept take some milliseconds to be quick
-        while len(times) < 7 or (sum(times) < 0.2 and len(times) < 100):
+        while len(times) < 7 or sum(times) < 0.05:
             times.append(_timed(call))
     ns = statistics.median(times) / elements * 1e9
     return {"threads": count, "median_ns": ns, "speedup": one_thread_ns / ns}
