@@ -160,6 +160,8 @@ class Chain:
 
     #: Bytes of a tensor that is kept as a whole, and of the buffers of a band.
     limits = 1 << 20, 1 << 20
+    #: A group has at most so many images, of at most so many pixels for each of them.
+    most_images, pixels_an_image = 16, 8
 
     def __init__(
         self,
@@ -192,13 +194,14 @@ class Chain:
         for first in range(alone, count):
             elements = [math.prod(size) for size in sizes[first:]]
             bytes = dtype.itemsize * max(map(sum, itertools.pairwise(elements)))
-            images = min(16, -(-batch // threads), cls.limits[0] // bytes)
+            images = min(cls.most_images, -(-batch // threads), cls.limits[0] // bytes)
             if images < 2:
                 continue
             groups = -(-batch // images)
             groups = -(-groups // threads) * threads  # for each thread as many
             images = -(-batch // groups)
-            if max(height * width for _, height, width in sizes[first:]) <= 8 * images:
+            pixels = max(height * width for _, height, width in sizes[first:])
+            if pixels <= cls.pixels_an_image * images:
                 return first, images
         return count, 1
 

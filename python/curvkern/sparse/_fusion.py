@@ -23,9 +23,6 @@ from ._gradients import activated
 PREFIX = "fused_convs"
 #: A layer alone may take so many times as long as a dense one to be tried in a run.
 CLOSE = 1.5
-#: Filters of several images of up to so many pixels are tried in any case: a run takes such
-#: images together.
-SMALL = 128
 FUNCTIONS = {"relu": F.relu, "relu6": F.relu6, "silu": F.silu, "hardswish": F.hardswish}
 
 
@@ -171,8 +168,12 @@ class Loser:
 
 
 def may_win(new: nn.Module, x: Tensor, sparse: float, dense: float) -> bool:
-    """Whether a layer that takes so many seconds alone is tried among others."""
-    small = x.dim() == 4 and x.shape[0] > 1 and x.shape[2] * x.shape[3] <= SMALL
+    """Whether a layer that takes so many seconds alone is tried among others.
+
+    Filters of small images in a batch are in any case: a run may take them together.
+    """
+    most = _sparseconv.Chain.pixels_an_image * _sparseconv.Chain.most_images
+    small = x.dim() == 4 and x.shape[0] > 1 and x.shape[2] * x.shape[3] <= most
     close = sparse < CLOSE * dense or (small and type(new) is DepthwiseConv2d)
     return close and _has_stage(new)
 
